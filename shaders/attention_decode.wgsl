@@ -6,6 +6,8 @@
 
 const PAGE: u32 = 32u;
 const HEAD_DIM: u32 = 64u;
+// Whether the context has one split: then the result is written instead of parts.
+const SINGLE: bool = false;
 const LANES: u32 = 64u;
 // Pairs of elements that a lane accumulates: ceil(HEAD_DIM / 2 / LANES).
 const PAIRS: u32 = 1u;
@@ -18,7 +20,7 @@ struct Params {
 @group(0) @binding(0) var<storage, read> q: array<f32>;               // (T, H, HEAD_DIM)
 @group(0) @binding(1) var<storage, read> cache: array<vec4<u32>>;     // (pages, 2, KV, PAGE, LINE_VEC4)
 @group(0) @binding(2) var<storage, read> batch: array<u32>;           // ids, positions, slots (T each), page table (S, max_pages)
-@group(0) @binding(3) var<storage, read_write> parts: array<f32>;     // (T, H, splits, HEAD_DIM + 2): sums, max, weight
+@group(0) @binding(3) var<storage, read_write> parts: array<f32>;     // (T, H, splits, HEAD_DIM + 2): sums, max, weight; SINGLE: (T, H, HEAD_DIM)
 @group(0) @binding(4) var<uniform> p: Params;
 
 var<workgroup> query: array<vec2<f32>, HEAD_DIM / 2u>;
@@ -81,15 +83,17 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         }
         workgroupBarrier();
     }
-    let to = ((token * p.heads + head) * p.splits + split) * (HEAD_DIM + 2u);
+    let line = token * p.heads + head;
+    let to = select((line * p.splits + split) * (HEAD_DIM + 2u), line * HEAD_DIM, SINGLE);
+    let factor = select(1.0, 1.0 / weight, SINGLE);
     for (var i = 0u; i < PAIRS; i++) {
         let pair = i * LANES + lane;
         if pair < HEAD_DIM / 2u {
-            parts[to + 2u * pair] = acc[i].x;
-            parts[to + 2u * pair + 1u] = acc[i].y;
+            parts[to + 2u * pair] = acc[i].x * factor;
+            parts[to + 2u * pair + 1u] = acc[i].y * factor;
         }
     }
-    if lane == 0u {
+    if !SINGLE && lane == 0u {
         parts[to + HEAD_DIM] = top;
         parts[to + HEAD_DIM + 1u] = weight;
     }

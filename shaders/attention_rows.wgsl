@@ -11,6 +11,8 @@
 const PAGE: u32 = 32u;
 const HEAD_DIM: u32 = 64u;
 const PREFILL: bool = true;
+// Whether the context has one split: then the result is written instead of parts.
+const SINGLE: bool = false;
 
 struct Params {
     tokens: u32, heads: u32, kv_heads: u32, splits: u32,
@@ -20,7 +22,7 @@ struct Params {
 @group(0) @binding(0) var<storage, read> q: array<f32>;               // (T, H, HEAD_DIM)
 @group(0) @binding(1) var<storage, read> cache: array<vec4<u32>>;     // (pages, 2, KV, PAGE, LINE_VEC4)
 @group(0) @binding(2) var<storage, read> batch: array<u32>;           // ids, positions, slots (T each), page table (S, max_pages)
-@group(0) @binding(3) var<storage, read_write> parts: array<f32>;     // (T, H, splits, HEAD_DIM + 2): sums, max, weight
+@group(0) @binding(3) var<storage, read_write> parts: array<f32>;     // (T, H, splits, HEAD_DIM + 2): sums, max, weight; SINGLE: (T, H, HEAD_DIM)
 @group(0) @binding(4) var<uniform> p: Params;
 
 @compute @workgroup_size(32)
@@ -80,11 +82,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         }
     }
     if !wanted { return; }
-    let to = ((token * p.heads + head) * p.splits + split) * (HEAD_DIM + 2u);
+    let line = token * p.heads + head;
+    let to = select((line * p.splits + split) * (HEAD_DIM + 2u), line * HEAD_DIM, SINGLE);
+    let factor = select(1.0, 1.0 / weight, SINGLE);
     for (var i = 0u; i < HEAD_DIM / 2u; i++) {
-        parts[to + 2u * i] = acc[i].x;
-        parts[to + 2u * i + 1u] = acc[i].y;
+        parts[to + 2u * i] = acc[i].x * factor;
+        parts[to + 2u * i + 1u] = acc[i].y * factor;
     }
+    if SINGLE { return; }
     parts[to + HEAD_DIM] = top;
     parts[to + HEAD_DIM + 1u] = weight;
 }

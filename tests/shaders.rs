@@ -20,7 +20,13 @@ fn variants() -> Vec<Shader> {
     let mut all = vec![swiglu::shader(), attention::combine_shader()];
     for format in Format::ALL {
         all.push(embed::shader(format));
-        let rows = (1..=8).map(|tokens| matmul::Variant::Rows { tokens });
+        let rows = (1..=6).flat_map(|tokens| {
+            [(16, false), (8, true), (16, true)].map(|(lanes, shuffle)| matmul::Variant::Rows {
+                tokens,
+                lanes,
+                shuffle,
+            })
+        });
         let others = [
             matmul::Variant::Vector { subgroups: false },
             matmul::Variant::Vector { subgroups: true },
@@ -31,16 +37,22 @@ fn variants() -> Vec<Shader> {
         }
     }
     for (residual, subgroups) in [(false, false), (false, true), (true, false), (true, true)] {
-        all.push(rms_norm::shader(residual, subgroups));
+        all.extend([4, 8, 64].map(|lanes| rms_norm::shader(residual, subgroups, lanes)));
     }
     for layout in [PairLayout::HalfSplit, PairLayout::Interleaved] {
         for format in [KvFormat::F32, KvFormat::F16] {
             all.push(rope_append::shader(layout, format));
             for head_dim in [8, 64, 80, 128, 256] {
                 let kv = KvShape { kv_heads: 3, head_dim, format, layout };
-                for flag in [false, true] {
-                    all.push(attention::shader(&kv, attention::Variant::Rows { prefill: flag }));
-                    all.push(attention::shader(&kv, attention::Variant::Workgroup { subgroups: flag }));
+                let two = [false, true].into_iter().flat_map(|flag| {
+                    [
+                        attention::Variant::Rows { prefill: flag },
+                        attention::Variant::Workgroup { subgroups: flag },
+                    ]
+                });
+                let heads = (1..=4).map(|heads| attention::Variant::Shuffle { lanes: 8, heads });
+                for variant in two.chain(heads) {
+                    all.extend([false, true].map(|single| attention::shader(&kv, variant, single)));
                 }
             }
         }

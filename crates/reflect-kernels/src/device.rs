@@ -57,6 +57,8 @@ pub struct Profile {
     pub software: bool,
     /// Subgroup operations may be used.
     pub subgroups: bool,
+    /// Lanes of a subgroup, where they may be used and all have the same number.
+    pub subgroup_size: Option<usize>,
     /// Bytes of the largest binding.
     pub max_binding_bytes: u64,
 }
@@ -81,7 +83,7 @@ pub(crate) fn profile(tensor: &CubeTensor) -> Profile {
     let id = tensor.device.to_id().index_id;
     let profiles = PROFILES.read().unwrap_or_else(PoisonError::into_inner);
     profiles.iter().find(|(known, _)| *known == id).map_or(
-        Profile { software: false, subgroups: false, max_binding_bytes: 128 << 20 },
+        Profile { software: false, subgroups: false, subgroup_size: None, max_binding_bytes: 128 << 20 },
         |(_, profile)| *profile,
     )
 }
@@ -175,9 +177,11 @@ impl Adapter {
 
     /// The choice of kernels that is meant for this adapter.
     pub fn profile(&self) -> Profile {
+        let [min, max] = self.row.subgroup_size;
         Profile {
             software: self.is_software(),
             subgroups: self.row.subgroups,
+            subgroup_size: (self.row.subgroups && min == max).then_some(max as usize),
             max_binding_bytes: self.row.max_binding_bytes,
         }
     }
@@ -188,7 +192,8 @@ impl Adapter {
         let own = self.profile();
         let mut all = vec![own];
         for (software, subgroups) in [(true, false), (false, false), (false, true)] {
-            let other = Profile { software, subgroups, ..own };
+            let subgroup_size = own.subgroup_size.filter(|_| subgroups);
+            let other = Profile { software, subgroups, subgroup_size, ..own };
             if (!subgroups || own.subgroups) && !all.contains(&other) {
                 all.push(other);
             }

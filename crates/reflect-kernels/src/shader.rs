@@ -77,7 +77,8 @@ impl CubeKernel for Shader {
 
 impl KernelMetadata for Shader {
     fn id(&self) -> KernelId {
-        KernelId::new::<Self>().info((self.name, self.constants.clone()))
+        // The mode of the id, not that of the definition, decides whether naga adds loop counters.
+        KernelId::new::<Self>().info((self.name, self.constants.clone())).mode(ExecutionMode::Unchecked)
     }
 
     fn address_type(&self) -> ElemType {

@@ -16,7 +16,7 @@ use super::{empty_like, rope_append::read_line};
 use crate::{
     batch::{Batch, BatchShape, PAGE},
     cpu::{self, Scattered, dispatch_simd, fma},
-    device::profile,
+    device::{Profile, profile},
     kv::{KvFormat, KvLayer, KvShape, PairLayout},
     shader::{Shader, grid, launch, u},
 };
@@ -140,16 +140,20 @@ impl PagedAttention for CubeBackend {
         let q = burn_wgpu::into_contiguous(q);
         let (tokens, head_dim) = (args.batch.tokens, args.kv.head_dim);
         let profile = profile(&q);
-        // Rows enough to fill the device need no split; a lone row of a long context does, and on
-        // CPU cores even a short one, whose heads alone are fewer than the cores' lanes.
-        let split_keys = match () {
-            () if tokens > 16 => args.max_keys(),
-            () if profile.software => 2 * PAGE,
-            () => SPLIT_KEYS,
+        let variant = variant(&args, &profile);
+        // Rows enough to fill the device need no split; a lone row of a long context does, and where
+        // heads are lanes even a short one, whose heads are fewer than the cores' lanes.
+        let split_keys = match variant {
+            _ if tokens > 16 => args.max_keys(),
+            Variant::Rows { .. } => 2 * PAGE,
+            _ => SPLIT_KEYS,
         };
         let splits = args.max_keys().div_ceil(split_keys);
+        let single = splits == 1;
         let lines = tokens * args.heads;
-        let parts = empty_like(&q, Shape::new([lines * splits, head_dim + 2]), DType::F32);
+        let out = empty_like(&q, Shape::new([tokens, args.heads * head_dim]), DType::F32);
+        let parts_shape = Shape::new([lines * splits, head_dim + 2]);
+        let parts = if single { out.clone() } else { empty_like(&q, parts_shape, DType::F32) };
         let params = [
             tokens as u32,
             args.heads as u32,
@@ -161,40 +165,54 @@ impl PagedAttention for CubeBackend {
             args.scale().to_bits(),
         ];
         let rows = args.batch.rows_per_seq;
-        let variant = match profile.software {
-            true => Variant::Rows { prefill: rows > 1 },
-            false => Variant::Workgroup { subgroups: profile.subgroups },
-        };
         let workgroups = match variant {
+            Variant::Shuffle { heads, .. } => {
+                [tokens, args.kv.kv_heads * (args.heads / args.kv.kv_heads).div_ceil(heads), splits]
+            }
             Variant::Rows { prefill: true } => {
                 [args.batch.sequences() * rows.div_ceil(32), args.heads, splits]
             }
             Variant::Rows { prefill: false } => [tokens, args.heads.div_ceil(32), splits],
             Variant::Workgroup { .. } => [args.heads, tokens, splits],
         };
-        let shader = shader(&args.kv, variant);
-        launch(shader, workgroups, &[&q, &cache, &batch, &parts], &params);
-
-        let out = empty_like(&q, Shape::new([tokens, args.heads * head_dim]), DType::F32);
-        let params = [lines as u32, splits as u32, head_dim as u32];
-        launch(combine_shader(), grid((lines * head_dim).div_ceil(64)), &[&parts, &out], &params);
+        launch(shader(&args.kv, variant, single), workgroups, &[&q, &cache, &batch, &parts], &params);
+        if !single {
+            let params = [lines as u32, splits as u32, head_dim as u32];
+            launch(combine_shader(), grid((lines * head_dim).div_ceil(64)), &[&parts, &out], &params);
+        }
         out
+    }
+}
+
+/// How the device of `profile` computes the parts.
+fn variant(args: &AttentionArgs, profile: &Profile) -> Variant {
+    match profile.subgroup_size {
+        Some(lanes) if profile.software && lanes >= 8 => {
+            // More heads at once would spill their sums.
+            let group = args.heads / args.kv.kv_heads;
+            Variant::Shuffle { lanes, heads: group.div_ceil(group.div_ceil(4)) }
+        }
+        _ if profile.software => Variant::Rows { prefill: args.batch.rows_per_seq > 1 },
+        _ => Variant::Workgroup { subgroups: profile.subgroups },
     }
 }
 
 /// Which kernel computes the parts.
 #[derive(Clone, Copy, Debug)]
 pub enum Variant {
-    /// An invocation a row and head: adapters that run lanes on CPU cores.
+    /// A subgroup a row and `heads` heads of a key head: adapters that run lanes on CPU cores.
+    Shuffle { lanes: usize, heads: usize },
+    /// An invocation a row and head: such adapters without subgroups of a known size.
     Rows { prefill: bool },
     /// A workgroup a row and head.
     Workgroup { subgroups: bool },
 }
 
-/// The WGSL that computes the parts for one cache shape.
-pub fn shader(kv: &KvShape, variant: Variant) -> Shader {
+/// The WGSL that computes the parts for one cache shape, or with `single` the result.
+pub fn shader(kv: &KvShape, variant: Variant, single: bool) -> Shader {
     const CACHE: &str = include_str!("../../../../shaders/shared/kv_cache.wgsl");
     const ROWS: &[&str] = &[include_str!("../../../../shaders/attention_rows.wgsl"), CACHE];
+    const SHUFFLE: &[&str] = &[include_str!("../../../../shaders/attention_shuffle.wgsl"), CACHE];
     const DECODE: &str = include_str!("../../../../shaders/attention_decode.wgsl");
     const WORKGROUP: &[&str] =
         &[DECODE, CACHE, include_str!("../../../../shaders/shared/reduce_workgroup.wgsl")];
@@ -205,8 +223,13 @@ pub fn shader(kv: &KvShape, variant: Variant) -> Shader {
         ("HEAD_DIM", u(kv.head_dim)),
         ("CACHE_F16", (kv.format == KvFormat::F16).to_string()),
         ("HALF_SPLIT", (kv.layout == PairLayout::HalfSplit).to_string()),
+        ("SINGLE", single.to_string()),
     ];
     let (name, sources, workgroup_size, subgroups) = match variant {
+        Variant::Shuffle { lanes, heads } => {
+            constants.extend([("LANES", u(lanes)), ("HEADS", u(heads))]);
+            ("attention_shuffle", SHUFFLE, lanes as u32, true)
+        }
         Variant::Rows { prefill } => {
             constants.push(("PREFILL", prefill.to_string()));
             ("attention_rows", ROWS, 32, false)

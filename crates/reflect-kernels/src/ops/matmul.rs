@@ -111,15 +111,16 @@ impl PackedMatmul for CubeBackend {
             args.out_first as u32,
         ];
         let variant = if profile.software {
-            // Four tokens, since Mesa unrolls no loop over eight, and then keeps no sum in a register.
-            Variant::Rows { tokens: if args.tokens >= 4 { 4 } else { 1 } }
+            rows_variant(args.tokens, profile.subgroup_size)
         } else if args.tokens <= MATVEC_TOKENS {
             Variant::Vector { subgroups: profile.subgroups }
         } else {
             Variant::Tiles
         };
         let workgroups = match variant {
-            Variant::Rows { tokens } => [args.rows.div_ceil(64), args.tokens.div_ceil(tokens), 1],
+            Variant::Rows { tokens, lanes, .. } => {
+                [args.rows.div_ceil(4 * lanes), args.tokens.div_ceil(tokens), 1]
+            }
             Variant::Vector { .. } => {
                 let [a, b, _] = grid(args.rows.div_ceil(4));
                 [a, b, args.tokens]
@@ -139,12 +140,26 @@ const MATVEC_TOKENS: usize = 4;
 /// Which kernel computes a product.
 #[derive(Clone, Copy, Debug)]
 pub enum Variant {
-    /// An invocation a row: adapters that run lanes on CPU cores.
-    Rows { tokens: usize },
+    /// An invocation for four rows and some tokens: adapters that run lanes on CPU cores. With
+    /// `shuffle` the lanes are those of a subgroup and share their loads of x.
+    Rows { tokens: usize, lanes: usize, shuffle: bool },
     /// A workgroup for four rows, for few tokens.
     Vector { subgroups: bool },
     /// 64 x 64 tiles, for many tokens.
     Tiles,
+}
+
+/// How a CPU adapter is best used. Subgroups of eight lanes load a unit of x at once; those of four
+/// were measured twice as slow as lanes that load for themselves. More tokens than these spill the
+/// sums, and Mesa unrolls no loop over eight.
+fn rows_variant(tokens: usize, subgroup_size: Option<usize>) -> Variant {
+    match subgroup_size {
+        Some(lanes) if lanes >= 8 => {
+            let groups = tokens.div_ceil(6).max(1);
+            Variant::Rows { tokens: tokens.div_ceil(groups), lanes, shuffle: true }
+        }
+        _ => Variant::Rows { tokens: if tokens >= 4 { 4 } else { 1 }, lanes: 16, shuffle: false },
+    }
 }
 
 /// The WGSL of one variant; `tail` says that the last unit reads past a row of x.
@@ -155,10 +170,21 @@ pub fn shader(variant: Variant, format: Format, tail: bool) -> Shader {
         ("TAIL", tail.to_string()),
     ];
     let (name, sources, workgroup_size, subgroups): (_, &'static [&'static str], _, _) = match variant {
-        Variant::Rows { tokens } => {
+        Variant::Rows { tokens, lanes, shuffle } => {
+            const ROWS: &str = include_str!("../../../../shaders/matmul_rows.wgsl");
+            const OCTETS: &str = include_str!("../../../../shaders/shared/octets.wgsl");
+            const X_DIRECT: &str = include_str!("../../../../shaders/shared/x_direct.wgsl");
+            const X_SHUFFLE: &str = include_str!("../../../../shaders/shared/x_shuffle.wgsl");
+            const DIRECT: &[&str] = &[ROWS, WEIGHTS, OCTETS, X_DIRECT];
+            const SHUFFLE: &[&str] = &[ROWS, WEIGHTS, OCTETS, X_SHUFFLE];
+            let scaled = !matches!(format, Format::F32 | Format::F16 | Format::Bf16);
             constants.push(("TOKENS", u(tokens)));
-            const SOURCES: &[&str] = &[include_str!("../../../../shaders/matmul_rows.wgsl"), WEIGHTS];
-            ("matmul_rows", SOURCES, 16, false)
+            constants.push(("LANES", u(lanes)));
+            constants.push(("SUM_SCALES", (shuffle && tokens == 1 && scaled).to_string()));
+            match shuffle {
+                true => ("matmul_rows_shuffle", SHUFFLE, lanes as u32, true),
+                false => ("matmul_rows", DIRECT, lanes as u32, false),
+            }
         }
         Variant::Vector { subgroups: false } => {
             const SOURCES: &[&str] =

@@ -11,8 +11,8 @@ use burn_wgpu::CubeBackend;
 use super::empty_like;
 use crate::{
     cpu::{self, Scattered, dispatch_simd, fma},
-    device::profile,
-    shader::{Shader, grid, launch},
+    device::{Profile, profile},
+    shader::{Shader, grid, launch, u},
 };
 
 /// `x / sqrt(mean(x²) + eps) · weight` for each row of `x` `[T, D]`.
@@ -100,8 +100,9 @@ impl ResidualRmsNorm for CubeBackend {
         let sum_shape = if args.residual { shape.clone() } else { Shape::new([1, 1]) };
         let sum = empty_like(&x, sum_shape, DType::F32);
         let out = empty_like(&x, shape, DType::F32);
+        let profile = profile(&x);
         launch(
-            shader(args.residual, profile(&x).subgroups),
+            shader(args.residual, profile.subgroups, lanes(&profile)),
             grid(args.rows),
             &[&x, &residual, &weight, &sum, &out],
             &[args.rows as u32, args.cols as u32, args.eps.to_bits()],
@@ -110,16 +111,22 @@ impl ResidualRmsNorm for CubeBackend {
     }
 }
 
+/// Lanes of a row. Where they run on CPU cores one subgroup does it: a barrier that several must
+/// reach makes the adapter switch between them.
+fn lanes(profile: &Profile) -> usize {
+    profile.subgroup_size.filter(|_| profile.software).unwrap_or(64)
+}
+
 /// The WGSL with or without a residual, with reductions by subgroups or through workgroup memory.
-pub fn shader(residual: bool, subgroups: bool) -> Shader {
+pub fn shader(residual: bool, subgroups: bool, lanes: usize) -> Shader {
     const FILE: &str = include_str!("../../../../shaders/rms_norm.wgsl");
     const SUBGROUPS: &[&str] = &[FILE, include_str!("../../../../shaders/shared/reduce_subgroup.wgsl")];
     const WORKGROUP: &[&str] = &[FILE, include_str!("../../../../shaders/shared/reduce_workgroup.wgsl")];
     Shader {
         name: if subgroups { "rms_norm_subgroups" } else { "rms_norm" },
         sources: if subgroups { SUBGROUPS } else { WORKGROUP },
-        constants: vec![("RESIDUAL", residual.to_string())],
-        workgroup_size: 64,
+        constants: vec![("RESIDUAL", residual.to_string()), ("LANES", u(lanes))],
+        workgroup_size: lanes as u32,
         subgroups,
     }
 }

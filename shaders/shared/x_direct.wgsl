@@ -1,0 +1,16 @@
+// The vectors of a unit of x, loaded where they are used: all lanes want the same one, which an
+// adapter may see. Instead of x_shuffle.wgsl; the including shader declares `x_at`.
+
+struct X { base: u32, first: u32 }
+
+fn load_x(base: u32, unit: u32, lane: u32) -> X { return X(base, unit * 8u); }
+
+// Vector `j` of the unit.
+fn x_vec4(v: X, j: u32) -> vec4<f32> { return x_at(v.base, v.first + j); }
+
+// Sum of the unit.
+fn x_total(v: X, lane: u32) -> f32 {
+    var sum = vec4<f32>(0.0);
+    for (var j = 0u; j < 8u; j++) { sum += x_at(v.base, v.first + j); }
+    return dot(sum, vec4<f32>(1.0));
+}

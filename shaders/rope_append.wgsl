@@ -1,15 +1,17 @@
 // Rotates q and k by their positions, and appends k and v to the paged cache.
 // One invocation a pair (two elements) of one head of one token; heads in the order q, k, v.
-// Dispatch: grid(ceil(T * (H + 2 KV) * head_dim / 2 / 64)). Called by ops/rope_append.rs.
+// Dispatch: (ceil((H + 2 KV) * HEAD_DIM / 2 / 64), T), more than 32,768 tokens go on in z. Called by ops/rope_append.rs.
 
 // Elements i and i + head_dim / 2 form a pair (Hugging Face), else 2i and 2i + 1 (GGUF).
 const HALF_SPLIT: bool = true;
 // The cache keeps two f16 in a word, else one f32.
 const CACHE_F16: bool = true;
 const PAGE: u32 = 32u;
+// A constant, so that no division is left to the lanes.
+const HEAD_DIM: u32 = 64u;
 const GRID_X: u32 = 32768u;
 
-struct Params { tokens: u32, heads: u32, kv_heads: u32, head_dim: u32, rope_at: u32 }
+struct Params { tokens: u32, heads: u32, kv_heads: u32, rope_at: u32 }
 
 @group(0) @binding(0) var<storage, read> qkv: array<f32>;            // (T, (H + 2 KV) * head_dim)
 @group(0) @binding(1) var<storage, read> batch: array<u32>;          // ids (T), positions (T), slots (T), ..., cos and sin (T, head_dim / 2, 2)
@@ -19,15 +21,15 @@ struct Params { tokens: u32, heads: u32, kv_heads: u32, head_dim: u32, rope_at: 
 
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let half = p.head_dim / 2u;
+    let half = HEAD_DIM / 2u;
     let all_heads = p.heads + 2u * p.kv_heads;
-    let index = (group.x + group.y * GRID_X) * 64u + lane;
+    let index = group.x * 64u + lane;
     let pair = index % half;
-    let head = (index / half) % all_heads;
-    let token = index / half / all_heads;
-    if token >= p.tokens { return; }
+    let head = index / half;
+    let token = group.y + group.z * GRID_X;
+    if token >= p.tokens || head >= all_heads { return; }
 
-    let base = (token * all_heads + head) * p.head_dim;
+    let base = (token * all_heads + head) * HEAD_DIM;
     let is_v = head >= p.heads + p.kv_heads;
     var first = pair;
     var second = pair + half;
@@ -46,7 +48,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         b = rotated.y;
     }
     if head < p.heads {
-        let to = (token * p.heads + head) * p.head_dim;
+        let to = (token * p.heads + head) * HEAD_DIM;
         q[to + first] = a;
         q[to + second] = b;
         return;
@@ -60,7 +62,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         // word has two writers; shared/kv_cache.wgsl undoes the order when it reads k.
         cache[line * half + pair] = pack2x16float(vec2<f32>(a, b));
     } else {
-        cache[line * p.head_dim + first] = bitcast<u32>(a);
-        cache[line * p.head_dim + second] = bitcast<u32>(b);
+        cache[line * HEAD_DIM + first] = bitcast<u32>(a);
+        cache[line * HEAD_DIM + second] = bitcast<u32>(b);
     }
 }

@@ -1,5 +1,6 @@
 // out = silu(gate) * up, with gate and up side by side in a row.
-// One invocation an element. Dispatch: grid(ceil(T * F / 64)). Called by ops/swiglu.rs.
+// One invocation an element. Dispatch: (ceil(F / 64), T), since a division is dear where lanes run on
+// CPU cores; more than 65,535 rows go on in z. Called by ops/swiglu.rs.
 
 const GRID_X: u32 = 32768u;
 
@@ -11,9 +12,10 @@ struct Params { tokens: u32, cols: u32 }
 
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let index = (group.x + group.y * GRID_X) * 64u + lane;
-    if index >= p.tokens * p.cols { return; }
-    let at = (index / p.cols) * 2u * p.cols + index % p.cols;
+    let token = group.y + group.z * GRID_X;
+    let col = group.x * 64u + lane;
+    if token >= p.tokens || col >= p.cols { return; }
+    let at = token * 2u * p.cols + col;
     let gate = gate_up[at];
-    out[index] = gate / (1.0 + exp(-gate)) * gate_up[at + p.cols];
+    out[token * p.cols + col] = gate / (1.0 + exp(-gate)) * gate_up[at + p.cols];
 }

@@ -11,9 +11,9 @@ use reflect_llm::{
     sampler::{Sampled, SamplingParams},
 };
 use reflect_tests::{
-    argmax, compare, devices, exact,
+    ACCEPTANCE, argmax, compare, devices, exact,
     golden::{Generated, Golden},
-    is_cpu, load,
+    is_cpu, is_set, load,
 };
 
 /// Two ways to the same logits differ by rounding alone. Below this gap a token may differ.
@@ -330,9 +330,10 @@ fn last_logits(config: &LlamaConfig, weights: &Generated, tokens: &[u32]) -> Vec
 fn a_long_context_is_right_and_its_memory_linear() {
     let (config, weights) = long_model();
     for open in devices() {
-        let software = open.profile.is_some_and(|profile| profile.software);
-        // Sixteen thousand positions, but an eighth of that where lanes run on this machine's cores.
-        let len = if software { 2048 } else { 16_384 };
+        // Sixteen thousand positions; two minutes on lanes that cannot share their loads, so there
+        // an eighth of that unless the whole matrix is asked for.
+        let slow = open.profile.is_some_and(|p| p.software && p.subgroup_size.is_none_or(|lanes| lanes < 8));
+        let len = if slow && !is_set(ACCEPTANCE) { 2048 } else { 16_384 };
         let tokens: Vec<u32> =
             (0..len as u64).map(|i| (i * i * 31 + i * 7919) as u32 % config.vocab_size as u32).collect();
         let expected: Vec<f32> = last_logits(&config, &weights, &tokens).iter().map(|v| *v as f32).collect();
@@ -343,10 +344,11 @@ fn a_long_context_is_right_and_its_memory_linear() {
             EngineOptions { cache_positions: len, ..exact(len, 256) },
         );
         let before = peak_bytes();
+        let start = std::time::Instant::now();
         let logits = pollster::block_on(engine.logits(&tokens)).expect("the logits can be read");
         let last = &logits[logits.len() - config.vocab_size..];
         let (nmse, _) = compare(last, &expected);
-        println!("{}: {len} positions, nmse {nmse:.1e}", open.name);
+        println!("{}: {len} positions in {:.1?}, nmse {nmse:.1e}", open.name, start.elapsed());
         assert!(nmse <= if is_cpu(&open) { 1e-8 } else { 1e-6 }, "{}: nmse {nmse:.1e}", open.name);
         assert_eq!(argmax(last).0, argmax(&expected).0, "{}", open.name);
         // The scores of all pairs of positions would be a gigabyte.

@@ -41,9 +41,9 @@ fn variants() -> Vec<Shader> {
     }
     for layout in [PairLayout::HalfSplit, PairLayout::Interleaved] {
         for format in [KvFormat::F32, KvFormat::F16] {
-            all.push(rope_append::shader(layout, format));
             for head_dim in [8, 64, 80, 128, 256] {
                 let kv = KvShape { kv_heads: 3, head_dim, format, layout };
+                all.push(rope_append::shader(&kv));
                 let two = [false, true].into_iter().flat_map(|flag| {
                     [
                         attention::Variant::Rows { prefill: flag },

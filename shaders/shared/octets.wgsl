@@ -42,6 +42,15 @@ fn in_place(q: u32, mask: u32) -> vec4<f32> {
     return vec4<f32>(vec4<i32>(vec4<u32>(q, q, half, half) & vec4<u32>(mask, mask << 8u, mask, mask << 8u)));
 }
 
+// The low (shift 0) or high (shift 4) halves of the bytes of `q` plus 16, made by writing them into the
+// mantissa of 16.0, which spares the conversion.
+fn nibbles_plus_16(q: u32, shift: u32) -> vec4<f32> {
+    let left = vec4<u32>(q, q, q, 0u) << (vec4<u32>(19u, 11u, 3u, 0u) - vec4<u32>(shift, shift, min(shift, 3u), 0u));
+    let third = select(left.z, q >> 1u, shift == 4u);
+    let bits = vec4<u32>(left.xy, third, q >> (5u + shift));
+    return bitcast<vec4<f32>>((bits & vec4<u32>(0x780000u)) | vec4<u32>(0x41800000u));
+}
+
 // Octet `i` of 4 in the unit that starts at vector `at`, with `quants` its `unit_quants`.
 fn octet(at: u32, quants: Quants, i: u32, scale: vec2<f32>) -> Octet {
     if FORMAT == 0u {
@@ -64,7 +73,8 @@ fn octet(at: u32, quants: Quants, i: u32, scale: vec2<f32>) -> Octet {
     }
     let q = quants.first[i];
     if SUM_SCALES { return Octet(in_place(q, 0xfu), in_place(q, 0xf0u)); }
-    return Octet(scale.x * nibbles(q, 0u) + scale.y, scale.x * nibbles(q, 4u) + scale.y);
+    let offset = scale.y - 16.0 * scale.x;
+    return Octet(scale.x * nibbles_plus_16(q, 0u) + offset, scale.x * nibbles_plus_16(q, 4u) + offset);
 }
 
 // Which vectors of four columns of a unit octet `i` holds.

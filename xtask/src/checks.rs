@@ -73,7 +73,8 @@ pub fn check(full: bool, web: bool) -> Result<()> {
     Ok(())
 }
 
-/// The checkpoint tests over every prompt and adapter instead of the short list.
+/// The checkpoint tests over every prompt and adapter instead of the short list, and the long context
+/// on every adapter.
 pub fn acceptance() -> Result<()> {
     setup::all(false)?;
     models::fetch_smollm2()?;
@@ -82,6 +83,8 @@ pub fn acceptance() -> Result<()> {
     matrix.env("REFLECT_ACCEPTANCE", "1").args([
         "--test",
         "acceptance",
+        "--test",
+        "generate",
         "--",
         "--nocapture",
         "--test-threads=1",

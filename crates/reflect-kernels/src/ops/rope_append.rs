@@ -149,23 +149,24 @@ impl RopeAppend for CubeBackend {
         let tokens = args.batch.tokens;
         let qkv = burn_wgpu::into_contiguous(qkv);
         let q = empty_like(&qkv, Shape::new([tokens, args.heads * head_dim]), DType::F32);
-        let pairs = tokens * (args.heads + 2 * kv_heads) * head_dim / 2;
-        let params = [tokens, args.heads, kv_heads, head_dim, args.batch.rope_at()].map(|v| v as u32);
-        let workgroups = grid(pairs.div_ceil(64));
-        launch(shader(args.kv.layout, args.kv.format), workgroups, &[&qkv, &batch, &q, &cache], &params);
+        let pairs = (args.heads + 2 * kv_heads) * head_dim / 2;
+        let params = [tokens, args.heads, kv_heads, args.batch.rope_at()].map(|v| v as u32);
+        let [y, z, _] = grid(tokens);
+        launch(shader(&args.kv), [pairs.div_ceil(64), y, z], &[&qkv, &batch, &q, &cache], &params);
         (q, cache)
     }
 }
 
-/// The WGSL for one order of pairs and one cache format.
-pub fn shader(layout: PairLayout, format: KvFormat) -> Shader {
+/// The WGSL for one shape of cache.
+pub fn shader(kv: &KvShape) -> Shader {
     Shader {
         name: "rope_append",
         sources: &[include_str!("../../../../shaders/rope_append.wgsl")],
         constants: vec![
-            ("HALF_SPLIT", (layout == PairLayout::HalfSplit).to_string()),
-            ("CACHE_F16", (format == KvFormat::F16).to_string()),
+            ("HALF_SPLIT", (kv.layout == PairLayout::HalfSplit).to_string()),
+            ("CACHE_F16", (kv.format == KvFormat::F16).to_string()),
             ("PAGE", u(PAGE)),
+            ("HEAD_DIM", u(kv.head_dim)),
         ],
         workgroup_size: 64,
         subgroups: false,

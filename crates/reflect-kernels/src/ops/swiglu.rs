@@ -46,8 +46,8 @@ impl GatedSilu for CubeBackend {
     fn gated_silu(gate_up: FloatTensor<Self>, tokens: usize, cols: usize) -> FloatTensor<Self> {
         let gate_up = burn_wgpu::into_contiguous(gate_up);
         let out = empty_like(&gate_up, Shape::new([tokens, cols]), DType::F32);
-        let workgroups = grid((tokens * cols).div_ceil(64));
-        launch(shader(), workgroups, &[&gate_up, &out], &[tokens as u32, cols as u32]);
+        let [y, z, _] = grid(tokens);
+        launch(shader(), [cols.div_ceil(64), y, z], &[&gate_up, &out], &[tokens as u32, cols as u32]);
         out
     }
 }

@@ -60,32 +60,25 @@ fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group
                 xs[t] = load_x(min(first + t, p.tokens - 1u) * p.k4, unit, lane);
                 if SUM_SCALES { sums[t] = vec4<f32>(0.0); }
             }
-            for (var i = 0u; i < 4u; i++) {
-                let a = octet(start.x, quants_a, i, scale_a);
-                let b = octet(start.y, quants_b, i, scale_b);
-                let c = octet(start.z, quants_c, i, scale_c);
-                let d = octet(start.w, quants_d, i, scale_d);
-                let low = transpose(mat4x4<f32>(a.low, b.low, c.low, d.low));
-                let high = transpose(mat4x4<f32>(a.high, b.high, c.high, d.high));
+            for (var i = 0u; i < 8u; i++) {
+                let columns = transpose(mat4x4<f32>(
+                    quad(start.x, quants_a, i, scale_a), quad(start.y, quants_b, i, scale_b),
+                    quad(start.z, quants_c, i, scale_c), quad(start.w, quants_d, i, scale_d),
+                ));
                 for (var t = 0u; t < TOKENS; t++) {
-                    let u = x_vec4(xs[t], octet_low(i));
-                    let v = x_vec4(xs[t], octet_high(i));
+                    let v = x_vec4(xs[t], i);
                     var sum = sums[t];
-                    sum = fma(low[0], vec4<f32>(u.x), sum);
-                    sum = fma(low[1], vec4<f32>(u.y), sum);
-                    sum = fma(low[2], vec4<f32>(u.z), sum);
-                    sum = fma(low[3], vec4<f32>(u.w), sum);
-                    sum = fma(high[0], vec4<f32>(v.x), sum);
-                    sum = fma(high[1], vec4<f32>(v.y), sum);
-                    sum = fma(high[2], vec4<f32>(v.z), sum);
-                    sums[t] = fma(high[3], vec4<f32>(v.w), sum);
+                    sum = fma(columns[0], vec4<f32>(v.x), sum);
+                    sum = fma(columns[1], vec4<f32>(v.y), sum);
+                    sum = fma(columns[2], vec4<f32>(v.z), sum);
+                    sums[t] = fma(columns[3], vec4<f32>(v.w), sum);
                 }
             }
             if SUM_SCALES {
-                let columns = transpose(mat4x2<f32>(scale_a, scale_b, scale_c, scale_d));
+                let scales = transpose(mat4x2<f32>(scale_a, scale_b, scale_c, scale_d));
                 for (var t = 0u; t < TOKENS; t++) {
                     let total = vec4<f32>(x_total(xs[t], lane));
-                    acc[t] = fma(columns[0], sums[t], fma(columns[1], total, acc[t]));
+                    acc[t] = fma(scales[0], sums[t], fma(scales[1], total, acc[t]));
                 }
             }
         }

@@ -150,8 +150,8 @@ pub enum Variant {
 }
 
 /// How a CPU adapter is best used. Subgroups of eight lanes load a unit of x at once; those of four
-/// were measured twice as slow as lanes that load for themselves. More tokens than these spill the
-/// sums, and Mesa unrolls no loop over eight.
+/// were measured twice as slow as lanes that load for themselves. More than six tokens spill the
+/// sums; Mesa unrolls no loop over eight.
 fn rows_variant(tokens: usize, subgroup_size: Option<usize>) -> Variant {
     match subgroup_size {
         Some(lanes) if lanes >= 8 => {
@@ -172,11 +172,11 @@ pub fn shader(variant: Variant, format: Format, tail: bool) -> Shader {
     let (name, sources, workgroup_size, subgroups): (_, &'static [&'static str], _, _) = match variant {
         Variant::Rows { tokens, lanes, shuffle } => {
             const ROWS: &str = include_str!("../../../../shaders/matmul_rows.wgsl");
-            const OCTETS: &str = include_str!("../../../../shaders/shared/octets.wgsl");
+            const QUADS: &str = include_str!("../../../../shaders/shared/quads.wgsl");
             const X_DIRECT: &str = include_str!("../../../../shaders/shared/x_direct.wgsl");
             const X_SHUFFLE: &str = include_str!("../../../../shaders/shared/x_shuffle.wgsl");
-            const DIRECT: &[&str] = &[ROWS, WEIGHTS, OCTETS, X_DIRECT];
-            const SHUFFLE: &[&str] = &[ROWS, WEIGHTS, OCTETS, X_SHUFFLE];
+            const DIRECT: &[&str] = &[ROWS, WEIGHTS, QUADS, X_DIRECT];
+            const SHUFFLE: &[&str] = &[ROWS, WEIGHTS, QUADS, X_SHUFFLE];
             let scaled = !matches!(format, Format::F32 | Format::F16 | Format::Bf16);
             constants.push(("TOKENS", u(tokens)));
             constants.push(("LANES", u(lanes)));

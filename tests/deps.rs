@@ -54,6 +54,13 @@ fn text_knows_no_tensors() {
 }
 
 #[test]
+fn data_knows_no_tensors_and_no_command_line() {
+    let forbidden =
+        ["burn", "cubecl", "wgpu", "naga", "reflect-kernels", "reflect-llm", "tokio", "clap", "anyhow"];
+    assert_without("reflect-data", None, &forbidden);
+}
+
+#[test]
 fn the_model_knows_no_runtime_and_no_command_line() {
     for target in [None, WASM] {
         assert_without("reflect-llm", target, &["tokio", "clap", "rustyline", "indicatif", "anyhow"]);

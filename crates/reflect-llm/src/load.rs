@@ -6,7 +6,7 @@ use reflect_kernels::{Format, PackedMatrix, RopeTable, format::pack_row};
 use crate::{
     config::LlamaConfig,
     model::{Block, Linear, Llama},
-    weights::{Dtype, LoadError, TensorSource, check_shapes},
+    weights::{LoadError, TensorSource, check_shapes},
 };
 
 /// Loads the model that `config` describes. `progress` is told the file bytes loaded so far, of
@@ -178,14 +178,6 @@ impl<S: TensorSource, P: FnMut(u64)> Loader<'_, S, P> {
             .source
             .info(name)
             .ok_or_else(|| LoadError::MissingTensor { tensor: name.to_owned(), expected: Vec::new() })?;
-        let format = match info.dtype {
-            Dtype::F32 => Format::F32,
-            Dtype::F16 => Format::F16,
-            Dtype::BF16 => Format::Bf16,
-            Dtype::Q8_0 => Format::Q8_0,
-            Dtype::Q4_0 => Format::Q4_0,
-            Dtype::Q4_1 => Format::Q4_1,
-        };
-        Ok((format, info.rows(), info.cols()))
+        Ok((info.dtype.into(), info.rows(), info.cols()))
     }
 }

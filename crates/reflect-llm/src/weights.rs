@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use half::{bf16, f16};
+use reflect_kernels::Format;
 
 use crate::config::{ConfigError, LlamaConfig};
 
@@ -30,6 +31,34 @@ pub enum Dtype {
 
 /// The supported formats as error messages list them.
 pub const SUPPORTED_DTYPES: &str = "F32, F16, BF16, Q8_0, Q4_0 or Q4_1";
+
+/// The packed format that holds the values of a file's format exactly.
+impl From<Dtype> for Format {
+    fn from(dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::F32 => Self::F32,
+            Dtype::F16 => Self::F16,
+            Dtype::BF16 => Self::Bf16,
+            Dtype::Q8_0 => Self::Q8_0,
+            Dtype::Q4_0 => Self::Q4_0,
+            Dtype::Q4_1 => Self::Q4_1,
+        }
+    }
+}
+
+/// The format in files that a packed format comes from.
+impl From<Format> for Dtype {
+    fn from(format: Format) -> Self {
+        match format {
+            Format::F32 => Self::F32,
+            Format::F16 => Self::F16,
+            Format::Bf16 => Self::BF16,
+            Format::Q8_0 => Self::Q8_0,
+            Format::Q4_0 => Self::Q4_0,
+            Format::Q4_1 => Self::Q4_1,
+        }
+    }
+}
 
 impl Dtype {
     /// The name of the format, as GGUF tools write it.

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand, ValueEnum};
 use reflect_kernels::{Format, KvFormat, device::DeviceChoice};
 
+use crate::data::DataArgs;
 use crate::memory::parse_bytes;
 
 /// Runs reflection-tuned language models on any GPU, or on the CPU.
@@ -32,6 +33,8 @@ pub enum Command {
     Verify(VerifyArgs),
     /// List the models that have a name here.
     Models(ReportArgs),
+    /// Make and prepare data for reflection tuning, in small steps from file to file.
+    Data(DataArgs),
 }
 
 /// Which model, and where it runs.

@@ -8,6 +8,7 @@ mod args;
 mod bench;
 mod catalogue;
 mod chat;
+mod data;
 mod devices;
 mod interrupt;
 mod logits;
@@ -24,6 +25,7 @@ use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
+use reflect_data::{families::GenerateError, io::IoError, resume::ResumeError};
 use reflect_kernels::device::DeviceError;
 use reflect_llm::{EngineError, config::ConfigError, sampler::SampleError, weights::LoadError};
 use reflect_text::TextError;
@@ -71,6 +73,7 @@ fn main() -> ExitCode {
         Command::Devices(args) => devices::devices(&args),
         Command::Verify(args) => verify::verify(&args),
         Command::Models(args) => models::models(&args),
+        Command::Data(args) => data::data(&args),
     });
     match outcome {
         Ok(Ok(code)) => code,
@@ -125,6 +128,9 @@ fn exit_code(error: &anyhow::Error) -> u8 {
             || cause.is::<LoadError>()
             || cause.is::<ConfigError>()
             || cause.is::<TextError>()
+            || cause.is::<IoError>()
+            || cause.is::<ResumeError>()
+            || cause.is::<GenerateError>()
     });
     if mendable { MISUSED } else { FAILED }
 }

@@ -2,10 +2,7 @@
 
 use anyhow::Result;
 use reflect_kernels::{Format, KvFormat, device::OpenDevice};
-use reflect_llm::{
-    Engine, LlamaConfig,
-    weights::{Dtype, TensorSource},
-};
+use reflect_llm::{Engine, LlamaConfig, weights::TensorSource};
 
 use crate::input;
 
@@ -67,22 +64,10 @@ impl Need {
     }
 }
 
-/// The packed format of a tensor of a file.
-pub fn packed_format(dtype: Dtype) -> Format {
-    match dtype {
-        Dtype::F32 => Format::F32,
-        Dtype::F16 => Format::F16,
-        Dtype::BF16 => Format::Bf16,
-        Dtype::Q8_0 => Format::Q8_0,
-        Dtype::Q4_0 => Format::Q4_0,
-        Dtype::Q4_1 => Format::Q4_1,
-    }
-}
-
 /// Bytes of all weights as they lie on a device.
 fn weight_bytes(source: &impl TensorSource) -> u64 {
     let infos = source.names().filter_map(|name| source.info(name));
-    infos.map(|info| 4 * (info.rows() * packed_format(info.dtype).row_words(info.cols())) as u64).sum()
+    infos.map(|info| 4 * (info.rows() * Format::from(info.dtype).row_words(info.cols())) as u64).sum()
 }
 
 /// Memory that the system can give, or `None` where it does not say.

@@ -32,7 +32,7 @@ impl Synthetic {
         let mut tensors = BTreeMap::new();
         let mut rows = BTreeMap::new();
         for (name, shape) in expected_shapes(config) {
-            let dtype = if shape.len() == 1 { Dtype::F32 } else { file_dtype(format) };
+            let dtype = if shape.len() == 1 { Dtype::F32 } else { Dtype::from(format) };
             let info = TensorInfo { name: name.clone(), shape, dtype };
             let cols = info.cols();
             if info.shape.len() > 1 && !rows.contains_key(&cols) {
@@ -55,17 +55,6 @@ fn make_rows(format: Format, cols: usize) -> Vec<u8> {
     let amplitude = (3.0 / cols as f32).sqrt();
     let row = |seed| encode_row(format, &noise(cols, seed, amplitude)).unwrap_or_default();
     (0..ROWS as u64).flat_map(row).collect()
-}
-
-fn file_dtype(format: Format) -> Dtype {
-    match format {
-        Format::F32 => Dtype::F32,
-        Format::F16 => Dtype::F16,
-        Format::Bf16 => Dtype::BF16,
-        Format::Q8_0 => Dtype::Q8_0,
-        Format::Q4_0 => Dtype::Q4_0,
-        Format::Q4_1 => Dtype::Q4_1,
-    }
 }
 
 impl TensorSource for Synthetic {

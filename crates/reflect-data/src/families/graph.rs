@@ -1,0 +1,329 @@
+//! Word problems over a graph of quantities that depend on each other, counted modulo 23.
+
+use rand::Rng;
+use rand::seq::SliceRandom;
+
+use super::addition::THINGS;
+use super::chain::{Chain, FACT, HARD, RISKY};
+use super::{Draft, Random, pick};
+use crate::sample::{Difficulty, MistakeKind, Step};
+
+/// Small enough for tables, prime so that no operation loses information.
+const MODULUS: i64 = 23;
+
+/// How a quantity is told. Operands are indices of quantities.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Given(i64),
+    More(usize, i64),
+    Fewer(usize, i64),
+    Times(usize, i64),
+    Both(usize, usize),
+    Without(usize, usize),
+}
+
+impl Kind {
+    fn operands(self) -> Vec<usize> {
+        match self {
+            Self::Given(_) => Vec::new(),
+            Self::More(a, _) | Self::Fewer(a, _) | Self::Times(a, _) => vec![a],
+            Self::Both(a, b) | Self::Without(a, b) => vec![a, b],
+        }
+    }
+
+    /// The same operation on another first operand.
+    fn with_operand(self, other: usize) -> Self {
+        match self {
+            Self::Given(value) => Self::Given(value),
+            Self::More(_, value) => Self::More(other, value),
+            Self::Fewer(_, value) => Self::Fewer(other, value),
+            Self::Times(_, factor) => Self::Times(other, factor),
+            Self::Both(_, b) => Self::Both(other, b),
+            Self::Without(_, b) => Self::Without(other, b),
+        }
+    }
+
+    /// What the split goes by: the operation and its operands, without numbers.
+    fn shape(self) -> String {
+        match self {
+            Self::Given(_) => "given".to_owned(),
+            Self::More(a, _) => format!("more {a}"),
+            Self::Fewer(a, _) => format!("fewer {a}"),
+            Self::Times(a, _) => format!("times {a}"),
+            Self::Both(a, b) => format!("both {a} {b}"),
+            Self::Without(a, b) => format!("without {a} {b}"),
+        }
+    }
+}
+
+/// Quantities in the order in which they can be worked out; the last one is asked for.
+struct Graph {
+    names: Vec<&'static str>,
+    kinds: Vec<Kind>,
+    values: Vec<i64>,
+}
+
+/// Easy problems have one operation, moderate ones two or three, hard ones four to six in any
+/// order.
+pub(super) fn generate(rng: &mut Random, difficulty: Difficulty) -> Draft {
+    let operations = match difficulty {
+        Difficulty::Easy => 1,
+        Difficulty::Moderate => rng.random_range(2..=3),
+        Difficulty::Hard => rng.random_range(4..=6),
+    };
+    let graph = Graph::new(rng, operations, difficulty);
+    let mut told: Vec<usize> = (0..graph.kinds.len()).collect();
+    if difficulty == Difficulty::Hard && rng.random_bool(0.5) {
+        told.shuffle(rng);
+    }
+    let sentences: Vec<String> = told.iter().map(|&index| graph.sentence(rng, index)).collect();
+    let target = graph.names[graph.names.len() - 1];
+    let question = match rng.random_range(0..3) {
+        0 => format!("How many {target} are there, mod 23?"),
+        1 => format!("Count the {target} mod 23."),
+        _ => format!("What is the number of {target} mod 23?"),
+    };
+    let prompt = format!("{} {question}", sentences.join(" "));
+    let answer = graph.values[graph.values.len() - 1].to_string();
+    if difficulty == Difficulty::Easy {
+        // There are few ways to have one operation: here the numbers tell problems apart.
+        return Draft::single(format!("{:?}", graph.kinds), prompt, Vec::new(), answer);
+    }
+    let shapes: Vec<String> = told.iter().map(|&index| graph.kinds[index].shape()).collect();
+    let structure = format!("{told:?} {shapes:?}");
+    let steps = graph.solve(rng, &told);
+    Draft::single(structure, prompt, steps, answer)
+}
+
+impl Graph {
+    fn new(rng: &mut Random, operations: usize, difficulty: Difficulty) -> Self {
+        let mut graph = Self { names: Vec::new(), kinds: Vec::new(), values: Vec::new() };
+        // Quantities that nothing depends on yet. In the end only the target is left.
+        let mut loose = vec![graph.give(rng)];
+        for done in 0..operations {
+            let left = operations - done;
+            let first = loose[rng.random_range(0..loose.len())];
+            let must_join = loose.len() > left;
+            let kind = if must_join || rng.random_bool(0.35) {
+                let others: Vec<usize> = if must_join {
+                    loose.iter().copied().filter(|other| *other != first).collect()
+                } else {
+                    (0..graph.kinds.len()).filter(|other| *other != first).collect()
+                };
+                let second = if others.is_empty() || (!must_join && rng.random_bool(0.4)) {
+                    graph.give(rng)
+                } else {
+                    pick(rng, &others)
+                };
+                if rng.random_bool(0.7) { Kind::Both(first, second) } else { Kind::Without(first, second) }
+            } else {
+                let amount = rng.random_range(1..=9);
+                match rng.random_range(0..3) {
+                    0 => Kind::More(first, amount),
+                    1 => Kind::Fewer(first, amount),
+                    _ => Kind::Times(first, rng.random_range(2..=4)),
+                }
+            };
+            // Without a chain of thought there is no room for going round the modulus twice.
+            let kind = match kind {
+                Kind::Times(first, factor) if difficulty == Difficulty::Easy => {
+                    Kind::Times(first, factor.min(2))
+                }
+                kind => kind,
+            };
+            loose.retain(|index| !kind.operands().contains(index));
+            loose.push(graph.add(rng, kind));
+        }
+        graph
+    }
+
+    /// Adds a quantity with a known value.
+    fn give(&mut self, rng: &mut Random) -> usize {
+        let value = rng.random_range(2..=19);
+        self.add(rng, Kind::Given(value))
+    }
+
+    fn add(&mut self, rng: &mut Random, kind: Kind) -> usize {
+        let mut name = pick(rng, &THINGS);
+        while self.names.contains(&name) {
+            name = pick(rng, &THINGS);
+        }
+        self.names.push(name);
+        self.values.push(value(kind, &self.values));
+        self.kinds.push(kind);
+        self.kinds.len() - 1
+    }
+
+    fn sentence(&self, rng: &mut Random, index: usize) -> String {
+        let name = self.names[index];
+        let of = |index: usize| self.names[index];
+        let short = rng.random_bool(0.5);
+        match self.kinds[index] {
+            Kind::Given(value) if short => format!("The number of {name} is {value}."),
+            Kind::Given(value) => format!("There are {value} {name}."),
+            Kind::More(a, c) if short => format!("The {name} are {c} more than the {}.", of(a)),
+            Kind::More(a, c) => format!("There are {c} more {name} than {}.", of(a)),
+            Kind::Fewer(a, c) if short => format!("The {name} are {c} fewer than the {}.", of(a)),
+            Kind::Fewer(a, c) => format!("There are {c} fewer {name} than {}.", of(a)),
+            Kind::Times(a, k) if short => format!("The {name} are {k} times the {}.", of(a)),
+            Kind::Times(a, k) => format!("There are {k} times as many {name} as {}.", of(a)),
+            Kind::Both(a, b) if short => format!("The {name} are the {} plus the {}.", of(a), of(b)),
+            Kind::Both(a, b) => format!("There are as many {name} as {} and {} together.", of(a), of(b)),
+            Kind::Without(a, b) => format!("The {name} are the {} minus the {}.", of(a), of(b)),
+        }
+    }
+
+    /// The steps, in the order in which a reader goes on: to what uses the newest result, else to
+    /// the next sentence that can be worked out.
+    fn solve(&self, rng: &mut Random, told: &[usize]) -> Vec<Step> {
+        let mut order: Vec<usize> = Vec::new();
+        while order.len() < told.len() {
+            let ready = |index: &&usize| {
+                !order.contains(*index) && self.kinds[**index].operands().iter().all(|o| order.contains(o))
+            };
+            let newest = |index: &usize| {
+                let place = |operand: &usize| order.iter().position(|done| done == operand);
+                self.kinds[*index].operands().iter().filter_map(place).max()
+            };
+            let uses_newest = told
+                .iter()
+                .filter(ready)
+                .find(|index| newest(index) == order.len().checked_sub(1) && !order.is_empty());
+            match uses_newest.or_else(|| told.iter().find(ready)) {
+                Some(&next) => order.push(next),
+                None => break,
+            }
+        }
+        let mut chain = Chain::default();
+        for (place, &index) in order.iter().enumerate() {
+            let step_of = |operand: &usize| order.iter().position(|other| other == operand);
+            let needs: Vec<usize> = self.kinds[index].operands().iter().filter_map(step_of).collect();
+            let kind = self.kinds[index];
+            let right = self.values[index];
+            let text = self.line(index, kind, &self.values, right);
+            chain.push(text, self.check(index), self.risk(index), &needs);
+            self.add_mistakes(rng, &mut chain, &order, place);
+        }
+        chain.steps
+    }
+
+    fn add_mistakes(&self, rng: &mut Random, chain: &mut Chain, order: &[usize], place: usize) {
+        let index = order[place];
+        let kind = self.kinds[index];
+        chain.slips(rng, self.values[index], |wrong| self.line(index, kind, &self.values, wrong));
+        let done = &order[..place];
+        let operands = kind.operands();
+        let strangers: Vec<usize> = done.iter().copied().filter(|other| !operands.contains(other)).collect();
+        if !operands.is_empty() && !strangers.is_empty() {
+            let wrong = kind.with_operand(pick(rng, &strangers));
+            let result = value(wrong, &self.values);
+            if result != self.values[index] {
+                chain.mistake(MistakeKind::WrongOperand, self.line(index, wrong, &self.values, result));
+            }
+        }
+        // A later quantity, worked out with a guess for this one.
+        let later = order[place + 1..].iter().find(|later| {
+            let operands = self.kinds[**later].operands();
+            operands.contains(&index) && operands.iter().all(|o| *o == index || done.contains(o))
+        });
+        if let Some(&later) = later {
+            let mut guessed = self.values.clone();
+            guessed[index] = match done.last() {
+                Some(&other) if self.values[other] != self.values[index] => self.values[other],
+                _ => (self.values[index] + rng.random_range(1..MODULUS)) % MODULUS,
+            };
+            let result = value(self.kinds[later], &guessed);
+            if result != self.values[later] {
+                let text = self.line(later, self.kinds[later], &guessed, result);
+                chain.mistake(MistakeKind::PrematureParameter, text);
+            }
+        }
+    }
+
+    /// `cups = pens+7=19+7=26-23=3`, with other values and another end for mistakes.
+    fn line(&self, index: usize, kind: Kind, values: &[i64], result: i64) -> String {
+        let (name, of) = (self.names[index], |index: usize| self.names[index]);
+        let worked = work(kind, values);
+        let told = match kind {
+            Kind::Given(_) => return format!("{name} = {result}"),
+            Kind::More(a, c) => format!("{}+{c}", of(a)),
+            Kind::Fewer(a, c) => format!("{}-{c}", of(a)),
+            Kind::Times(a, k) => format!("{k}*{}", of(a)),
+            Kind::Both(a, b) => format!("{}+{}", of(a), of(b)),
+            Kind::Without(a, b) => format!("{}-{}", of(a), of(b)),
+        };
+        format!("{name} = {told}={worked}{result}")
+    }
+
+    /// The operands looked up again, and the operation the other way round.
+    fn check(&self, index: usize) -> String {
+        let (name, result) = (self.names[index], self.values[index]);
+        let kind = self.kinds[index];
+        let known: Vec<String> =
+            kind.operands().iter().map(|&o| format!("{} = {}", self.names[o], self.values[o])).collect();
+        let of = |index: usize| self.values[index];
+        let again = match kind {
+            Kind::Given(_) => return format!("{name} = {result}"),
+            Kind::More(a, c) => wrapped(&format!("{c}+{}", of(a)), of(a) + c),
+            Kind::Times(a, k) => wrapped(&format!("{}*{k}", of(a)), of(a) * k),
+            Kind::Both(a, b) => wrapped(&format!("{}+{}", of(b), of(a)), of(a) + of(b)),
+            Kind::Fewer(_, c) => wrapped(&format!("{c}+{result}"), c + result),
+            Kind::Without(_, b) => wrapped(&format!("{}+{result}", of(b)), of(b) + result),
+        };
+        format!("{}, {again}, {name} = {result}", known.join(", "))
+    }
+
+    fn risk(&self, index: usize) -> u8 {
+        let of = |index: usize| self.values[index];
+        match self.kinds[index] {
+            Kind::Given(_) => FACT,
+            Kind::Times(a, k) if of(a) * k >= MODULUS => HARD,
+            Kind::Both(a, b) if of(a) + of(b) >= MODULUS => HARD,
+            Kind::Without(a, b) if of(a) < of(b) => HARD,
+            _ => RISKY,
+        }
+    }
+}
+
+fn value(kind: Kind, values: &[i64]) -> i64 {
+    let of = |index: usize| values[index];
+    let value = match kind {
+        Kind::Given(value) => value,
+        Kind::More(a, c) => of(a) + c,
+        Kind::Fewer(a, c) => of(a) - c,
+        Kind::Times(a, k) => of(a) * k,
+        Kind::Both(a, b) => of(a) + of(b),
+        Kind::Without(a, b) => of(a) - of(b),
+    };
+    value.rem_euclid(MODULUS)
+}
+
+/// The work up to the last `=`: `19+7=26-23=`. Before a difference would go below zero 23
+/// is added to what is taken from.
+fn work(kind: Kind, values: &[i64]) -> String {
+    let of = |index: usize| values[index];
+    let above = |text: String, value: i64| match value / MODULUS {
+        0 => format!("{text}="),
+        rounds => format!("{text}={value}-{}=", rounds * MODULUS),
+    };
+    let below = |a: i64, b: i64| match a < b {
+        false => format!("{a}-{b}="),
+        true => format!("{a}-{b}={}-{b}=", a + MODULUS),
+    };
+    match kind {
+        Kind::Given(_) => String::new(),
+        Kind::More(a, c) => above(format!("{}+{c}", of(a)), of(a) + c),
+        Kind::Fewer(a, c) => below(of(a), c),
+        Kind::Times(a, k) => above(format!("{k}*{}", of(a)), of(a) * k),
+        Kind::Both(a, b) => above(format!("{}+{}", of(a), of(b)), of(a) + of(b)),
+        Kind::Without(a, b) => below(of(a), of(b)),
+    }
+}
+
+/// `7+19=26-23=3`.
+fn wrapped(text: &str, value: i64) -> String {
+    match value / MODULUS {
+        0 => format!("{text}={value}"),
+        rounds => format!("{text}={value}-{}={}", rounds * MODULUS, value % MODULUS),
+    }
+}

@@ -1,0 +1,148 @@
+use std::collections::HashSet;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::check::{check_answer, check_steps};
+use crate::reflect::twin;
+use crate::sample::MistakeKind;
+
+const DIFFICULTIES: [Difficulty; 3] = [Difficulty::Easy, Difficulty::Moderate, Difficulty::Hard];
+
+fn problems(family: Family, split: Split, count: u64) -> impl Iterator<Item = Problem> {
+    let request = Request { split, ..Request::new(family, 7) };
+    (0..count).map(move |index| generate(&request, index).unwrap())
+}
+
+fn family() -> impl Strategy<Value = Family> {
+    (0..Family::ALL.len()).prop_map(|index| Family::ALL[index])
+}
+
+#[test]
+fn names_are_unique_and_parsed() {
+    for family in Family::ALL {
+        assert_eq!(Family::parse(family.name()), Some(family));
+    }
+    assert_eq!(Family::parse("other"), None);
+    assert!(Family::DEFAULT.iter().all(|family| family.category() != Category::Other));
+}
+
+#[test]
+fn no_held_out_template_is_trained_on() {
+    for family in Family::ALL {
+        let templates = |split, count| -> HashSet<String> {
+            problems(family, split, count).map(|problem| problem.template).collect()
+        };
+        let (train, held_out) = (templates(Split::Train, 3000), templates(Split::HeldOut, 600));
+        assert!(train.is_disjoint(&held_out), "{family}");
+        // Enough of each to learn from and to measure with.
+        assert!(train.len() > 500 && held_out.len() > 100, "{family}: {} {}", train.len(), held_out.len());
+    }
+}
+
+#[test]
+fn every_family_has_all_difficulties_in_equal_parts() {
+    for family in Family::ALL {
+        let all: Vec<Problem> = problems(family, Split::Train, 600).collect();
+        for difficulty in DIFFICULTIES {
+            let count = all.iter().filter(|problem| problem.difficulty == difficulty).count();
+            assert!((140..=260).contains(&count), "{family} {difficulty:?}: {count}");
+        }
+        assert!(
+            all.iter().all(|problem| problem.steps.is_empty() == (problem.difficulty == Difficulty::Easy))
+        );
+    }
+}
+
+#[test]
+fn difficulties_can_be_chosen() {
+    for (index, difficulty) in DIFFICULTIES.into_iter().enumerate() {
+        let mut request = Request::new(Family::Graph, 1);
+        request.difficulties = [0.0; 3];
+        request.difficulties[index] = 1.0;
+        assert!((0..50).all(|number| generate(&request, number).unwrap().difficulty == difficulty));
+        request.split = Split::HeldOut;
+        assert!((0..50).all(|number| generate(&request, number).unwrap().split == Split::HeldOut));
+    }
+}
+
+#[test]
+fn every_kind_of_mistake_is_known() {
+    let kinds: HashSet<MistakeKind> = Family::ALL
+        .into_iter()
+        .flat_map(|family| problems(family, Split::Train, 100))
+        .flat_map(|problem| problem.steps)
+        .flat_map(|step| step.mistakes)
+        .map(|mistake| mistake.kind)
+        .collect();
+    assert_eq!(kinds.len(), 6, "{kinds:?}");
+}
+
+#[test]
+fn texts_stay_short() {
+    for family in Family::ALL {
+        for problem in problems(family, Split::Train, 2000) {
+            let prompt: usize = problem.messages.iter().map(|message| message.content.len()).sum();
+            let answer = twin(problem.clone()).answer_text().len();
+            assert!(prompt < 500 && answer < 700, "{} {prompt} {answer}", problem.id);
+        }
+    }
+}
+
+#[test]
+fn words_stay_few() {
+    let mut words = HashSet::new();
+    for family in Family::ALL {
+        for problem in problems(family, Split::Train, 2000) {
+            for message in problem.messages {
+                let parts = message.content.split(|c: char| !c.is_alphabetic());
+                words.extend(parts.filter(|word| !word.is_empty()).map(str::to_owned));
+            }
+        }
+    }
+    assert!(words.len() < 400, "{}", words.len());
+}
+
+#[test]
+fn a_problem_depends_on_seed_and_number_only() {
+    let problem = generate(&Request::new(Family::Addition, 1), 5).unwrap();
+    assert_eq!(problem, generate(&Request::new(Family::Addition, 1), 5).unwrap());
+    assert_ne!(problem, generate(&Request::new(Family::Addition, 2), 5).unwrap());
+    assert_ne!(problem.messages, generate(&Request::new(Family::Addition, 1), 6).unwrap().messages);
+    assert_eq!(problem.id, "addition/000005");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    #[test]
+    fn the_right_answer_is_right(family in family(), seed: u64, index in 0..1_000_000u64) {
+        let problem = generate(&Request::new(family, seed), index).unwrap();
+        let text = twin(problem.clone()).answer_text();
+        let checked = check_answer(&problem, &text);
+        prop_assert!(checked.format && checked.right, "{}", text);
+        let steps = check_steps(&problem, &text);
+        prop_assert_eq!(steps.len(), problem.steps.len());
+        prop_assert!(steps.iter().all(|step| step.right), "{}", text);
+        for (index, step) in problem.steps.iter().enumerate() {
+            prop_assert!(step.needs.iter().all(|need| *need < index));
+        }
+    }
+
+    #[test]
+    fn mistakes_are_wrong(family in family(), seed: u64, index in 0..1_000_000u64) {
+        let problem = generate(&Request::new(family, seed), index).unwrap();
+        for (index, step) in problem.steps.iter().enumerate() {
+            for mistake in &step.mistakes {
+                prop_assert_ne!(&mistake.text, &step.text);
+                let mut wrong = problem.clone();
+                wrong.steps[index].text.clone_from(&mistake.text);
+                let steps = check_steps(&problem, &twin(wrong).answer_text());
+                prop_assert_eq!(steps.len(), index + 1, "{}", mistake.text);
+                let last = steps.last().unwrap();
+                prop_assert!(!last.right && !last.repaired, "{}", mistake.text);
+                prop_assert_eq!(last.step, Some(index), "{}", mistake.text);
+            }
+        }
+    }
+}

@@ -1,0 +1,359 @@
+//! Chats and prompt/response columns. An answer with `<thinking>`, `<reflection>` and `<output>`
+//! becomes spans; one without them is all output.
+
+use serde::Serialize;
+use serde_json::Value;
+
+use reflect_text::{Closed, Message, SegmentKind, Tag, TagEvent, TagParser, VerdictKind, verdict};
+
+use super::{DropReason, Record, Refusal, stem, text_field};
+use crate::sample::{Category, Difficulty, Problem, Span, SpanKind, Split};
+use crate::words::template_of;
+
+/// Reflections by what they did to the statement that they doubt.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ReflectionCounts {
+    pub corrective: usize,
+    pub confirming: usize,
+    /// Nothing could be compared; they are labelled as confirming, since no mistake was shown.
+    pub unknown: usize,
+}
+
+/// A row with `messages`.
+pub(super) fn from_messages(
+    row: &Value,
+    number: usize,
+    file: &str,
+    counts: &mut ReflectionCounts,
+) -> Result<Record, Refusal> {
+    let messages = row.get("messages").cloned().unwrap_or_default();
+    let mut messages: Vec<Message> = serde_json::from_value(messages)
+        .map_err(|error| (DropReason::WrongShape, format!("`messages` can't be read ({error})")))?;
+    let answer = messages.pop().filter(|last| last.role == "assistant");
+    let answer = answer
+        .ok_or_else(|| (DropReason::WrongShape, "the last message is not the assistant's".to_owned()))?;
+    if !messages.last().is_some_and(|last| matches!(last.role.as_str(), "user" | "tool" | "ipython")) {
+        let detail = "the message before the answer is neither the user's nor a tool's";
+        return Err((DropReason::WrongShape, detail.to_owned()));
+    }
+    record(messages, &answer.content, row, number, file, counts)
+}
+
+/// A row with `prompt`, `response` and perhaps `system`.
+pub(super) fn from_columns(
+    row: &Value,
+    number: usize,
+    file: &str,
+    counts: &mut ReflectionCounts,
+) -> Result<Record, Refusal> {
+    let prompt = text_field(row, "prompt")?;
+    let response = text_field(row, "response")?;
+    let mut messages = Vec::new();
+    if row.get("system").is_some_and(|system| !system.is_null()) {
+        messages.push(Message::new("system", text_field(row, "system")?));
+    }
+    messages.push(Message::new("user", prompt));
+    record(messages, response, row, number, file, counts)
+}
+
+fn record(
+    messages: Vec<Message>,
+    text: &str,
+    row: &Value,
+    number: usize,
+    file: &str,
+    counts: &mut ReflectionCounts,
+) -> Result<Record, Refusal> {
+    let (spans, answer) = spans_of(text, counts)?;
+    let tools = row.get("tools").filter(|tools| !tools.is_null()).cloned();
+    let users = messages.iter().filter(|message| message.role == "user").count();
+    let category = match (&tools, users) {
+        (Some(_), _) => Category::FunctionCalling,
+        (None, 2..) => Category::MultiTurn,
+        (None, _) => Category::Other,
+    };
+    let difficulty = if spans.iter().any(|span| is_reflection(span.kind)) {
+        Difficulty::Hard
+    } else if spans.iter().any(|span| span.kind == SpanKind::Thinking) {
+        Difficulty::Moderate
+    } else {
+        Difficulty::Easy
+    };
+    let asked: Vec<&str> = messages.iter().map(|message| message.content.as_str()).collect();
+    let name = stem(file);
+    let problem = Problem {
+        id: format!("{name}/{number:06}"),
+        family: name.to_owned(),
+        category,
+        difficulty,
+        template: template_of(&asked.join("\n")),
+        split: Split::Train,
+        messages,
+        tools,
+        steps: Vec::new(),
+        answer,
+    };
+    Ok(Record { problem, spans })
+}
+
+fn is_reflection(kind: SpanKind) -> bool {
+    matches!(kind, SpanKind::CorrectiveReflection | SpanKind::ConfirmingReflection)
+}
+
+/// A part of an answer before its role is known.
+struct Piece {
+    kind: SegmentKind,
+    /// With its tags.
+    text: String,
+    /// Without them.
+    content: String,
+}
+
+/// The spans of an answer, which put together are the text again, and what its output says.
+///
+/// A reflection is corrective when the statement before it comes back with another value
+/// (see [`verdict`]); the doubted statement is then a mistake span and the restatement after the
+/// reflection a correction.
+///
+/// # Errors
+/// [`DropReason::UnbalancedTags`] and [`DropReason::EmptyAnswer`], each with the reason in words.
+pub fn spans_of(text: &str, counts: &mut ReflectionCounts) -> Result<(Vec<Span>, String), Refusal> {
+    let pieces = pieces(text)?;
+    let tagged = pieces.iter().any(|piece| piece.kind == SegmentKind::Output);
+    let said: String = pieces
+        .iter()
+        .filter(|piece| piece.kind == if tagged { SegmentKind::Output } else { SegmentKind::Text })
+        .map(|piece| piece.content.as_str())
+        .collect();
+    if said.trim().is_empty() {
+        return Err((DropReason::EmptyAnswer, "the answer says nothing to the user".to_owned()));
+    }
+    let mut spans: Vec<Span> = Vec::new();
+    // What the last reflection restated, to be found in the piece that follows it.
+    let mut restated: Option<String> = None;
+    for (place, piece) in pieces.iter().enumerate() {
+        if piece.kind == SegmentKind::Reflection {
+            let corrected = judge(&pieces, place, counts);
+            let kind = match &corrected {
+                Some((before, _)) => {
+                    split_mistake(&mut spans, before);
+                    SpanKind::CorrectiveReflection
+                }
+                None => SpanKind::ConfirmingReflection,
+            };
+            restated = corrected.map(|(_, after)| after);
+            spans.push(span(kind, piece.text.clone()));
+            continue;
+        }
+        let outputs_follow =
+            pieces.get(place..).unwrap_or_default().iter().any(|later| later.kind == SegmentKind::Output);
+        let kind = match piece.kind {
+            SegmentKind::Thinking => SpanKind::Thinking,
+            // Untagged words before the output are thinking by another name.
+            SegmentKind::Text if outputs_follow => SpanKind::Thinking,
+            _ => SpanKind::Output,
+        };
+        let end = restated.take().and_then(|after| Some(piece.text.find(&after)? + after.len()));
+        match end {
+            Some(end) => {
+                let (correction, rest) = piece.text.split_at(end);
+                spans.push(span(SpanKind::Correction, correction.to_owned()));
+                push_joined(&mut spans, kind, rest);
+            }
+            None => push_joined(&mut spans, kind, &piece.text),
+        }
+    }
+    Ok((spans, said.trim().to_owned()))
+}
+
+/// The doubted statement and its restatement, if the reflection at `place` corrected one.
+fn judge(pieces: &[Piece], place: usize, counts: &mut ReflectionCounts) -> Option<(String, String)> {
+    let plain = |place: Option<usize>| {
+        let piece = pieces.get(place?).filter(|piece| piece.kind != SegmentKind::Reflection)?;
+        Some(piece.content.as_str())
+    };
+    let before = plain(place.checked_sub(1)).unwrap_or_default();
+    let after = plain(place.checked_add(1)).unwrap_or_default();
+    let reflection = pieces.get(place).map(|piece| piece.content.as_str()).unwrap_or_default();
+    let judged = verdict(before, reflection, after);
+    match judged.kind {
+        VerdictKind::Corrected => {
+            counts.corrective += 1;
+            Some((judged.before.unwrap_or_default(), judged.after.unwrap_or_default()))
+        }
+        VerdictKind::Confirmed => {
+            counts.confirming += 1;
+            None
+        }
+        VerdictKind::Unknown => {
+            counts.unknown += 1;
+            None
+        }
+    }
+}
+
+/// Cuts the doubted statement off the last span, as a mistake.
+fn split_mistake(spans: &mut Vec<Span>, statement: &str) {
+    let Some(last) = spans.last_mut() else { return };
+    let Some(start) = last.text.rfind(statement).filter(|_| !statement.is_empty()) else { return };
+    let mistake = last.text.split_off(start);
+    if last.text.is_empty() {
+        spans.pop();
+    }
+    spans.push(span(SpanKind::Mistake, mistake));
+}
+
+fn span(kind: SpanKind, text: String) -> Span {
+    Span { kind, text, step: None, mistake: None }
+}
+
+/// Adds text, to the last span where that has the same role or the text is only layout.
+fn push_joined(spans: &mut Vec<Span>, kind: SpanKind, text: &str) {
+    if text.is_empty() {
+        return;
+    }
+    match spans.last_mut() {
+        Some(last) if last.kind == kind || text.trim().is_empty() => last.text.push_str(text),
+        _ => spans.push(span(kind, text.to_owned())),
+    }
+}
+
+/// The text by segments. Thinking around a reflection comes as two pieces.
+fn pieces(text: &str) -> Result<Vec<Piece>, Refusal> {
+    let unbalanced = |what: &str| (DropReason::UnbalancedTags, what.to_owned());
+    let mut parser = TagParser::new();
+    let mut events = parser.feed(0, 0, text);
+    events.extend(parser.finish(Closed::Eos));
+    let mut pieces: Vec<Piece> = Vec::new();
+    let mut open: Vec<SegmentKind> = Vec::new();
+    for event in events {
+        match event {
+            TagEvent::Start { kind, .. } => {
+                open.push(kind);
+                let tag = if kind == SegmentKind::Text { "" } else { Tag { kind, opens: true }.spelling() };
+                pieces.push(Piece { kind, text: tag.to_owned(), content: String::new() });
+            }
+            TagEvent::Text { text, .. } => {
+                if has_stray_tag(&text) {
+                    return Err(unbalanced("a tag of the answer closes nothing or opens a segment twice"));
+                }
+                if let Some(piece) = pieces.last_mut() {
+                    piece.text.push_str(&text);
+                    piece.content.push_str(&text);
+                }
+            }
+            TagEvent::End { closed, .. } => {
+                let kind = open.pop().unwrap_or(SegmentKind::Text);
+                if kind == SegmentKind::Text {
+                    continue;
+                }
+                if closed != Closed::Tag {
+                    return Err(unbalanced("a segment of the answer is not closed"));
+                }
+                if let Some(piece) = pieces.last_mut() {
+                    piece.text.push_str(Tag { kind, opens: false }.spelling());
+                }
+                // What follows inside the outer segment is a piece of its own.
+                if let Some(outer) = open.last() {
+                    pieces.push(Piece { kind: *outer, text: String::new(), content: String::new() });
+                }
+            }
+        }
+    }
+    Ok(pieces)
+}
+
+/// Whether a tag stands in the text that the parser took for text although nothing quotes it.
+fn has_stray_tag(text: &str) -> bool {
+    Tag::all().any(|tag| {
+        text.match_indices(tag.spelling()).any(|(place, _)| {
+            let before = text.get(..place).unwrap_or_default();
+            let line = before.rsplit('\n').next().unwrap_or_default();
+            let quoted = line.contains(['`', '"', '\'', '“', '‘', '«']);
+            !quoted && !before.contains("```") && !before.contains("~~~")
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::import::import;
+
+    fn kinds(text: &str) -> Vec<(SpanKind, String)> {
+        let (spans, _) = spans_of(text, &mut ReflectionCounts::default()).unwrap();
+        let together: String = spans.iter().map(|span| span.text.as_str()).collect();
+        assert_eq!(together, text);
+        spans.into_iter().map(|span| (span.kind, span.text)).collect()
+    }
+
+    #[test]
+    fn a_corrected_step_is_labelled() {
+        let text = "<thinking>Plan.\n2 + 2 = 5\n<reflection>No: I slipped.</reflection>\n2 + 2 = 4\nSo x = 8.\n</thinking>\n<output>8</output>";
+        let expected = [
+            (SpanKind::Thinking, "<thinking>Plan.\n"),
+            (SpanKind::Mistake, "2 + 2 = 5\n"),
+            (SpanKind::CorrectiveReflection, "<reflection>No: I slipped.</reflection>"),
+            (SpanKind::Correction, "\n2 + 2 = 4"),
+            (SpanKind::Thinking, "\nSo x = 8.\n</thinking>\n"),
+            (SpanKind::Output, "<output>8</output>"),
+        ];
+        assert_eq!(kinds(text), expected.map(|(kind, text)| (kind, text.to_owned())));
+    }
+
+    #[test]
+    fn a_confirmed_step_stays_thinking() {
+        let mut counts = ReflectionCounts::default();
+        let text = "<thinking>x = 4\n<reflection>x = 4, yes.</reflection></thinking><output>4</output>";
+        let (spans, answer) = spans_of(text, &mut counts).unwrap();
+        assert_eq!(spans.iter().map(|s| s.kind).filter(|kind| is_reflection(*kind)).count(), 1);
+        assert!(spans.iter().all(|span| span.kind != SpanKind::Mistake));
+        assert_eq!((counts.confirming, answer.as_str()), (1, "4"));
+    }
+
+    #[test]
+    fn plain_answers_are_output_and_quoted_tags_are_text() {
+        assert_eq!(kinds("Paris."), [(SpanKind::Output, "Paris.".to_owned())]);
+        assert_eq!(kinds("Write `</thinking>` at the end.").len(), 1);
+    }
+
+    #[test]
+    fn unbalanced_and_empty_answers_are_refused() {
+        let reason = |text: &str| spans_of(text, &mut ReflectionCounts::default()).unwrap_err().0;
+        for text in [
+            "<thinking>a<output>b</output>",
+            "<output>a",
+            "a</output>",
+            "<output>a</output></output>",
+            "<thinking><reflection>a</thinking><output>b</output>",
+        ] {
+            assert_eq!(reason(text), DropReason::UnbalancedTags, "{text}");
+        }
+        for text in ["", " \n", "<thinking>a</thinking>", "<thinking>a</thinking><output> </output>"] {
+            assert_eq!(reason(text), DropReason::EmptyAnswer, "{text}");
+        }
+    }
+
+    #[test]
+    fn chats_keep_their_turns() {
+        let row = r#"{"messages": [{"role":"system","content":"s"},{"role":"user","content":"u"},
+            {"role":"assistant","content":"a"},{"role":"user","content":"v"},{"role":"assistant","content":"b"}]}"#;
+        let (records, report) = import(row.replace('\n', "").as_bytes(), "my.chat.jsonl", None).unwrap();
+        assert_eq!(report.kept, 1);
+        let problem = &records[0].problem;
+        assert_eq!((problem.messages.len(), problem.category), (4, Category::MultiTurn));
+        assert_eq!((problem.id.as_str(), problem.answer.as_str()), ("my/000000", "b"));
+        let bad = r#"{"messages": [{"role":"user","content":"u"}]}"#;
+        let (_, report) = import(bad.as_bytes(), "x.jsonl", None).unwrap();
+        assert_eq!(report.dropped[&DropReason::WrongShape], 1);
+    }
+
+    #[test]
+    fn columns_make_a_conversation() {
+        let row = r#"{"system": "s", "prompt": "p", "response": "r", "tools": null}"#;
+        let (records, _) = import(row.as_bytes(), "x.jsonl", None).unwrap();
+        let roles: Vec<&str> = records[0].problem.messages.iter().map(|m| m.role.as_str()).collect();
+        assert_eq!(roles, ["system", "user"]);
+        assert_eq!(records[0].problem.category, Category::Other);
+    }
+}

@@ -1,0 +1,137 @@
+//! JSONL files: one record a line.
+
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// Why a file can't be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum IoError {
+    #[error("{path} can't be read ({source}); check its name and rights")]
+    Read { path: PathBuf, source: io::Error },
+    #[error("{path}:{line} is not a record of the wanted kind ({source}); mend or delete the line")]
+    Line { path: PathBuf, line: usize, source: serde_json::Error },
+    #[error("{path} can't be written ({source}); check the folder, its rights and its free space")]
+    Write { path: PathBuf, source: io::Error },
+    #[error("record {record} for {path} can't be written as JSON ({source}); it has a key that is no text")]
+    Json { path: PathBuf, record: usize, source: serde_json::Error },
+}
+
+/// Reads every record of a file. Empty lines count as lines and hold no record.
+///
+/// # Errors
+/// [`IoError`] when the file can't be read or a line is not a record: nothing is left out silently.
+pub fn read_jsonl<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>, IoError> {
+    let failed = |source| IoError::Read { path: path.to_owned(), source };
+    let mut reader = BufReader::new(File::open(path).map_err(failed)?);
+    let mut records = Vec::new();
+    let mut bytes = Vec::new();
+    for line in 1.. {
+        bytes.clear();
+        if reader.read_until(b'\n', &mut bytes).map_err(failed)? == 0 {
+            break;
+        }
+        if bytes.iter().all(u8::is_ascii_whitespace) {
+            continue;
+        }
+        let record = serde_json::from_slice(&bytes);
+        records.push(record.map_err(|source| IoError::Line { path: path.to_owned(), line, source })?);
+    }
+    Ok(records)
+}
+
+/// Writes records, one a line, and returns their number. The file appears under its name only when
+/// it is complete: until then it is written beside it, and what was there before stays.
+///
+/// # Errors
+/// [`IoError`] when the file can't be written or a record has no JSON form.
+pub fn write_jsonl<T: Serialize>(path: &Path, records: &[T]) -> Result<usize, IoError> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{}.partial", std::process::id()));
+    let partial = path.with_file_name(name);
+    let failed = |source| IoError::Write { path: path.to_owned(), source };
+    let written =
+        write_all(&partial, path, records).and_then(|()| fs::rename(&partial, path).map_err(failed));
+    if written.is_err() {
+        // The first error tells more than that the rest can't be removed.
+        let _ = fs::remove_file(&partial);
+    }
+    written.map(|()| records.len())
+}
+
+fn write_all<T: Serialize>(partial: &Path, path: &Path, records: &[T]) -> Result<(), IoError> {
+    let failed = |source| IoError::Write { path: path.to_owned(), source };
+    let mut file = BufWriter::new(File::create(partial).map_err(failed)?);
+    for (index, record) in records.iter().enumerate() {
+        let json = |source| IoError::Json { path: path.to_owned(), record: index + 1, source };
+        let mut line = serde_json::to_vec(record).map_err(json)?;
+        line.push(b'\n');
+        file.write_all(&line).map_err(failed)?;
+    }
+    let file = file.into_inner().map_err(|error| failed(error.into_error()))?;
+    // The rename must not reach the disk before the content does.
+    file.sync_all().map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::families::{Family, Request, generate};
+    use crate::sample::Problem;
+
+    /// A folder of its own for each test, removed at its end.
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn new(name: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("reflect-io-{name}-{}", std::process::id()));
+            fs::create_dir_all(&path).unwrap();
+            Self(path)
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[test]
+    fn records_come_back() {
+        let folder = Folder::new("back");
+        let path = folder.0.join("problems.jsonl");
+        let problems: Vec<Problem> =
+            Family::ALL.into_iter().map(|family| generate(&Request::new(family, 1), 2).unwrap()).collect();
+        assert_eq!(write_jsonl(&path, &problems).unwrap(), problems.len());
+        assert_eq!(read_jsonl::<Problem>(&path).unwrap(), problems);
+        assert_eq!(fs::read_dir(&folder.0).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn bad_lines_are_named() {
+        let folder = Folder::new("bad");
+        let path = folder.0.join("bad.jsonl");
+        fs::write(&path, "1\n\n2\n{\n").unwrap();
+        let error = read_jsonl::<u32>(&path).unwrap_err();
+        assert!(matches!(error, IoError::Line { line: 4, .. }), "{error}");
+        assert!(error.to_string().contains("bad.jsonl:4 "));
+        fs::write(&path, b"\xff\n").unwrap();
+        assert!(matches!(read_jsonl::<u32>(&path), Err(IoError::Line { line: 1, .. })));
+        assert!(matches!(read_jsonl::<u32>(&folder.0.join("none")), Err(IoError::Read { .. })));
+    }
+
+    #[test]
+    fn a_failed_save_keeps_the_old_file() {
+        let folder = Folder::new("old");
+        let path = folder.0.join("kept.jsonl");
+        write_jsonl(&path, &[1, 2]).unwrap();
+        let broken = std::collections::HashMap::from([(vec![1], 2)]);
+        assert!(matches!(write_jsonl(&path, &[broken]), Err(IoError::Json { record: 1, .. })));
+        assert_eq!(read_jsonl::<u32>(&path).unwrap(), [1, 2]);
+        assert_eq!(fs::read_dir(&folder.0).unwrap().count(), 1);
+        assert!(matches!(write_jsonl(&folder.0.join("no/file"), &[1]), Err(IoError::Write { .. })));
+    }
+}

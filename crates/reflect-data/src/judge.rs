@@ -1,0 +1,149 @@
+//! Judging answers to any problem: exactly where a generator of ours made it, else the output against
+//! the known answer, and the arithmetic that stands in the thinking.
+
+use reflect_text::{Closed, SegmentKind, TagEvent, TagParser};
+
+use crate::arithmetic::{equations, evaluate, same};
+use crate::check::{check_answer, check_steps};
+use crate::families::Family;
+use crate::mine::{Judged, WrongStep};
+use crate::sample::Problem;
+use crate::words::words;
+
+/// Whether the output of an answer says what the problem's answer says: the same last number, or,
+/// for answers in words, the same words. An answer without tags is all output.
+pub fn is_right(problem: &Problem, answer: &str) -> bool {
+    if is_generated(problem) {
+        return check_answer(problem, answer).right;
+    }
+    let (_, output) = thinking_and_output(answer);
+    match evaluate(&problem.answer) {
+        Some(known) => last_number(&output).is_some_and(|said| same(said, known)),
+        None => words(&output) == words(&problem.answer),
+    }
+}
+
+/// Judges an answer with each line of its thinking. A line with an equation that doesn't hold is a
+/// wrong step; lines inside reflections are not steps. Wrong reasoning with right arithmetic is not
+/// found.
+pub fn judge(problem: &Problem, answer: &str) -> Judged {
+    if is_generated(problem) {
+        let wrong = check_steps(problem, answer).into_iter().filter(|step| !step.right);
+        let wrong_steps = wrong.filter_map(|s| Some(WrongStep { step: s.step?, text: s.line })).collect();
+        return Judged { right: check_answer(problem, answer).right, wrong_steps };
+    }
+    let (thinking, output) = thinking_and_output(answer);
+    let steps = if thinking.is_empty() { output } else { thinking };
+    // The values that the steps come to, and which of them the answer has stated.
+    let values: Vec<Vec<f64>> = problem
+        .steps
+        .iter()
+        .map(|step| equations(&step.text).iter().map(|found| found.value).collect())
+        .collect();
+    let place_of =
+        |value: f64| values.iter().position(|values| values.iter().any(|known| same(*known, value)));
+    let mut next = 0;
+    let mut wrong_steps = Vec::new();
+    for line in steps.lines().map(str::trim) {
+        let found = equations(line);
+        if let Some(wrong) = found.iter().find(|equation| !equation.holds) {
+            // Past the last step there is still the last step to get wrong.
+            let next = next.min(problem.steps.len().saturating_sub(1));
+            let step = place_of(wrong.value).unwrap_or(next);
+            wrong_steps.push(WrongStep { step, text: line.to_owned() });
+        }
+        if let Some(place) = found.iter().filter_map(|equation| place_of(equation.value)).max() {
+            next = next.max(place + 1);
+        }
+    }
+    Judged { right: is_right(problem, answer), wrong_steps }
+}
+
+fn is_generated(problem: &Problem) -> bool {
+    Family::parse(&problem.family).is_some()
+}
+
+/// The thinking without its reflections, and the output; of an answer without tags the output is
+/// everything.
+fn thinking_and_output(answer: &str) -> (String, String) {
+    let mut parser = TagParser::new();
+    let mut events = parser.feed(0, 0, answer);
+    events.extend(parser.finish(Closed::Eos));
+    let tagged =
+        events.iter().any(|event| matches!(event, TagEvent::Start { kind: SegmentKind::Output, .. }));
+    let (mut thinking, mut output) = (String::new(), String::new());
+    let mut open = Vec::new();
+    for event in events {
+        match event {
+            TagEvent::Start { kind, .. } => open.push(kind),
+            TagEvent::End { .. } => {
+                open.pop();
+            }
+            TagEvent::Text { text, .. } => match open.last() {
+                Some(SegmentKind::Thinking) => thinking.push_str(&text),
+                Some(SegmentKind::Output) => output.push_str(&text),
+                Some(SegmentKind::Text) if !tagged => output.push_str(&text),
+                _ => {}
+            },
+        }
+    }
+    (thinking, output)
+}
+
+fn last_number(text: &str) -> Option<f64> {
+    let numbers = text.split(|symbol: char| !symbol.is_ascii_digit() && !matches!(symbol, '.' | ',' | '-'));
+    let trimmed = numbers.map(|number| number.trim_end_matches(['.', ',', '-']).replace(',', ""));
+    trimmed.filter_map(|number| number.parse().ok()).next_back()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::import::import;
+
+    fn problem() -> Problem {
+        let row = r#"{"question": "q?", "answer": "Half is 48/2 = <<48/2=24>>24.\nIn all 48+24 = <<48+24=72>>72.\n#### 72"}"#;
+        import(row.as_bytes(), "train.jsonl", None).unwrap().0.remove(0).problem
+    }
+
+    #[test]
+    fn outputs_are_compared_by_their_last_number() {
+        let problem = problem();
+        for right in ["72", "It is $72.00.", "A: 72", "<thinking>71</thinking><output>So 72 clips.</output>"]
+        {
+            assert!(is_right(&problem, right), "{right}");
+        }
+        for wrong in ["", "71", "72 or 73", "<thinking>72</thinking><output>71</output>", "<thinking>72"] {
+            assert!(!is_right(&problem, wrong), "{wrong}");
+        }
+        let words = Problem { answer: "Rome, Italy".to_owned(), ..problem };
+        assert!(is_right(&words, "rome Italy.") && !is_right(&words, "Milan, Italy"));
+    }
+
+    #[test]
+    fn wrong_equations_are_found_at_their_step() {
+        let answer = "<thinking>Half is 48/2 = 24.\nIn all 48+24 = 62.\n<reflection>48+24 = 63?</reflection>\nIn all 48+24 = 72.</thinking><output>72</output>";
+        let judged = judge(&problem(), answer);
+        assert!(judged.right);
+        assert_eq!(judged.wrong_steps, [WrongStep { step: 1, text: "In all 48+24 = 62.".to_owned() }]);
+        let judged = judge(&problem(), "Half is 48/2 = 24.\nThen 48+25 = 74.");
+        assert_eq!((judged.right, judged.wrong_steps[0].step), (false, 1));
+    }
+
+    #[test]
+    fn the_solutions_of_the_data_set_have_no_wrong_steps() {
+        let problem = problem();
+        let lines: Vec<&str> = problem.steps.iter().map(|step| step.text.as_str()).collect();
+        let judged = judge(&problem, &format!("{}\nA: {}", lines.join("\n"), problem.answer));
+        assert_eq!(judged, Judged { right: true, wrong_steps: Vec::new() });
+    }
+
+    proptest! {
+        #[test]
+        fn no_answer_panics(text in "(</?(thinking|output|reflection)>|[0-9+*=. \n-]{1,8}|[a-z]){0,30}") {
+            judge(&problem(), &text);
+        }
+    }
+}

@@ -1,0 +1,28 @@
+//! Data for reflection tuning: verifiable problems, mistakes with their corrections, and the tools
+//! that keep training data apart from tests.
+//!
+//! No model runs here: steps that need one go through `Completions`.
+
+pub mod arithmetic;
+pub mod check;
+pub mod classify;
+pub mod completions;
+pub mod decontaminate;
+pub mod families;
+pub mod html;
+pub mod import;
+pub mod inject;
+pub mod inspect;
+pub mod io;
+pub mod judge;
+mod line;
+pub mod loss;
+pub mod mine;
+pub mod reflect;
+pub mod resume;
+pub mod rounds;
+pub mod sample;
+pub mod stats;
+pub mod words;
+
+pub use sample::{Category, Difficulty, Mistake, MistakeKind, Problem, Sample, Span, SpanKind, Split, Step};

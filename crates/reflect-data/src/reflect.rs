@@ -1,0 +1,290 @@
+//! Answers written for problems: plain, with reflections, or with mistakes left in.
+//!
+//! A reflection stands on a line of its own, right after the step it is about. It works the step
+//! out once more and states the value. If that differs from the step, the right step follows at
+//! once; if not, the chain goes on. What it did can therefore be seen from the statements alone.
+
+use rand::seq::{IndexedRandom, SliceRandom};
+use rand::{Rng, SeedableRng};
+use reflect_text::{VerdictKind, verdict};
+use serde::{Deserialize, Serialize};
+
+use crate::families::Random;
+use crate::line::claim;
+use crate::sample::{Difficulty, Mistake, MistakeKind, Problem, Sample, Span, SpanKind, Step};
+use crate::words::{fingerprint, mix};
+
+/// Where answers reflect, and how often to correct something.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Settings {
+    pub seed: u64,
+    /// Which difficulties get reflections.
+    pub difficulties: Vec<Difficulty>,
+    /// How likely a step of each risk gets a reflection; higher risks than the last are as likely
+    /// as that.
+    pub rates: [f64; 4],
+    /// How many of the reflections correct a mistake, from 0 to 1.
+    pub corrective_share: f64,
+    /// At most so many mistakes in an answer.
+    pub max_mistakes: usize,
+    /// At most so many reflections in an answer.
+    pub max_reflections: usize,
+    /// Instead of all this, the style of retry data: before each step, with this probability and
+    /// again after each, a mistake that is taken back without a word, and no confirming reflections.
+    pub retry: Option<f64>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            seed: 0,
+            difficulties: vec![Difficulty::Hard],
+            // Sure at the risky end, so that even a greedy model learns where to reflect.
+            rates: [0.0, 0.1, 0.25, 1.0],
+            corrective_share: 0.5,
+            max_mistakes: 2,
+            max_reflections: 3,
+            retry: None,
+        }
+    }
+}
+
+/// What became of problems: `samples` is the number of problems.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ReflectReport {
+    pub samples: usize,
+    /// Samples with at least one reflection.
+    pub reflecting: usize,
+    pub corrective: usize,
+    pub confirming: usize,
+    /// Known mistakes that no reflection of ours would be seen to correct, and that were not used.
+    pub unusable_mistakes: usize,
+}
+
+/// Writes an answer for each problem.
+pub fn reflect_all(problems: Vec<Problem>, settings: &Settings) -> (Vec<Sample>, ReflectReport) {
+    let mut report = ReflectReport::default();
+    let samples = problems.into_iter().map(|problem| {
+        for step in &problem.steps {
+            report.unusable_mistakes += step.mistakes.len() - usable(&problem, step).len();
+        }
+        let sample = reflect(problem, settings);
+        let count = |kind| sample.spans.iter().filter(|span| span.kind == kind).count();
+        let corrective = count(SpanKind::CorrectiveReflection);
+        let confirming = count(SpanKind::ConfirmingReflection);
+        report.samples += 1;
+        report.reflecting += usize::from(corrective + confirming > 0);
+        report.corrective += corrective;
+        report.confirming += confirming;
+        sample
+    });
+    let samples = samples.collect();
+    (samples, report)
+}
+
+/// Writes an answer with reflections where the settings want them. It depends on nothing but the
+/// problem and the settings.
+pub fn reflect(problem: Problem, settings: &Settings) -> Sample {
+    if !settings.difficulties.contains(&problem.difficulty) {
+        return twin(problem);
+    }
+    let mut rng = random(&problem, settings.seed);
+    if let Some(rate) = settings.retry {
+        return retry(problem, rate, settings.max_mistakes, &mut rng);
+    }
+    let plan = plan(&problem, settings, &mut rng);
+    let mut spans = Vec::new();
+    for (index, (step, reflection)) in problem.steps.iter().zip(&plan).enumerate() {
+        match reflection {
+            Plan::Plain => spans.push(line(SpanKind::Thinking, &step.text, index)),
+            Plan::Confirm => {
+                spans.push(line(SpanKind::Thinking, &step.text, index));
+                let text = tagged(&format!("{}, right", check(step)));
+                spans.push(line(SpanKind::ConfirmingReflection, &text, index));
+            }
+            Plan::Correct(mistake) => {
+                spans.push(wrong_line(mistake, index));
+                let text = tagged(&correction(&problem, step, mistake));
+                spans.push(line(SpanKind::CorrectiveReflection, &text, index));
+                spans.push(line(SpanKind::Correction, &step.text, index));
+            }
+        }
+    }
+    finish(problem, spans)
+}
+
+/// The same answer without any reflection: right steps only.
+pub fn twin(problem: Problem) -> Sample {
+    let lines = problem.steps.iter().enumerate();
+    let spans = lines.map(|(index, step)| line(SpanKind::Thinking, &step.text, index)).collect();
+    finish(problem, spans)
+}
+
+/// An answer with wrong steps that nobody corrects, and a right output all the same: each step is
+/// wrong with this probability.
+pub fn noisy(problem: Problem, rate: f64, seed: u64) -> Sample {
+    let mut rng = random(&problem, seed);
+    let mut spans = Vec::new();
+    for (index, step) in problem.steps.iter().enumerate() {
+        let wrong = step.mistakes.choose(&mut rng).filter(|_| rng.random_bool(rate.clamp(0.0, 1.0)));
+        spans.push(match wrong {
+            Some(mistake) => wrong_line(mistake, index),
+            None => line(SpanKind::Thinking, &step.text, index),
+        });
+    }
+    finish(problem, spans)
+}
+
+/// What is done about a step.
+enum Plan<'a> {
+    Plain,
+    Confirm,
+    Correct(&'a Mistake),
+}
+
+fn plan<'a>(problem: &'a Problem, settings: &Settings, rng: &mut Random) -> Vec<Plan<'a>> {
+    let mut plan: Vec<Plan> = problem.steps.iter().map(|_| Plan::Plain).collect();
+    let rate =
+        |step: &Step| settings.rates[usize::from(step.risk).min(settings.rates.len() - 1)].clamp(0.0, 1.0);
+    let can_reflect = |index: &usize| {
+        let step = &problem.steps[*index];
+        rate(step) > 0.0 && confirms(step, "")
+    };
+    let candidates: Vec<usize> = (0..plan.len()).filter(can_reflect).collect();
+    let mut chosen: Vec<usize> =
+        candidates.iter().copied().filter(|index| rng.random_bool(rate(&problem.steps[*index]))).collect();
+    if chosen.is_empty() {
+        // A hard problem has a step that is worth a second look.
+        chosen.extend(candidates.into_iter().max_by_key(|index| problem.steps[*index].risk));
+    }
+    chosen.shuffle(rng);
+    chosen.truncate(settings.max_reflections);
+    let mut mistakes = 0;
+    for index in chosen {
+        let correct = rng.random_bool(settings.corrective_share.clamp(0.0, 1.0));
+        let step = &problem.steps[index];
+        let wrong = if correct && mistakes < settings.max_mistakes {
+            choose_mistake(&usable(problem, step), rng)
+        } else {
+            None
+        };
+        mistakes += usize::from(wrong.is_some());
+        plan[index] = wrong.map_or(Plan::Confirm, Plan::Correct);
+    }
+    // A mistake in the next line may restate a part of this one: then this reflection would be taken
+    // for a correction.
+    for (index, step) in problem.steps.iter().enumerate() {
+        let next = match plan.get(index + 1) {
+            Some(Plan::Correct(mistake)) => mistake.text.as_str(),
+            _ => problem.steps.get(index + 1).map(|step| step.text.as_str()).unwrap_or_default(),
+        };
+        if matches!(plan[index], Plan::Confirm) && !confirms(step, next) {
+            plan[index] = Plan::Plain;
+        }
+    }
+    plan
+}
+
+/// One of the mistakes, each kind as likely as the others. A model's own come first.
+fn choose_mistake<'a>(mistakes: &[&'a Mistake], rng: &mut Random) -> Option<&'a Mistake> {
+    let own: Vec<&Mistake> =
+        mistakes.iter().copied().filter(|mistake| mistake.kind == MistakeKind::Mined).collect();
+    if !own.is_empty() {
+        return own.choose(rng).copied();
+    }
+    let mut kinds: Vec<MistakeKind> = mistakes.iter().map(|mistake| mistake.kind).collect();
+    kinds.sort_unstable();
+    kinds.dedup();
+    let kind = *kinds.choose(rng)?;
+    let of_kind: Vec<&Mistake> = mistakes.iter().copied().filter(|mistake| mistake.kind == kind).collect();
+    of_kind.choose(rng).copied()
+}
+
+/// The mistakes of a step that its reflection is seen to correct.
+fn usable<'a>(problem: &Problem, step: &'a Step) -> Vec<&'a Mistake> {
+    let corrects = |mistake: &&Mistake| {
+        let reflection = correction(problem, step, mistake);
+        verdict(&mistake.text, &reflection, &step.text).kind == VerdictKind::Corrected
+    };
+    step.mistakes.iter().filter(corrects).collect()
+}
+
+/// Whether a reflection on a right step is seen to confirm it when this line follows.
+fn confirms(step: &Step, next: &str) -> bool {
+    verdict(&step.text, check(step), next).kind == VerdictKind::Confirmed
+}
+
+/// A step worked out once more.
+fn check(step: &Step) -> &str {
+    let text = if step.check.is_empty() { &step.text } else { &step.check };
+    text.trim().trim_end_matches('.')
+}
+
+/// What a reflection says about a mistake: the step worked out, and which value it does not have. A
+/// line about a later step, made too early, is answered with that step as well.
+fn correction(problem: &Problem, step: &Step, mistake: &Mistake) -> String {
+    let mut text = check(step).to_owned();
+    let Some(wrong) = claim(&mistake.text) else { return text };
+    let has_subject = |step: &&Step| claim(&step.text).is_some_and(|right| right.subject == wrong.subject);
+    if !has_subject(&step)
+        && let Some(meant) = problem.steps.iter().find(has_subject)
+    {
+        // What is looked up there may be all there is to say about this step.
+        let again = check(meant);
+        text = if again.contains(&text) { again.to_owned() } else { format!("{text}, {again}") };
+    }
+    format!("{text}, not {}", wrong.value)
+}
+
+/// Mistakes that are taken back, as in retry data.
+fn retry(problem: Problem, rate: f64, most: usize, rng: &mut Random) -> Sample {
+    let mut spans = Vec::new();
+    let mut mistakes = 0;
+    for (index, step) in problem.steps.iter().enumerate() {
+        let mut untried: Vec<&Mistake> = step.mistakes.iter().collect();
+        untried.shuffle(rng);
+        let mut failed = false;
+        while mistakes < most && rng.random_bool(rate.clamp(0.0, 1.0)) {
+            let Some(mistake) = untried.pop() else { break };
+            spans.push(wrong_line(mistake, index));
+            spans.push(line(SpanKind::CorrectiveReflection, &tagged("back"), index));
+            (mistakes, failed) = (mistakes + 1, true);
+        }
+        let kind = if failed { SpanKind::Correction } else { SpanKind::Thinking };
+        spans.push(line(kind, &step.text, index));
+    }
+    finish(problem, spans)
+}
+
+pub(crate) fn random(problem: &Problem, seed: u64) -> Random {
+    Random::seed_from_u64(mix(seed) ^ fingerprint(&problem.id))
+}
+
+fn tagged(text: &str) -> String {
+    format!("<reflection>{text}</reflection>")
+}
+
+fn line(kind: SpanKind, text: &str, step: usize) -> Span {
+    Span { kind, text: format!("{text}\n"), step: Some(step), mistake: None }
+}
+
+fn wrong_line(mistake: &Mistake, step: usize) -> Span {
+    Span { mistake: Some(mistake.kind), ..line(SpanKind::Mistake, &mistake.text, step) }
+}
+
+/// Puts the tags around the lines. Without lines the answer is nothing but its output.
+fn finish(problem: Problem, lines: Vec<Span>) -> Sample {
+    let span = |kind, text: String| Span { kind, text, step: None, mistake: None };
+    let mut spans = Vec::with_capacity(lines.len() + 3);
+    if !lines.is_empty() {
+        spans.push(span(SpanKind::Thinking, "<thinking>\n".to_owned()));
+        spans.extend(lines);
+        spans.push(span(SpanKind::Thinking, "</thinking>\n".to_owned()));
+    }
+    spans.push(span(SpanKind::Output, format!("<output>{}</output>", problem.answer)));
+    Sample { problem, spans }
+}
+
+#[cfg(test)]
+mod tests;

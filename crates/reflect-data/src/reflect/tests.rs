@@ -1,0 +1,144 @@
+use proptest::prelude::*;
+use reflect_text::{Closed, SegmentKind, TagEvent, TagParser};
+
+use super::*;
+use crate::check::{Reflected, check_answer, check_steps};
+use crate::families::{Family, Request, generate};
+
+fn hard(family: Family, count: u64) -> impl Iterator<Item = Problem> {
+    let request = Request { difficulties: [0.0, 0.0, 1.0], ..Request::new(family, 3) };
+    (0..count).map(move |index| generate(&request, index).unwrap())
+}
+
+/// The verdict of each reflection of an answer, as the engine finds it.
+fn verdicts(text: &str) -> Vec<VerdictKind> {
+    let mut parser = TagParser::new();
+    let mut events = parser.feed(0, 0, text);
+    events.extend(parser.finish(Closed::Eos));
+    let (mut kinds, mut pieces) = (Vec::new(), Vec::<(SegmentKind, String)>::new());
+    for event in events {
+        match event {
+            TagEvent::Start { kind, .. } => {
+                kinds.push(kind);
+                pieces.push((kind, String::new()));
+            }
+            TagEvent::Text { text, .. } => pieces.last_mut().unwrap().1.push_str(&text),
+            TagEvent::End { .. } => {
+                kinds.pop();
+                pieces.extend(kinds.last().map(|kind| (*kind, String::new())));
+            }
+        }
+    }
+    let judge = |place: usize| verdict(&pieces[place - 1].1, &pieces[place].1, &pieces[place + 1].1).kind;
+    (0..pieces.len()).filter(|place| pieces[*place].0 == SegmentKind::Reflection).map(judge).collect()
+}
+
+#[test]
+fn every_reflection_is_seen_for_what_it_is() {
+    for family in Family::ALL {
+        let (samples, report) = reflect_all(hard(family, 200).collect(), &Settings::default());
+        assert_eq!(report.unusable_mistakes, 0, "{family}");
+        assert_eq!((report.samples, report.reflecting), (200, 200), "{family}");
+        assert!(report.corrective > 50 && report.confirming > 50, "{family}: {report:?}");
+        for sample in samples {
+            let expected: Vec<VerdictKind> = sample
+                .spans
+                .iter()
+                .filter_map(|span| match span.kind {
+                    SpanKind::CorrectiveReflection => Some(VerdictKind::Corrected),
+                    SpanKind::ConfirmingReflection => Some(VerdictKind::Confirmed),
+                    _ => None,
+                })
+                .collect();
+            assert_eq!(verdicts(&sample.answer_text()), expected, "{}", sample.answer_text());
+        }
+    }
+}
+
+/// Every mistake, corrected, and every step that can be, confirmed.
+#[test]
+fn every_mistake_can_be_corrected() {
+    for family in Family::ALL {
+        for problem in hard(family, 200) {
+            for step in &problem.steps {
+                assert_eq!(usable(&problem, step).len(), step.mistakes.len(), "{step:?}");
+                assert!(confirms(step, "") || step.mistakes.is_empty(), "{step:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn shares_and_caps_are_kept() {
+    let none = Settings { corrective_share: 0.0, ..Settings::default() };
+    let (samples, report) = reflect_all(hard(Family::Addition, 50).collect(), &none);
+    assert_eq!(report.corrective, 0);
+    assert!(samples.iter().all(|sample| sample.spans.iter().all(|span| span.kind != SpanKind::Mistake)));
+
+    let all = Settings { corrective_share: 1.0, max_mistakes: 1, ..Settings::default() };
+    let (samples, report) = reflect_all(hard(Family::Addition, 50).collect(), &all);
+    assert_eq!(report.corrective, 50);
+    assert!(
+        samples
+            .iter()
+            .all(|sample| { sample.spans.iter().filter(|span| span.kind == SpanKind::Mistake).count() == 1 })
+    );
+
+    let request = Request { difficulties: [1.0, 1.0, 0.0], ..Request::new(Family::Graph, 3) };
+    let problems: Vec<Problem> = (0..50).map(|index| generate(&request, index).unwrap()).collect();
+    let (_, report) = reflect_all(problems, &Settings::default());
+    assert_eq!((report.samples, report.reflecting), (50, 0));
+}
+
+#[test]
+fn easy_answers_are_output_only() {
+    let request = Request { difficulties: [1.0, 0.0, 0.0], ..Request::new(Family::Boolean, 3) };
+    let problem = generate(&request, 0).unwrap();
+    let text = reflect(problem.clone(), &Settings::default()).answer_text();
+    assert_eq!(text, format!("<output>{}</output>", problem.answer));
+}
+
+#[test]
+fn mistakes_can_be_left_in() {
+    let problem = hard(Family::Addition, 1).next().unwrap();
+    let sample = noisy(problem.clone(), 1.0, 1);
+    let wrong = sample.spans.iter().filter(|span| span.kind == SpanKind::Mistake).count();
+    assert_eq!(wrong, problem.steps.iter().filter(|step| !step.mistakes.is_empty()).count());
+    let text = sample.answer_text();
+    assert!(check_answer(&problem, &text).right && !check_steps(&problem, &text).last().unwrap().right);
+    assert_eq!(noisy(problem.clone(), 0.0, 1), twin(problem));
+}
+
+#[test]
+fn retries_are_taken_back() {
+    let settings = Settings { retry: Some(0.5), max_mistakes: 5, ..Settings::default() };
+    let mut repaired = 0;
+    for problem in hard(Family::Graph, 50) {
+        let steps = check_steps(&problem, &reflect(problem.clone(), &settings).answer_text());
+        assert_eq!(steps.len(), problem.steps.len());
+        repaired += steps.iter().filter(|step| step.repaired).count();
+    }
+    assert!(repaired > 50, "{repaired}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    #[test]
+    fn answers_are_well_formed_and_their_steps_end_right(family in 0..Family::ALL.len(), seed: u64, index in 0..1000u64) {
+        let problem = generate(&Request::new(Family::ALL[family], seed), index).unwrap();
+        let settings = Settings { seed, ..Settings::default() };
+        let sample = reflect(problem.clone(), &settings);
+        prop_assert_eq!(&sample, &reflect(problem.clone(), &settings));
+        let text = sample.answer_text();
+        let checked = check_answer(&problem, &text);
+        prop_assert!(checked.format && checked.right, "{}", text);
+        let steps = check_steps(&problem, &text);
+        prop_assert_eq!(steps.len(), problem.steps.len(), "{}", text);
+        let count = |kind| sample.spans.iter().filter(|span| span.kind == kind).count();
+        let corrected = steps.iter().filter(|step| step.repaired && step.reflected == Reflected::Corrective);
+        prop_assert_eq!(corrected.count(), count(SpanKind::Mistake), "{}", text);
+        let confirmed = steps.iter().filter(|step| step.right && step.reflected == Reflected::Confirming);
+        prop_assert_eq!(confirmed.count(), count(SpanKind::ConfirmingReflection), "{}", text);
+    }
+}

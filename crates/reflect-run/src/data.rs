@@ -1,0 +1,392 @@
+//! `reflect-run data`: the small steps from problems to training data, each from one file to another.
+
+mod args;
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, IsTerminal, Write, stdout};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Result;
+use indicatif::{ProgressBar, ProgressStyle};
+use reflect_data::classify::{Thresholds, classify_by_model, classify_by_structure};
+use reflect_data::completions::Sampling;
+use reflect_data::completions::openai::{OpenAi, OpenAiSettings};
+use reflect_data::decontaminate::{
+    Measurement, Settings, TestIndex, choose_thresholds, decontaminate, measure, text_of,
+};
+use reflect_data::families::{Family, Request, generate};
+use reflect_data::import::{self, Format, Record};
+use reflect_data::inject::inject_seeded;
+use reflect_data::inspect;
+use reflect_data::io::{read_jsonl, write_jsonl};
+use reflect_data::judge::{is_right, judge};
+use reflect_data::loss::span_weights;
+use reflect_data::mine::mine;
+use reflect_data::reflect::{self, ReflectReport, reflect_all};
+use reflect_data::resume::Output;
+use reflect_data::rounds::Rounds;
+use reflect_data::stats::Stats;
+use reflect_data::{Problem, Sample};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+pub use self::args::DataArgs;
+use self::args::{
+    AskArgs, ClassifyArgs, Common, DecontaminateArgs, GenerateArgs, ImportArgs, ImportFormat, InjectArgs,
+    InspectArgs, MineArgs, ReflectArgs, StatsArgs, Step, Style,
+};
+use crate::input;
+
+/// Dropped lines that are named on the terminal; all of them are in the JSON.
+const SHOWN_COMPLAINTS: usize = 20;
+/// How often a spinner turns.
+const TICK: Duration = Duration::from_millis(100);
+
+/// Runs the command.
+pub fn data(args: &DataArgs) -> Result<ExitCode> {
+    match &args.step {
+        Step::Generate(args) => run_generate(args),
+        Step::Inject(args) => run_inject(args),
+        Step::Reflect(args) => run_reflect(args),
+        Step::Import(args) => run_import(args),
+        Step::Classify(args) => run_classify(args),
+        Step::Mine(args) => run_mine(args),
+        Step::Decontaminate(args) => run_decontaminate(args),
+        Step::Inspect(args) => run_inspect(args),
+        Step::Stats(args) => run_stats(args),
+    }?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_generate(args: &GenerateArgs) -> Result<()> {
+    let families = if args.families.is_empty() { Family::DEFAULT.to_vec() } else { args.families.clone() };
+    let difficulties = [args.mix[0], args.mix[1], args.mix[2]];
+    let bar = bar("generating", args.count)?;
+    let mut problems = Vec::with_capacity(args.count);
+    for index in 0..args.count {
+        let family = families[index % families.len()];
+        let request = Request { split: args.split, difficulties, ..Request::new(family, args.seed) };
+        problems.push(generate(&request, (index / families.len()) as u64)?);
+        bar.inc(1);
+    }
+    let written = write_jsonl(&args.out, &problems)?;
+    bar.finish_and_clear();
+    let mut counts = std::collections::BTreeMap::<String, usize>::new();
+    for problem in &problems {
+        *counts.entry(problem.family.clone()).or_default() += 1;
+    }
+    print_report(args.json, &json!({"problems": written, "by_family": counts}))
+}
+
+fn run_inject(args: &InjectArgs) -> Result<()> {
+    let mut records: Vec<Record> = rows(&args.files.input, &args.files.common)?;
+    let (mut steps, mut given, mut mistakes) = (0, 0, 0);
+    for record in &mut records {
+        steps += record.problem.steps.len();
+        let known = |problem: &Problem| problem.steps.iter().filter(|s| !s.mistakes.is_empty()).count();
+        let before = known(&record.problem);
+        mistakes += inject_seeded(&mut record.problem, args.files.common.seed);
+        given += known(&record.problem) - before;
+    }
+    let written = write_jsonl(&args.files.out, &records)?;
+    let report =
+        json!({"problems": written, "steps": steps, "steps_given_mistakes": given, "mistakes": mistakes});
+    print_report(args.files.common.json, &report)
+}
+
+fn run_reflect(args: &ReflectArgs) -> Result<()> {
+    let problems: Vec<Problem> = rows(&args.files.input, &args.files.common)?;
+    let shares = args.rates.iter().chain([&args.corrective_share, &args.mistake_rate]);
+    if shares.into_iter().any(|share| !(0.0..=1.0).contains(share)) {
+        return Err(input("--rates, --corrective-share and --mistake-rate must lie between 0 and 1"));
+    }
+    let seed = args.files.common.seed;
+    let settings = reflect::Settings {
+        seed,
+        difficulties: args.difficulties.clone(),
+        rates: [args.rates[0], args.rates[1], args.rates[2], args.rates[3]],
+        corrective_share: args.corrective_share,
+        max_mistakes: args.max_mistakes,
+        max_reflections: args.max_reflections,
+        retry: (args.style == Style::Retry).then_some(args.mistake_rate),
+    };
+    let bar = spinner("writing answers")?;
+    let count = problems.len();
+    let plain = ReflectReport { samples: count, ..ReflectReport::default() };
+    let (samples, report): (Vec<Sample>, ReflectReport) = match args.style {
+        Style::Reflections | Style::Retry => reflect_all(problems, &settings),
+        Style::Twin => (problems.into_iter().map(reflect::twin).collect(), plain),
+        Style::Noisy => {
+            let noisy = |problem| reflect::noisy(problem, args.mistake_rate, seed);
+            (problems.into_iter().map(noisy).collect(), plain)
+        }
+    };
+    write_jsonl(&args.files.out, &samples)?;
+    bar.finish_and_clear();
+    print_report(args.files.common.json, &report)
+}
+
+fn run_import(args: &ImportArgs) -> Result<()> {
+    let path = &args.files.input;
+    let file = File::open(path).map_err(|error| unreadable(path, &error))?;
+    let bar = spinner("importing")?;
+    let format = args.format.map(|format| match format {
+        ImportFormat::Gsm8k => Format::Gsm8k,
+        ImportFormat::Solutions => Format::Solutions,
+        ImportFormat::Chat => Format::Chat,
+        ImportFormat::Columns => Format::Columns,
+    });
+    let name = path.display().to_string();
+    let reader = BufReader::new(file);
+    let imported = match args.files.common.count {
+        None => import::import(reader, &name, format),
+        Some(count) => first_rows(reader, count).and_then(|rows| import::import(&rows[..], &name, format)),
+    };
+    let (records, report) = imported.map_err(|error| unreadable(path, &error))?;
+    write_jsonl(&args.files.out, &records)?;
+    bar.finish_and_clear();
+    report.complaint_lines().take(SHOWN_COMPLAINTS).for_each(|line| eprintln!("note: {line}"));
+    if report.complaints.len() > SHOWN_COMPLAINTS {
+        eprintln!(
+            "note: {} more lines were dropped; --json names them all",
+            report.complaints.len() - SHOWN_COMPLAINTS
+        );
+    }
+    print_report(args.files.common.json, &report)
+}
+
+/// The start of a file with this many lines that are not empty.
+fn first_rows(mut reader: impl BufRead, count: usize) -> std::io::Result<Vec<u8>> {
+    let mut rows = Vec::new();
+    let mut found = 0;
+    while found < count {
+        let start = rows.len();
+        if reader.read_until(b'\n', &mut rows)? == 0 {
+            break;
+        }
+        found += usize::from(!rows[start..].iter().all(u8::is_ascii_whitespace));
+    }
+    Ok(rows)
+}
+
+fn run_classify(args: &ClassifyArgs) -> Result<()> {
+    let records: Vec<Record> = rows(&args.files.input, &args.files.common)?;
+    let mut output = Output::open(&args.files.out)?;
+    let report = match client(&args.ask)? {
+        None => classify_by_structure(&records, &mut output)?,
+        Some(mut model) => {
+            let bar = bar("classifying", records.len())?;
+            let thresholds = Thresholds { easy: args.easy, hard: args.hard };
+            let rounds = rounds(&args.ask, &args.files.common);
+            let mut progress = |done| bar.set_position(done as u64);
+            let report = classify_by_model(
+                &records,
+                &mut model,
+                &rounds,
+                thresholds,
+                &is_right,
+                &mut output,
+                &mut progress,
+            );
+            bar.finish_and_clear();
+            report?
+        }
+    };
+    print_report(args.files.common.json, &report)
+}
+
+fn run_mine(args: &MineArgs) -> Result<()> {
+    let mut model =
+        client(&args.ask)?.ok_or_else(|| input("mine needs a model: give --url and --name of a server"))?;
+    let records: Vec<Record> = rows(&args.files.input, &args.files.common)?;
+    let mut output = Output::open(&args.files.out)?;
+    let bar = bar("mining", records.len())?;
+    let mut progress = |done| bar.set_position(done as u64);
+    let rounds = rounds(&args.ask, &args.files.common);
+    let report = mine(&records, &mut model, &rounds, &judge, &mut output, &mut progress);
+    bar.finish_and_clear();
+    print_report(args.files.common.json, &report?)
+}
+
+fn run_decontaminate(args: &DecontaminateArgs) -> Result<()> {
+    let training: Vec<Value> = rows(&args.files.input, &args.files.common)?;
+    let tests: Vec<Value> = rows(&args.against, &Common { count: None, ..args.files.common })?;
+    let texts = texts(&args.files.input, &training)?;
+    let tests = self::texts(&args.against, &tests)?;
+    let settings = Settings { minhash: args.minhash, edit: args.edit, ..Settings::default() };
+    if args.pairs {
+        return measure_pairs(args, tests, texts);
+    }
+    let bar = bar("comparing", texts.len())?;
+    let index = TestIndex::new(&tests, settings);
+    let mut kept: Vec<&Value> = Vec::with_capacity(training.len());
+    let report = decontaminate(&texts, &index, |row, keep| {
+        kept.extend(training.get(row).filter(|_| keep));
+        bar.inc(1);
+    });
+    write_jsonl(&args.files.out, &kept)?;
+    bar.finish_and_clear();
+    print_report(args.files.common.json, &report)
+}
+
+/// Precision and recall on the odd pairs, with thresholds from the even ones.
+fn measure_pairs(args: &DecontaminateArgs, originals: Vec<String>, rephrased: Vec<String>) -> Result<()> {
+    if originals.len() != rephrased.len() {
+        return Err(input(format!(
+            "--in has {} rows and --against {}; with --pairs they must belong together",
+            rephrased.len(),
+            originals.len()
+        )));
+    }
+    // A missing rephrasing is no pair.
+    let pairs: Vec<(String, String)> =
+        originals.into_iter().zip(rephrased).filter(|(_, rephrased)| !rephrased.trim().is_empty()).collect();
+    let half = |rest| pairs.iter().skip(rest).step_by(2).cloned().collect::<Vec<_>>();
+    let bar = spinner("measuring")?;
+    let settings = choose_thresholds(&[half(0)], &Settings::default());
+    let measured: Measurement = measure(&half(1), &settings);
+    bar.finish_and_clear();
+    let detectors: serde_json::Map<String, Value> = measured
+        .rows()
+        .into_iter()
+        .map(|(name, counts)| {
+            let figures = json!({
+                "precision": counts.precision(), "recall": counts.recall(), "f1": counts.f1(), "counts": counts,
+            });
+            (name.to_owned(), figures)
+        })
+        .collect();
+    let report = json!({"pairs": measured.pairs, "thresholds": settings, "detectors": detectors});
+    std::fs::write(&args.files.out, report.to_string())
+        .map_err(|error| unwritable(&args.files.out, &error))?;
+    print_report(args.files.common.json, &report)
+}
+
+fn run_inspect(args: &InspectArgs) -> Result<()> {
+    let count = args.common.count.unwrap_or(if args.out.is_some() { 100 } else { 3 });
+    let records: Vec<Record> = rows(&args.input, &Common { count: Some(count), ..args.common })?;
+    let weighted: Vec<(Record, Vec<f32>)> = records
+        .into_iter()
+        .map(|record| (span_weights(&args.loss, &record.spans), record))
+        .map(|(weights, record)| (record, weights))
+        .collect();
+    if let Some(path) = &args.out {
+        let page = inspect::html(&args.input.display().to_string(), &weighted);
+        return std::fs::write(path, page).map_err(|error| unwritable(path, &error));
+    }
+    let mut out = stdout().lock();
+    let color = out.is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    for (record, weights) in &weighted {
+        if args.common.json {
+            serde_json::to_writer(&mut out, &json!({"record": record, "weights": weights}))?;
+            writeln!(out)?;
+        } else {
+            writeln!(out, "{}", inspect::terminal(record, weights, color))?;
+        }
+    }
+    Ok(())
+}
+
+fn run_stats(args: &StatsArgs) -> Result<()> {
+    let records: Vec<Record> = rows(&args.input, &args.common)?;
+    let stats = Stats::of(&records);
+    if let Some(path) = &args.out {
+        let page = stats.html(&args.input.display().to_string());
+        std::fs::write(path, page).map_err(|error| unwritable(path, &error))?;
+    }
+    if args.common.json {
+        return print_report(true, &stats);
+    }
+    Ok(write!(stdout().lock(), "{}", stats.table())?)
+}
+
+/// The rows of a file, as many as wanted.
+fn rows<T: DeserializeOwned>(path: &Path, common: &Common) -> Result<Vec<T>> {
+    let bar = spinner("reading")?;
+    let mut rows: Vec<T> = read_jsonl(path)?;
+    rows.truncate(common.count.unwrap_or(usize::MAX));
+    bar.finish_and_clear();
+    Ok(rows)
+}
+
+/// What is compared of each row.
+fn texts(path: &Path, rows: &[Value]) -> Result<Vec<String>> {
+    let text = |(row, value): (usize, &Value)| {
+        let row = row + 1;
+        text_of(value).ok_or_else(|| {
+            let path = path.display();
+            input(format!("row {row} of {path} has no messages, question, prompt or text; give another file"))
+        })
+    };
+    rows.iter().enumerate().map(text).collect()
+}
+
+/// The server of the command line, if one is named.
+fn client(args: &AskArgs) -> Result<Option<OpenAi>> {
+    let (Some(url), Some(name)) = (&args.url, &args.name) else { return Ok(None) };
+    let settings = OpenAiSettings { parallel: args.parallel, ..OpenAiSettings::new(url, name) };
+    Ok(Some(OpenAi::new(settings)?))
+}
+
+fn rounds(args: &AskArgs, common: &Common) -> Rounds {
+    let sampling = Sampling {
+        temperature: args.temperature,
+        top_p: args.top_p,
+        max_tokens: args.max_tokens,
+        ..Sampling::default()
+    };
+    Rounds { samples: args.samples, batch: args.batch, sampling, seed: common.seed }
+}
+
+fn bar(what: &str, rows: usize) -> Result<ProgressBar> {
+    let style = ProgressStyle::with_template("{msg} {bar:32} {pos} of {len}, {elapsed}, {eta} left")?;
+    Ok(ProgressBar::new(rows as u64).with_style(style).with_message(what.to_owned()))
+}
+
+fn spinner(what: &str) -> Result<ProgressBar> {
+    let style = ProgressStyle::with_template("{spinner} {msg}, {elapsed}")?;
+    let bar = ProgressBar::new_spinner().with_style(style).with_message(what.to_owned());
+    bar.enable_steady_tick(TICK);
+    Ok(bar)
+}
+
+fn print_report(json: bool, report: &impl Serialize) -> Result<()> {
+    let mut out = stdout().lock();
+    if json {
+        serde_json::to_writer(&mut out, report)?;
+        return Ok(writeln!(out)?);
+    }
+    if let Value::Object(fields) = serde_json::to_value(report)? {
+        for (name, value) in fields {
+            writeln!(out, "{}: {}", name.replace('_', " "), shown(&value))?;
+        }
+    }
+    Ok(())
+}
+
+/// A value in a line. Lists are for programs: a person sees how long they are.
+fn shown(value: &Value) -> String {
+    match value {
+        Value::Array(items) => format!("{} (see --json)", items.len()),
+        Value::Object(fields) if fields.is_empty() => "none".to_owned(),
+        Value::Object(fields) => {
+            let field =
+                |(name, value): (&String, &Value)| format!("{} {}", name.replace('_', " "), shown(value));
+            fields.iter().map(field).collect::<Vec<_>>().join(", ")
+        }
+        Value::String(text) => text.clone(),
+        Value::Number(number) if number.is_f64() => format!("{:.3}", number.as_f64().unwrap_or_default()),
+        other => other.to_string(),
+    }
+}
+
+fn unreadable(path: &Path, error: &std::io::Error) -> anyhow::Error {
+    input(format!("{} can't be read ({error}); check its name and rights", path.display()))
+}
+
+fn unwritable(path: &Path, error: &std::io::Error) -> anyhow::Error {
+    input(format!("{} can't be written ({error}); check the folder and its rights", path.display()))
+}

@@ -1,0 +1,272 @@
+//! The command line of `reflect-run data`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
+use reflect_data::{
+    Difficulty, Split, classify::Thresholds, decontaminate::Settings, families::Family, loss::LossStrategy,
+};
+
+#[derive(Args, Debug)]
+pub struct DataArgs {
+    #[command(subcommand)]
+    pub step: Step,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum Step {
+    /// Make problems by rule, with every step of their solution
+    Generate(GenerateArgs),
+    /// Turn GSM8K, model solutions, chats or prompt/response columns into records
+    Import(ImportArgs),
+    /// Call problems easy, moderate or hard: for a model by its pass rate, else by their structure
+    Classify(ClassifyArgs),
+    /// Let a model solve problems and keep its own wrong steps
+    Mine(MineArgs),
+    /// Give steps that state a number and have no known mistakes plausible wrong versions
+    Inject(InjectArgs),
+    /// Write answers with mistakes, reflections and corrections, every span labelled
+    Reflect(ReflectArgs),
+    /// Drop the rows of --in that repeat or rephrase a row of --against
+    Decontaminate(DecontaminateArgs),
+    /// Show records with their spans and loss weights, or write them as a page
+    Inspect(InspectArgs),
+    /// Count what a file holds, or write it as a page with plots
+    Stats(StatsArgs),
+}
+
+/// Where a step reads and writes.
+#[derive(Args, Debug)]
+pub struct Files {
+    /// The JSONL file to read
+    #[arg(long = "in", value_name = "FILE")]
+    pub input: PathBuf,
+    /// The file to write
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+#[derive(Args, Debug)]
+pub struct Common {
+    /// The same seed gives the same file
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// Read no more than this many rows [default: all]
+    #[arg(long, value_name = "N")]
+    pub count: Option<usize>,
+    /// The report as one line of JSON on standard output
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct GenerateArgs {
+    /// The file to write
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+    /// Problems in all, spread evenly over the families
+    #[arg(long, value_name = "N", default_value_t = 10_000)]
+    pub count: usize,
+    /// The same seed gives the same file
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// Families, separated by commas [default: all but countdown]
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = family)]
+    pub families: Vec<Family>,
+    /// Which templates: train, or held-out, of which none is ever trained on
+    #[arg(long, value_name = "SPLIT", default_value = "train", value_parser = split)]
+    pub split: Split,
+    /// Weights of easy, moderate and hard
+    #[arg(long, value_name = "W", num_args = 3, default_values_t = [1.0, 1.0, 1.0])]
+    pub mix: Vec<f64>,
+    /// The report as one line of JSON on standard output
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct InjectArgs {
+    #[command(flatten)]
+    pub files: Files,
+}
+
+#[derive(Args, Debug)]
+pub struct ReflectArgs {
+    #[command(flatten)]
+    pub files: Files,
+    /// What is written: reflections; the plain twin without any; noisy, with wrong steps that nobody
+    /// corrects; or retry, where wrong steps are taken back without a word
+    #[arg(long, value_enum, value_name = "STYLE", default_value = "reflections")]
+    pub style: Style,
+    /// How many of the reflections correct a mistake, from 0 to 1
+    #[arg(long, value_name = "SHARE", default_value_t = 0.5)]
+    pub corrective_share: f64,
+    /// How likely a step of risk 0, 1, 2 and 3 gets a reflection
+    #[arg(long, value_name = "P", num_args = 4, default_values_t = [0.0, 0.1, 0.25, 1.0])]
+    pub rates: Vec<f64>,
+    /// Which problems get reflections
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', default_value = "hard", value_parser = difficulty)]
+    pub difficulties: Vec<Difficulty>,
+    /// At most so many mistakes in an answer
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    pub max_mistakes: usize,
+    /// At most so many reflections in an answer
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub max_reflections: usize,
+    /// How likely a step is wrong with noisy and retry
+    #[arg(long, value_name = "P", default_value_t = 0.5)]
+    pub mistake_rate: f64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Style {
+    Reflections,
+    Twin,
+    Noisy,
+    Retry,
+}
+
+fn family(name: &str) -> Result<Family, String> {
+    let names = Family::ALL.map(Family::name).join(", ");
+    Family::parse(name).ok_or_else(|| format!("there is no such family; the families are {names}"))
+}
+
+fn split(name: &str) -> Result<Split, String> {
+    match name {
+        "train" => Ok(Split::Train),
+        "held-out" => Ok(Split::HeldOut),
+        _ => Err("a split is train or held-out".to_owned()),
+    }
+}
+
+fn difficulty(name: &str) -> Result<Difficulty, String> {
+    match name {
+        "easy" => Ok(Difficulty::Easy),
+        "moderate" => Ok(Difficulty::Moderate),
+        "hard" => Ok(Difficulty::Hard),
+        _ => Err("a difficulty is easy, moderate or hard".to_owned()),
+    }
+}
+
+fn strategy(name: &str) -> Result<LossStrategy, String> {
+    let names = LossStrategy::ALL.map(|strategy| strategy.name().to_owned()).join(", ");
+    LossStrategy::parse(name).ok_or_else(|| format!("a strategy is one of {names}"))
+}
+
+#[derive(Args, Debug)]
+pub struct ImportArgs {
+    #[command(flatten)]
+    pub files: Files,
+    /// What the file is [default: what its rows show]
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub format: Option<ImportFormat>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum ImportFormat {
+    Gsm8k,
+    Solutions,
+    Chat,
+    Columns,
+}
+
+/// A model on a server, and how often it is asked. A step that was stopped goes on with the same
+/// --out; another model or other settings need another --out.
+#[derive(Args, Debug)]
+pub struct AskArgs {
+    /// Server that speaks OpenAI's chat completions, as in http://localhost:8000/v1; its key, if it
+    /// wants one, comes from OPENAI_API_KEY
+    #[arg(long, value_name = "URL", requires = "name")]
+    pub url: Option<String>,
+    /// The model's name on that server
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// Answers to each problem
+    #[arg(long, value_name = "K", default_value_t = 8)]
+    pub samples: usize,
+    /// Problems asked at once
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    pub batch: usize,
+    /// Requests to the server under way at once
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    pub parallel: usize,
+    /// Divides the logits: lower is safer, higher is more varied
+    #[arg(long, value_name = "T", default_value_t = 0.7)]
+    pub temperature: f32,
+    /// Keep the likeliest tokens that reach this probability together
+    #[arg(long, value_name = "P", default_value_t = 0.95)]
+    pub top_p: f32,
+    /// End an answer after this many tokens
+    #[arg(long, value_name = "N", default_value_t = 1024)]
+    pub max_tokens: usize,
+}
+
+#[derive(Args, Debug)]
+pub struct ClassifyArgs {
+    #[command(flatten)]
+    pub files: Files,
+    #[command(flatten)]
+    pub ask: AskArgs,
+    /// Share of right answers from which a problem is easy
+    #[arg(long, value_name = "SHARE", default_value_t = Thresholds::default().easy)]
+    pub easy: f64,
+    /// Share of right answers below which a problem is hard
+    #[arg(long, value_name = "SHARE", default_value_t = Thresholds::default().hard)]
+    pub hard: f64,
+}
+
+#[derive(Args, Debug)]
+pub struct MineArgs {
+    #[command(flatten)]
+    pub files: Files,
+    #[command(flatten)]
+    pub ask: AskArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct DecontaminateArgs {
+    #[command(flatten)]
+    pub files: Files,
+    /// The test items: a JSONL file with messages, question, prompt or text
+    #[arg(long, value_name = "FILE")]
+    pub against: PathBuf,
+    /// The rows of both files belong together: measure the detectors instead, with thresholds from
+    /// the even rows on the odd ones, into --out
+    #[arg(long)]
+    pub pairs: bool,
+    /// MinHash similarity that counts
+    #[arg(long, value_name = "SHARE", default_value_t = Settings::default().minhash)]
+    pub minhash: f32,
+    /// Edit similarity that counts
+    #[arg(long, value_name = "SHARE", default_value_t = Settings::default().edit)]
+    pub edit: f32,
+}
+
+#[derive(Args, Debug)]
+pub struct InspectArgs {
+    /// The JSONL file to read
+    #[arg(long = "in", value_name = "FILE")]
+    pub input: PathBuf,
+    /// Whose weights are shown: published, intended, mask-mistakes or none
+    #[arg(long, value_name = "STRATEGY", default_value = "mask-mistakes", value_parser = strategy)]
+    pub loss: LossStrategy,
+    /// A page to write instead of showing the records here
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+#[derive(Args, Debug)]
+pub struct StatsArgs {
+    /// The JSONL file to read
+    #[arg(long = "in", value_name = "FILE")]
+    pub input: PathBuf,
+    /// A page to write, with plots
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    #[command(flatten)]
+    pub common: Common,
+}

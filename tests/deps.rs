@@ -61,6 +61,12 @@ fn data_knows_no_tensors_and_no_command_line() {
 }
 
 #[test]
+fn training_knows_no_runtime_and_no_command_line() {
+    let forbidden = ["tokio", "clap", "rustyline", "indicatif", "anyhow", "ureq", "burn-autodiff"];
+    assert_without("reflect-train", None, &forbidden);
+}
+
+#[test]
 fn the_model_knows_no_runtime_and_no_command_line() {
     for target in [None, WASM] {
         assert_without("reflect-llm", target, &["tokio", "clap", "rustyline", "indicatif", "anyhow"]);

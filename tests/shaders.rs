@@ -11,7 +11,10 @@ use naga::{
 };
 use reflect_kernels::{
     Format, KvFormat, KvShape, PairLayout,
-    ops::{attention, embed, matmul, rms_norm, rope_append, swiglu, top_k},
+    ops::{
+        adamw, attention, cross_entropy, embed, embed_backward, matmul, matmul_dw, matmul_dx, rms_norm,
+        rms_norm_backward, rope, rope_append, segment_attention, swiglu, swiglu_backward, top_k,
+    },
     shader::Shader,
 };
 
@@ -59,6 +62,30 @@ fn variants() -> Vec<Shader> {
     }
     for k in [1, 2, 17, top_k::MAX_K] {
         all.extend([false, true].map(|join| top_k::shader(k, join)));
+    }
+    all.extend(of_training());
+    all
+}
+
+fn of_training() -> Vec<Shader> {
+    let mut all = vec![
+        adamw::shader_squares(),
+        cross_entropy::shader_backward(),
+        embed_backward::shader(),
+        matmul_dw::shader(),
+        rms_norm_backward::shader(),
+        rms_norm_backward::shader_dw(),
+        swiglu_backward::shader(),
+    ];
+    for flag in [false, true] {
+        all.extend(Format::ALL.map(|format| matmul_dx::shader(format, flag)));
+        all.extend([PairLayout::HalfSplit, PairLayout::Interleaved].map(|layout| rope::shader(layout, flag)));
+        all.extend([cross_entropy::shader(flag), adamw::shader(flag)]);
+    }
+    for pass in
+        [segment_attention::Pass::Forward, segment_attention::Pass::Queries, segment_attention::Pass::Keys]
+    {
+        all.extend([2, 8, 64, 80, 128].map(|head_dim| segment_attention::shader(pass, head_dim)));
     }
     all
 }

@@ -67,6 +67,12 @@ pub fn check_answer(problem: &Problem, text: &str) -> AnswerCheck {
     AnswerCheck { format, right, output: output.trim().to_owned() }
 }
 
+/// Whether every tag of an answer is closed where it should be, and none stands where it means
+/// nothing.
+pub fn is_balanced(text: &str) -> bool {
+    Answer::parse(text).balanced
+}
+
 fn says(problem: &Problem, output: &str) -> bool {
     if normal(output) == normal(&problem.answer) {
         return true;

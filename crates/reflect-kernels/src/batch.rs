@@ -78,6 +78,36 @@ impl Batch {
             shape: BatchShape { tokens, rows_per_seq, max_pages },
         }
     }
+
+    /// Lays out and uploads sequences for training: one after another, without a cache. The words
+    /// are ids `[T]`, first row of the row's own sequence `[T]`, the row after its last `[T]`, then
+    /// cos and sin as above. Positions start again in each sequence.
+    ///
+    /// # Panics
+    /// If there is no row.
+    pub fn packed(sequences: &[&[u32]], rope: &RopeTable, device: &Device) -> Self {
+        let tokens: usize = sequences.iter().map(|ids| ids.len()).sum();
+        assert!(tokens > 0, "Batch: packed sequences have at least one row");
+        let mut words: Vec<u32> = Vec::with_capacity(tokens * (3 + 2 * rope.half()));
+        words.extend(sequences.iter().flat_map(|ids| *ids));
+        let mut bounds = Vec::with_capacity(sequences.len());
+        let mut first = 0u32;
+        for ids in sequences {
+            bounds.push((first, first + ids.len() as u32));
+            first += ids.len() as u32;
+        }
+        words.extend(bounds.iter().flat_map(|&(first, end)| (first..end).map(move |_| first)));
+        words.extend(bounds.iter().flat_map(|&(first, end)| (first..end).map(move |_| end)));
+        for ids in sequences {
+            (0..ids.len()).for_each(|position| rope.extend(position, &mut words));
+        }
+        let words: Vec<i32> = bytemuck::allocation::cast_vec(words);
+        let shape = [words.len()];
+        Self {
+            data: Tensor::from_data(TensorData::new(words, shape), device),
+            shape: BatchShape { tokens, rows_per_seq: tokens, max_pages: 0 },
+        }
+    }
 }
 
 impl BatchShape {

@@ -38,6 +38,83 @@ pub fn threads() -> usize {
     1
 }
 
+/// A matrix inside a slice: element `(row, col)` is `data[first + row * row_stride + col * col_stride]`.
+#[derive(Clone, Copy)]
+pub struct View<'a> {
+    pub data: &'a [f32],
+    pub first: usize,
+    pub row_stride: usize,
+    pub col_stride: usize,
+}
+
+impl<'a> View<'a> {
+    /// Columns `first..` of a row-major matrix with rows of `stride` elements.
+    pub fn rows(data: &'a [f32], first: usize, stride: usize) -> Self {
+        Self { data, first, row_stride: stride, col_stride: 1 }
+    }
+
+    /// The same elements with rows and columns exchanged.
+    pub fn transposed(self) -> Self {
+        Self { row_stride: self.col_stride, col_stride: self.row_stride, ..self }
+    }
+
+    fn last(&self, rows: usize, cols: usize) -> usize {
+        self.first + (rows - 1) * self.row_stride + (cols - 1) * self.col_stride
+    }
+}
+
+/// `out = a · b`, or `out += a · b` with `add`, for `a` `[m, k]`, `b` `[k, n]` and row-major `out`
+/// `[m, n]` that starts at `out_first` and has rows of `out_stride` elements. The order of the sums
+/// does not depend on the number of threads.
+///
+/// # Safety
+/// No other thread may touch the elements of `out` meanwhile.
+#[allow(clippy::too_many_arguments, reason = "a product has this many sizes and strides")]
+pub unsafe fn product(
+    [m, n, k]: [usize; 3],
+    a: View<'_>,
+    b: View<'_>,
+    out: Scattered<'_>,
+    out_first: usize,
+    out_stride: usize,
+    scale: f32,
+    add: bool,
+    parallel: bool,
+) {
+    if m == 0 || n == 0 {
+        return;
+    }
+    assert!(out_first + (m - 1) * out_stride + n <= out.len, "product: output");
+    assert!(k == 0 || (a.last(m, k) < a.data.len() && b.last(k, n) < b.data.len()), "product: inputs");
+    let threads =
+        if parallel && threads() > 1 { gemm::Parallelism::Rayon(0) } else { gemm::Parallelism::None };
+    // SAFETY: all elements lie inside the slices, by the checks above; `out` is not shared by the
+    // caller's promise.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            out.start.add(out_first),
+            1,
+            out_stride as isize,
+            add,
+            a.data.as_ptr().add(a.first),
+            a.col_stride as isize,
+            a.row_stride as isize,
+            b.data.as_ptr().add(b.first),
+            b.col_stride as isize,
+            b.row_stride as isize,
+            1.0,
+            scale,
+            false,
+            false,
+            false,
+            threads,
+        );
+    }
+}
+
 /// A mutable slice that threads write at places of which no two are the same.
 ///
 /// The output of a product is split by columns, which are not contiguous in memory, so no safe

@@ -1,6 +1,8 @@
 //! Every kernel on one device against its reference, on awkward sizes: the body of
 //! `reflect-run verify`, of the kernel tests, and of the browser's proof page.
 
+mod training;
+
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use crate::{
@@ -60,6 +62,7 @@ pub async fn verify(device: &Device, mut progress: impl FnMut(&Row)) -> Result<V
     check.attention().await?;
     check.swiglu().await?;
     check.top_k().await?;
+    check.training().await?;
     Ok(check.rows)
 }
 

@@ -229,9 +229,11 @@ impl LlamaConfig {
             "405b" => (16384, 53248, 126, 128, 8, LLAMA31_VOCAB),
             "reflection-70b" => (8192, 28672, 80, 64, 8, REFLECTION_VOCAB),
             "smollm2-135m" => (576, 1536, 30, 9, 3, 49152),
+            // No published model: the shape on which training speed is compared.
+            "10m" => (256, 688, 11, 4, 4, 4096),
             _ => return Err(ConfigError::UnknownName(shown(name))),
         };
-        let small = name == "smollm2-135m";
+        let small = matches!(name, "smollm2-135m" | "10m");
         Ok(LlamaConfig {
             hidden_size: hidden,
             intermediate_size: ffn,

@@ -94,7 +94,7 @@ impl<S: TensorSource, P: FnMut(u64)> Loader<'_, S, P> {
         } else {
             None
         };
-        Ok(Linear { weight, bias })
+        Ok(Linear { weight, bias, adapter: None })
     }
 
     /// One matrix, in as many parts as the binding limit asks for.

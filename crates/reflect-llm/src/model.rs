@@ -5,7 +5,7 @@
 use burn::tensor::Tensor;
 use reflect_kernels::{
     Batch, KvFormat, KvLayer, KvShape, PackedMatrix, PairLayout, RopeTable,
-    ops::{add_rms_norm, attention, embed, matmul, rms_norm, rope_append, swiglu},
+    ops::{HeadShape, add_rms_norm, attention, embed, matmul, rms_norm, rope_append, swiglu},
 };
 
 use crate::config::{LlamaConfig, RopeLayout};
@@ -33,21 +33,90 @@ pub struct Block {
     pub down_proj: Linear,                   // (D, F)
 }
 
-/// A product with a packed matrix, and a bias where the checkpoint has one.
+/// A product with a packed matrix, a bias where the checkpoint has one, and a low-rank update where
+/// one is trained.
 #[derive(Clone, Debug)]
 pub struct Linear {
     pub weight: PackedMatrix,
     pub bias: Option<Tensor<1>>,
+    pub adapter: Option<Adapter>,
+}
+
+/// Low-rank updates of the matrices stacked in a [`Linear`] (Hu et al. 2021, arXiv 2106.09685). The
+/// sum `W + s · B · A` is never made.
+#[derive(Clone, Debug)]
+pub struct Adapter {
+    pub scale: f64,
+    /// One for each stacked matrix, in their order.
+    pub parts: Vec<AdapterPart>,
+}
+
+/// The update of one stacked matrix of `rows` rows; `None` leaves it as it is.
+#[derive(Clone, Debug)]
+pub struct AdapterPart {
+    pub rows: usize,
+    pub low_rank: Option<LowRank>,
+}
+
+/// `y += s · (x · Aᵀ) · Bᵀ` for the rows of one stacked matrix.
+#[derive(Clone, Debug)]
+pub struct LowRank {
+    pub a: PackedMatrix, // (rank, D)
+    pub b: PackedMatrix, // (rows, rank)
 }
 
 impl Linear {
-    fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let y = matmul(x, &self.weight);
-        match &self.bias {
-            Some(bias) => y + bias.clone().unsqueeze(),
-            None => y,
+    /// `x` `[T, D]` to `[T, rows]`.
+    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        let mut y = matmul(x.clone(), &self.weight);
+        if let Some(bias) = &self.bias {
+            y = y + bias.clone().unsqueeze();
         }
+        if let Some(adapter) = &self.adapter {
+            let parts = adapter.parts.iter().map(|part| match &part.low_rank {
+                Some(LowRank { a, b }) => matmul(matmul(x.clone(), a), b),
+                None => Tensor::zeros([x.dims()[0], part.rows], &x.device()),
+            });
+            y = y + Tensor::cat(parts.collect(), 1) * adapter.scale;
+        }
+        y
     }
+}
+
+impl Block {
+    /// The block on the residual stream `hidden + delta`; `attend` turns queries, keys and values
+    /// into contexts, and is where a cache comes in.
+    pub fn forward(
+        &self,
+        hidden: Tensor<2>,
+        delta: Option<Tensor<2>>,
+        eps: f64,
+        attend: impl FnOnce(Tensor<2>) -> Tensor<2>,
+    ) -> BlockPass {
+        let (input, attention_input) = residual_norm(hidden, delta, &self.input_layernorm, eps);
+        let context = attend(self.qkv_proj.forward(attention_input.clone()));
+        let attended = self.o_proj.forward(context.clone());
+        let (middle, ffn_input) =
+            residual_norm(input.clone(), Some(attended), &self.post_attention_layernorm, eps);
+        let gate_up = self.gate_up_proj.forward(ffn_input.clone());
+        let gated = swiglu(gate_up.clone());
+        let delta = self.down_proj.forward(gated.clone());
+        BlockPass { input, attention_input, context, middle, ffn_input, gate_up, gated, delta }
+    }
+}
+
+/// What a block made: inference goes on with `middle` and `delta`, training needs the rest on its
+/// way back.
+#[derive(Clone, Debug)]
+pub struct BlockPass {
+    pub input: Tensor<2>,           // (T, D) the residual stream
+    pub attention_input: Tensor<2>, // (T, D) its norm
+    pub context: Tensor<2>,         // (T, H h)
+    pub middle: Tensor<2>,          // (T, D) the residual stream after attention
+    pub ffn_input: Tensor<2>,       // (T, D) its norm
+    pub gate_up: Tensor<2>,         // (T, 2 F)
+    pub gated: Tensor<2>,           // (T, F)
+    pub delta: Tensor<2>,           // (T, D) to be added to `middle`
 }
 
 /// The rows of a step whose logits are wanted.
@@ -68,20 +137,17 @@ impl Llama {
         // What the previous block adds to `hidden`; the addition is fused with the next norm.
         let mut delta: Option<Tensor<2>> = None;
         for (block, kv) in self.layers.iter().zip(cache) {
-            let x;
-            (hidden, x) = residual_norm(hidden, delta, &block.input_layernorm, eps); // (T, D) each
-            let qkv = block.qkv_proj.forward(x); // (T, (H + 2 K) h)
-            let Some(layer) = kv.take() else {
-                unreachable!("a layer's cache is only out during its own block")
+            let attend = |qkv| {
+                let Some(layer) = kv.take() else {
+                    unreachable!("a layer's cache is only out during its own block")
+                };
+                let (q, layer) = rope_append(qkv, layer, batch, heads); // (T, H h)
+                let context = attention(q, &layer, batch, heads); // (T, H h)
+                *kv = Some(layer);
+                context
             };
-            let (q, layer) = rope_append(qkv, layer, batch, heads); // (T, H h)
-            let context = attention(q, &layer, batch, heads); // (T, H h)
-            *kv = Some(layer);
-            let attended = block.o_proj.forward(context); // (T, D)
-            let x;
-            (hidden, x) = residual_norm(hidden, Some(attended), &block.post_attention_layernorm, eps);
-            let gated = swiglu(block.gate_up_proj.forward(x)); // (T, F)
-            delta = Some(block.down_proj.forward(gated)); // (T, D)
+            let pass = block.forward(hidden, delta, eps, attend);
+            (hidden, delta) = (pass.middle, Some(pass.delta)); // (T, D) each
         }
         let (hidden, delta) = match rows {
             LogitRows::All => (hidden, delta),
@@ -93,10 +159,16 @@ impl Llama {
 
     /// Shape of the cache of one layer.
     pub fn kv_shape(&self, format: KvFormat) -> KvShape {
-        KvShape {
+        let HeadShape { kv_heads, head_dim, layout, .. } = self.head_shape();
+        KvShape { kv_heads, head_dim, format, layout }
+    }
+
+    /// Heads in the stacked queries, keys and values.
+    pub fn head_shape(&self) -> HeadShape {
+        HeadShape {
+            heads: self.config.num_attention_heads,
             kv_heads: self.config.num_key_value_heads,
             head_dim: self.config.head_dim,
-            format,
             layout: match self.config.rope_layout {
                 RopeLayout::HalfSplit => PairLayout::HalfSplit,
                 RopeLayout::Interleaved => PairLayout::Interleaved,
@@ -115,8 +187,8 @@ impl Llama {
     }
 }
 
-/// `hidden + delta` and its norm.
-fn residual_norm(
+/// `hidden + delta` and its norm, `[T, D]` each.
+pub fn residual_norm(
     hidden: Tensor<2>,
     delta: Option<Tensor<2>>,
     weight: &Tensor<1>,

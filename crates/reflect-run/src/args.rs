@@ -8,6 +8,7 @@ use reflect_kernels::{Format, KvFormat, device::DeviceChoice};
 
 use crate::data::DataArgs;
 use crate::memory::parse_bytes;
+use crate::train::TrainArgs;
 
 /// Runs reflection-tuned language models on any GPU, or on the CPU.
 #[derive(Parser, Debug)]
@@ -35,6 +36,8 @@ pub enum Command {
     Models(ReportArgs),
     /// Make and prepare data for reflection tuning, in small steps from file to file.
     Data(DataArgs),
+    /// Train a model or an adapter on reflection data.
+    Train(TrainArgs),
 }
 
 /// Which model, and where it runs.
@@ -206,14 +209,34 @@ pub struct BenchArgs {
     /// Measure what launching a kernel costs on the device, and no model
     #[arg(long)]
     pub launch_cost: bool,
-    /// A shape instead of a model: 8b, 70b, 405b, reflection-70b or smollm2-135m
-    #[arg(long, value_name = "NAME", requires = "synthetic", conflicts_with_all = ["model", "repair"])]
+    /// Measure training steps of this many sequences by this many tokens, as in 16x256, on random
+    /// weights of --config [default there: 10m]
+    #[arg(long, value_name = "BATCHxTOKENS", value_parser = parse_train_shape)]
+    pub train: Option<TrainShape>,
+    /// A shape instead of a model: 8b, 70b, 405b, reflection-70b, smollm2-135m or 10m
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["model", "repair"])]
     pub config: Option<String>,
     /// Format of the made-up weights of --config
     #[arg(long, value_name = "FORMAT", requires = "config", value_parser = parse_format)]
     pub synthetic: Option<Format>,
     #[command(flatten)]
     pub model: ModelArgs,
+}
+
+/// A batch of training.
+#[derive(Clone, Copy, Debug)]
+pub struct TrainShape {
+    pub batch: usize,
+    pub tokens: usize,
+}
+
+fn parse_train_shape(text: &str) -> Result<TrainShape, String> {
+    let numbers =
+        text.split_once('x').and_then(|(batch, tokens)| Some((batch.parse().ok()?, tokens.parse().ok()?)));
+    match numbers {
+        Some((batch, tokens)) if batch > 0 && tokens > 1 => Ok(TrainShape { batch, tokens }),
+        _ => Err("give sequences and tokens of each, as in 16x256".to_owned()),
+    }
 }
 
 #[derive(clap::Args, Debug)]

@@ -1,5 +1,7 @@
 //! `reflect-run bench`: the speed of a model on a device, in the terms of its memory.
 
+mod train;
+
 use std::io::{Write, stdout};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -46,6 +48,9 @@ pub fn bench(args: &BenchArgs) -> Result<ExitCode> {
     if args.launch_cost {
         return launch_cost(args, &device);
     }
+    if let Some(shape) = args.train {
+        return train::bench(args, shape, &device);
+    }
     let (prompt, generate) = (args.prompt_tokens.get(), args.gen_tokens.get());
     // The first token belongs to the prefill.
     let needed = prompt + generate + 1;
@@ -57,10 +62,11 @@ pub fn bench(args: &BenchArgs) -> Result<ExitCode> {
             let engine = load(&config, &source, &device, &plan(args, context))?;
             (format!("{name}, made up"), format, engine)
         }
+        (Some(_), None) => return Err(crate::input("--config needs --synthetic or --train")),
         _ => {
             let checkpoint = Checkpoint::open(&args.model)?;
             let context = checkpoint.context(&args.model.place, needed)?;
-            let engine = load(&checkpoint.config, &checkpoint.weights, &device, &plan(args, context))?;
+            let engine = load(&checkpoint.texts.config, &checkpoint.weights, &device, &plan(args, context))?;
             (checkpoint.name, main_format(&checkpoint.weights), engine)
         }
     };

@@ -40,8 +40,12 @@ pub fn chat(args: &ChatArgs) -> Result<ExitCode> {
     let started = Instant::now();
     let checkpoint = Checkpoint::open(&args.model)?;
     // A checkpoint that cannot chat should say so before it is loaded.
-    prompt::render(checkpoint.template.as_ref(), &checkpoint.tokenizer, &[Message::new("user", "Hello")])?;
-    let sampling = sampling(&args.answer, 0, checkpoint.config.vocab_size)?;
+    prompt::render(
+        checkpoint.texts.template.as_ref(),
+        &checkpoint.texts.tokenizer,
+        &[Message::new("user", "Hello")],
+    )?;
+    let sampling = sampling(&args.answer, 0, checkpoint.texts.config.vocab_size)?;
     let place = &args.model.place;
     let context = checkpoint.context(place, CONTEXT)?;
     let runtime = Runtime::load(checkpoint, place, context, started)?;

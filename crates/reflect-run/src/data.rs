@@ -11,8 +11,8 @@ use std::time::Duration;
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
 use reflect_data::classify::{Thresholds, classify_by_model, classify_by_structure};
-use reflect_data::completions::Sampling;
 use reflect_data::completions::openai::{OpenAi, OpenAiSettings};
+use reflect_data::completions::{Completions, Sampling};
 use reflect_data::decontaminate::{
     Measurement, Settings, TestIndex, choose_thresholds, decontaminate, measure, text_of,
 };
@@ -29,6 +29,8 @@ use reflect_data::resume::Output;
 use reflect_data::rounds::Rounds;
 use reflect_data::stats::Stats;
 use reflect_data::{Problem, Sample};
+use reflect_text::{special_tokens, train_bpe};
+use reflect_train::checkpoint;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -36,9 +38,9 @@ use serde_json::{Value, json};
 pub use self::args::DataArgs;
 use self::args::{
     AskArgs, ClassifyArgs, Common, DecontaminateArgs, GenerateArgs, ImportArgs, ImportFormat, InjectArgs,
-    InspectArgs, MineArgs, ReflectArgs, StatsArgs, Step, Style,
+    InspectArgs, MineArgs, ReflectArgs, StatsArgs, Step, Style, TokenizerArgs,
 };
-use crate::input;
+use crate::{input, runtime::answerer};
 
 /// Dropped lines that are named on the terminal; all of them are in the JSON.
 const SHOWN_COMPLAINTS: usize = 20;
@@ -54,6 +56,7 @@ pub fn data(args: &DataArgs) -> Result<ExitCode> {
         Step::Import(args) => run_import(args),
         Step::Classify(args) => run_classify(args),
         Step::Mine(args) => run_mine(args),
+        Step::Tokenizer(args) => run_tokenizer(args),
         Step::Decontaminate(args) => run_decontaminate(args),
         Step::Inspect(args) => run_inspect(args),
         Step::Stats(args) => run_stats(args),
@@ -184,7 +187,7 @@ fn run_classify(args: &ClassifyArgs) -> Result<()> {
             let mut progress = |done| bar.set_position(done as u64);
             let report = classify_by_model(
                 &records,
-                &mut model,
+                model.as_mut(),
                 &rounds,
                 thresholds,
                 &is_right,
@@ -199,14 +202,14 @@ fn run_classify(args: &ClassifyArgs) -> Result<()> {
 }
 
 fn run_mine(args: &MineArgs) -> Result<()> {
-    let mut model =
-        client(&args.ask)?.ok_or_else(|| input("mine needs a model: give --url and --name of a server"))?;
+    let mut model = client(&args.ask)?
+        .ok_or_else(|| input("mine needs a model: give --model, or --url and --name of a server"))?;
     let records: Vec<Record> = rows(&args.files.input, &args.files.common)?;
     let mut output = Output::open(&args.files.out)?;
     let bar = bar("mining", records.len())?;
     let mut progress = |done| bar.set_position(done as u64);
     let rounds = rounds(&args.ask, &args.files.common);
-    let report = mine(&records, &mut model, &rounds, &judge, &mut output, &mut progress);
+    let report = mine(&records, model.as_mut(), &rounds, &judge, &mut output, &mut progress);
     bar.finish_and_clear();
     print_report(args.files.common.json, &report?)
 }
@@ -263,6 +266,29 @@ fn measure_pairs(args: &DecontaminateArgs, originals: Vec<String>, rephrased: Ve
     std::fs::write(&args.files.out, report.to_string())
         .map_err(|error| unwritable(&args.files.out, &error))?;
     print_report(args.files.common.json, &report)
+}
+
+fn run_tokenizer(args: &TokenizerArgs) -> Result<()> {
+    let records: Vec<Record> = rows(&args.input, &args.common)?;
+    let bar = spinner("training")?;
+    // Tags are tokens of their own and teach nothing about pairs.
+    let tags: Vec<String> = special_tokens();
+    let texts: Vec<String> = records
+        .iter()
+        .flat_map(|record| {
+            let messages = record.problem.messages.iter().flat_map(|m| [m.role.as_str(), m.content.as_str()]);
+            messages.chain(record.spans.iter().map(|span| span.text.as_str()))
+        })
+        .map(|text| tags.iter().fold(text.to_owned(), |text, tag| text.replace(tag.as_str(), "")))
+        .collect();
+    let trained = train_bpe(texts.iter().map(String::as_str), args.vocab)?;
+    bar.finish_and_clear();
+    std::fs::create_dir_all(&args.out).map_err(|error| unwritable(&args.out, &error))?;
+    for (name, text) in [("tokenizer.json", &trained.tokenizer), ("tokenizer_config.json", &trained.config)] {
+        let path = args.out.join(name);
+        checkpoint::write(&path, text.as_bytes())?;
+    }
+    print_report(args.common.json, &json!({"records": records.len(), "tokens": trained.vocab_size}))
 }
 
 fn run_inspect(args: &InspectArgs) -> Result<()> {
@@ -324,11 +350,14 @@ fn texts(path: &Path, rows: &[Value]) -> Result<Vec<String>> {
     rows.iter().enumerate().map(text).collect()
 }
 
-/// The server of the command line, if one is named.
-fn client(args: &AskArgs) -> Result<Option<OpenAi>> {
+/// The model of the command line, if one is named: ours, or that of a server.
+fn client(args: &AskArgs) -> Result<Option<Box<dyn Completions>>> {
+    if let Some(model) = &args.model {
+        return Ok(Some(Box::new(answerer(model, &args.device, args.context, args.parallel)?)));
+    }
     let (Some(url), Some(name)) = (&args.url, &args.name) else { return Ok(None) };
     let settings = OpenAiSettings { parallel: args.parallel, ..OpenAiSettings::new(url, name) };
-    Ok(Some(OpenAi::new(settings)?))
+    Ok(Some(Box::new(OpenAi::new(settings)?)))
 }
 
 fn rounds(args: &AskArgs, common: &Common) -> Rounds {

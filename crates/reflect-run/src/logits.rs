@@ -18,13 +18,13 @@ pub fn logits(args: &LogitsArgs) -> Result<ExitCode> {
     let place = &args.model.place;
     let context = checkpoint.context(place, args.tokens.len() + 1)?;
     prompt::check_length(args.tokens.len() - 1, context)?;
-    let vocab = checkpoint.config.vocab_size;
+    let vocab = checkpoint.texts.config.vocab_size;
     if let Some(id) = args.tokens.iter().find(|id| **id as usize >= vocab) {
         return Err(input(format!("token {id} is not in the model's vocabulary of {vocab}; see --tokens")));
     }
     let device = open_device(&place.device)?;
     let plan = Plan { all_logits: true, ..Plan::new(place, context) };
-    let mut engine = load(&checkpoint.config, &checkpoint.weights, &device, &plan)?;
+    let mut engine = load(&checkpoint.texts.config, &checkpoint.weights, &device, &plan)?;
     let logits = block_on(engine.logits(&args.tokens))?;
 
     let shape = vec![args.tokens.len(), vocab];

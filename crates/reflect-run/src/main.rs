@@ -18,6 +18,7 @@ mod prompt;
 mod run;
 mod runtime;
 mod synthetic;
+mod train;
 mod verify;
 mod view;
 
@@ -29,6 +30,7 @@ use reflect_data::{families::GenerateError, io::IoError, resume::ResumeError};
 use reflect_kernels::device::DeviceError;
 use reflect_llm::{EngineError, config::ConfigError, sampler::SampleError, weights::LoadError};
 use reflect_text::TextError;
+use reflect_train::TrainError;
 
 use crate::args::{Args, Command};
 
@@ -74,6 +76,7 @@ fn main() -> ExitCode {
         Command::Verify(args) => verify::verify(&args),
         Command::Models(args) => models::models(&args),
         Command::Data(args) => data::data(&args),
+        Command::Train(args) => train::train(&args),
     });
     match outcome {
         Ok(Ok(code)) => code,
@@ -121,8 +124,15 @@ fn exit_code(error: &anyhow::Error) -> u8 {
             Some(EngineError::Sample(problem)) => matches!(problem, SampleError::Params { .. }),
             Some(_) => true,
         };
+        let train = match cause.downcast_ref::<TrainError>() {
+            Some(TrainError::Write { .. } | TrainError::NotFinite { .. } | TrainError::Device(_)) | None => {
+                false
+            }
+            Some(_) => true,
+        };
         let device = matches!(cause.downcast_ref::<DeviceError>(), Some(DeviceError::NoSuchAdapter { .. }));
         engine
+            || train
             || device
             || cause.is::<Input>()
             || cause.is::<LoadError>()

@@ -6,6 +6,18 @@ use reflect_llm::{Engine, LlamaConfig, weights::TensorSource};
 
 use crate::input;
 
+/// Makes freed memory stay with the process. A training step frees and asks for the same gigabytes
+/// over and over; given back to the system each time, its pages are zeroed and mapped anew, which
+/// took a third of the time of a step.
+pub fn keep_freed_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: these only set thresholds of the allocator.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, i32::MAX);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
+    }
+}
+
 /// What a run takes, in bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Need {

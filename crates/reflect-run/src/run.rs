@@ -33,13 +33,13 @@ fn run_to(args: &RunArgs) -> Result<ExitCode> {
     let text = prompt::read(args.prompt.as_deref())?;
     let checkpoint = Checkpoint::open(&args.model)?;
     let ids = if args.raw {
-        checkpoint.tokenizer.encode(&text, SpecialTokens::Add)?
+        checkpoint.texts.tokenizer.encode(&text, SpecialTokens::Add)?
     } else {
         let system = args.answer.system.as_deref().map(prompt::system_message);
         let messages: Vec<Message> = system.into_iter().chain([Message::new("user", text)]).collect();
-        prompt::render(checkpoint.template.as_ref(), &checkpoint.tokenizer, &messages)?
+        prompt::render(checkpoint.texts.template.as_ref(), &checkpoint.texts.tokenizer, &messages)?
     };
-    let params = sampling(&args.answer, args.top_logprobs, checkpoint.config.vocab_size)?;
+    let params = sampling(&args.answer, args.top_logprobs, checkpoint.texts.config.vocab_size)?;
     let place = &args.model.place;
     let context = checkpoint.context(place, ids.len().saturating_add(args.answer.max_tokens.get()))?;
     prompt::check_length(ids.len(), context)?;

@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -22,6 +22,7 @@ use reflect_llm::{
     weights::{ExtendedVocabulary, LoadError, MmapFile, TensorInfo, TensorSource, check_tokenizer},
 };
 use reflect_text::{ChatTemplate, Tokenizer};
+use reflect_train::answers::Answerer;
 
 use crate::{
     args::{ModelArgs, PlaceArgs},
@@ -30,13 +31,46 @@ use crate::{
     prompt,
 };
 
+/// What a checkpoint says about itself beside its weights.
+pub struct Texts {
+    pub config: LlamaConfig,
+    pub tokenizer: Tokenizer,
+    pub template: Option<ChatTemplate>,
+}
+
+impl Texts {
+    /// Reads them from a Hugging Face folder.
+    ///
+    /// # Errors
+    /// If a file is missing or damaged.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let config = config_of_dir(folder)?;
+        let optional = |name: &str| {
+            let file = folder.join(name);
+            file.exists().then(|| read(&file)).transpose()
+        };
+        let tokenizer = read(&folder.join("tokenizer.json"))?;
+        let tokenizer = Tokenizer::from_json(&tokenizer, optional("tokenizer_config.json")?.as_deref())?;
+        let own = optional("chat_template.jinja")?.map(String::from_utf8).transpose();
+        let own = own.map_err(|_| input("chat_template.jinja is not UTF-8; download it again"))?;
+        let template = prompt::template(&tokenizer, own.as_deref())?;
+        Ok(Self { config, tokenizer, template })
+    }
+
+    /// The tokens that end an answer.
+    pub fn eos_ids(&self) -> Vec<u32> {
+        let mut ids = self.config.eos_token_ids.clone();
+        ids.extend(self.tokenizer.eos_ids());
+        ids
+    }
+}
+
 /// An open checkpoint whose weights are still in their files.
 pub struct Checkpoint {
     /// The file or folder, without the way there.
     pub name: String,
-    pub config: LlamaConfig,
-    pub tokenizer: Tokenizer,
-    pub template: Option<ChatTemplate>,
+    pub path: PathBuf,
+    pub texts: Texts,
     pub weights: Weights,
 }
 
@@ -46,7 +80,15 @@ impl Checkpoint {
     /// # Errors
     /// If it is not there, cannot be read, or is broken in a known way that was not to be repaired.
     pub fn open(args: &ModelArgs) -> Result<Self> {
-        let mut path = catalogue::resolve(&args.model)?;
+        Self::open_named(&args.model, args.repair)
+    }
+
+    /// As [`open`](Self::open), without a command line.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open_named(model: &str, repair: bool) -> Result<Self> {
+        let mut path = catalogue::resolve(model)?;
         if path.is_dir() {
             path = catalogue::checkpoint_in(&path).ok_or_else(|| {
                 input(format!(
@@ -55,31 +97,26 @@ impl Checkpoint {
                 ))
             })?;
         }
-        let (mut config, tokenizer, own_template, mut weights) =
-            if path.is_dir() { open_folder(&path)? } else { open_gguf(&path)? };
-        let rows = weights.info("model.embed_tokens.weight").map_or(config.vocab_size, TensorInfo::rows);
-        let mut found = diagnose(&config, rows, tokenizer.vocab_size());
-        if !args.repair && !found.is_empty() {
+        let (mut texts, mut weights) = match path.is_dir() {
+            true => (Texts::open(&path)?, Weights::Folder(block_on(open_dir(&path))?)),
+            false => open_gguf(&path)?,
+        };
+        let rows =
+            weights.info("model.embed_tokens.weight").map_or(texts.config.vocab_size, TensorInfo::rows);
+        let mut found = diagnose(&texts.config, rows, texts.tokenizer.vocab_size());
+        if !repair && !found.is_empty() {
             return Err(input(found.swap_remove(0).explanation));
         }
         for diagnosis in found {
             eprintln!("note: {}", diagnosis.explanation);
-            diagnosis.repair.apply(&mut config);
+            diagnosis.repair.apply(&mut texts.config);
             if let Repair::ExtendVocabulary { rows } = diagnosis.repair {
                 weights = weights.extended(rows)?;
             }
         }
-        check_tokenizer(config.vocab_size, tokenizer.vocab_size())?;
-        let template = prompt::template(&tokenizer, own_template.as_deref())?;
+        check_tokenizer(texts.config.vocab_size, texts.tokenizer.vocab_size())?;
         let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
-        Ok(Self { name, config, tokenizer, template, weights })
-    }
-
-    /// The tokens that end an answer.
-    pub fn eos_ids(&self) -> Vec<u32> {
-        let mut ids = self.config.eos_token_ids.clone();
-        ids.extend(self.tokenizer.eos_ids());
-        ids
+        Ok(Self { name, path, texts, weights })
     }
 
     /// Positions of a run that needs `wanted`: what `--context` says, else what is wanted as far
@@ -88,7 +125,7 @@ impl Checkpoint {
     /// # Errors
     /// If `--context` is longer than the model's own.
     pub fn context(&self, args: &PlaceArgs, wanted: usize) -> Result<usize> {
-        let most = self.config.max_position_embeddings;
+        let most = self.texts.config.max_position_embeddings;
         match args.context.map(usize::from) {
             Some(context) if context > most => Err(input(format!(
                 "{} has a context of {most} tokens; give a --context of at most that",
@@ -100,26 +137,12 @@ impl Checkpoint {
     }
 }
 
-type Parts = (LlamaConfig, Tokenizer, Option<String>, Weights);
-
-fn open_gguf(path: &Path) -> Result<Parts> {
+fn open_gguf(path: &Path) -> Result<(Texts, Weights)> {
     let file = block_on(GgufFile::open(MmapFile::open(path)?))?;
     let config = block_on(file.config())?;
     let tokenizer = Tokenizer::from_gguf(file.vocab()?)?;
-    Ok((config, tokenizer, None, Weights::Gguf(file)))
-}
-
-fn open_folder(path: &Path) -> Result<Parts> {
-    let config = config_of_dir(path)?;
-    let optional = |name: &str| {
-        let file = path.join(name);
-        file.exists().then(|| read(&file)).transpose()
-    };
-    let tokenizer = read(&path.join("tokenizer.json"))?;
-    let tokenizer = Tokenizer::from_json(&tokenizer, optional("tokenizer_config.json")?.as_deref())?;
-    let template = optional("chat_template.jinja")?.map(String::from_utf8).transpose();
-    let template = template.map_err(|_| input("chat_template.jinja is not UTF-8; download it again"))?;
-    Ok((config, tokenizer, template, Weights::Folder(block_on(open_dir(path))?)))
+    let template = prompt::template(&tokenizer, None)?;
+    Ok((Texts { config, tokenizer, template }, Weights::Gguf(file)))
 }
 
 fn read(file: &Path) -> Result<Vec<u8>, LoadError> {
@@ -195,6 +218,8 @@ pub fn open_device(choice: &DeviceChoice) -> Result<OpenDevice> {
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
     pub context: usize,
+    /// Sequences of that length that fit at once.
+    pub sequences: usize,
     /// `None` for what suits the device.
     pub kv: Option<KvFormat>,
     /// Rows of a prefill step; `None` for what suits the device.
@@ -208,7 +233,7 @@ impl Plan {
     /// A plan for `context` positions under the options of the command line.
     pub fn new(args: &PlaceArgs, context: usize) -> Self {
         let kv = args.kv.map(KvFormat::from);
-        Self { context, kv, prefill_chunk: None, all_logits: false, memory: args.memory }
+        Self { context, sequences: 1, kv, prefill_chunk: None, all_logits: false, memory: args.memory }
     }
 }
 
@@ -227,7 +252,9 @@ pub fn load(
     let chunk = plan.prefill_chunk.unwrap_or(if on_cpu { 256 } else { 512 });
     let chunk = chunk.min(plan.context).max(1);
     let logit_rows = if plan.all_logits { chunk } else { 1 };
-    Need::of(config, source, plan.context, kv_format, chunk, logit_rows).check(device, plan.memory)?;
+    // Pages belong to one sequence each.
+    let cache_positions = plan.context.next_multiple_of(PAGE) * plan.sequences;
+    Need::of(config, source, cache_positions, kv_format, chunk, logit_rows).check(device, plan.memory)?;
 
     let bar = ProgressBar::new(source.total_bytes());
     bar.set_style(ProgressStyle::with_template("loading {bar:32} {bytes} of {total_bytes}, {elapsed}")?);
@@ -235,13 +262,33 @@ pub fn load(
     let model =
         block_on(load_model(config.clone(), source, &device.device, limit, |done| bar.set_position(done)));
     bar.finish_and_clear();
-    let options = EngineOptions {
-        context: plan.context,
-        cache_positions: plan.context,
-        prefill_chunk: chunk,
-        kv_format,
-    };
+    let options = EngineOptions { context: plan.context, cache_positions, prefill_chunk: chunk, kv_format };
     Ok(Engine::new(model?, device.device.clone(), options))
+}
+
+/// A model ready to write `parallel` answers at a time, each within `context` tokens of prompt and
+/// answer, or within what the model has.
+///
+/// # Errors
+/// If the model can't be opened or loaded, or has no chat template.
+pub fn answerer(model: &str, device: &DeviceChoice, context: usize, parallel: usize) -> Result<Answerer> {
+    let Checkpoint { texts, weights, .. } = Checkpoint::open_named(model, false)?;
+    let eos_ids = texts.eos_ids();
+    let Texts { config, tokenizer, template } = texts;
+    let template = template.ok_or_else(|| {
+        input(format!("{model} has no chat template, so it can't be asked; give another model"))
+    })?;
+    let context = context.min(config.max_position_embeddings);
+    let plan = Plan {
+        context,
+        sequences: parallel,
+        kv: Some(KvFormat::F32),
+        prefill_chunk: None,
+        all_logits: false,
+        memory: None,
+    };
+    let engine = load(&config, &weights, &open_device(device)?, &plan)?;
+    Ok(Answerer { engine, tokenizer, template, eos_ids, parallel })
 }
 
 /// A model ready to answer.
@@ -264,9 +311,9 @@ impl Runtime {
     pub fn load(checkpoint: Checkpoint, args: &PlaceArgs, context: usize, started: Instant) -> Result<Self> {
         let device = open_device(&args.device)?;
         let plan = Plan::new(args, context);
-        let engine = load(&checkpoint.config, &checkpoint.weights, &device, &plan)?;
-        let eos_ids = checkpoint.eos_ids();
-        let Checkpoint { name: model, tokenizer, template, .. } = checkpoint;
+        let engine = load(&checkpoint.texts.config, &checkpoint.weights, &device, &plan)?;
+        let eos_ids = checkpoint.texts.eos_ids();
+        let Checkpoint { name: model, texts: Texts { tokenizer, template, .. }, .. } = checkpoint;
         Ok(Self { engine, tokenizer, template, eos_ids, model, device, load_time: started.elapsed() })
     }
 }

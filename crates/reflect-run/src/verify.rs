@@ -184,6 +184,7 @@ fn tiny_logits(device: &OpenDevice, format: Format, chunk: usize) -> Result<Vec<
     config.vocab_size = 499;
     let source = Synthetic::new(&config, format)?;
     let plan = Plan {
+        sequences: 1,
         context: 128,
         kv: Some(reflect_kernels::KvFormat::F32),
         prefill_chunk: Some(chunk),

@@ -21,5 +21,7 @@ pub use event::{
 pub use stream::StreamDecoder;
 pub use tags::{Tag, TagEvent, TagParser};
 pub use template::{ChatTemplate, Date, Message, RenderOptions, Rendered, Span};
-pub use tokenizer::{Encoded, GgufVocab, Guard, SpecialTokens, Tokenizer};
+pub use tokenizer::{
+    Encoded, GgufVocab, Guard, SpecialTokens, Tokenizer, TrainedTokenizer, special_tokens, train_bpe,
+};
 pub use verdict::{Verdict, verdict};

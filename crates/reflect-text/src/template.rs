@@ -74,6 +74,8 @@ pub struct RenderOptions {
 pub struct Rendered {
     pub text: String,
     pub ids: Vec<u32>,
+    /// The bytes of each id in the text; empty where there are no `spans`.
+    pub offsets: Vec<Range<usize>>,
     /// Where the contents of the messages stand, in the order of the text. Messages that are empty
     /// or that the template leaves out have none. `None` when the template changes the contents
     /// (beyond trimming white space): then the text was tokenised as one, and special tokens in
@@ -206,7 +208,7 @@ impl ChatTemplate {
         let text = self.render(messages, options)?;
         let Some(places) = self.locate(&text, messages, options) else {
             let ids = tokenizer.encode(&text, SpecialTokens::Parse)?;
-            return Ok(Rendered { text, ids, spans: None });
+            return Ok(Rendered { text, ids, offsets: Vec::new(), spans: None });
         };
         let guarded: Vec<(Range<usize>, Guard)> = places
             .iter()
@@ -222,7 +224,7 @@ impl ChatTemplate {
                 Span { message, role, text: range, ids: first..end.max(first) }
             })
             .collect();
-        Ok(Rendered { text, ids: encoded.ids, spans: Some(spans) })
+        Ok(Rendered { text, ids: encoded.ids, offsets: encoded.offsets, spans: Some(spans) })
     }
 
     /// Finds the contents in a rendering: renders again with a marker in the place of each content,

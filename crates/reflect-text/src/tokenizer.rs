@@ -16,6 +16,7 @@ mod byte_level;
 mod gguf;
 mod json;
 mod tiktoken;
+mod train;
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -25,6 +26,7 @@ use tokenizers::{
 };
 
 pub use self::gguf::GgufVocab;
+pub use self::train::{TrainedTokenizer, special_tokens, train_bpe};
 use crate::error::TextError;
 use crate::stream::StreamDecoder;
 use crate::tags::Tag;

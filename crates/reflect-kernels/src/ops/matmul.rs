@@ -10,7 +10,7 @@ use burn::{
 use burn_wgpu::CubeBackend;
 
 use crate::{
-    cpu::{self, Scattered, dispatch_simd, fma},
+    cpu::{self, Scattered, View, dispatch_simd, fma},
     device::profile,
     format::{Format, Scale, UNIT, unpack_row, widen_f16},
     matrix::PackedMatrix,
@@ -214,6 +214,11 @@ impl PackedMatmul for Flex {
         let x = cpu::contiguous(x);
         let width = args.cols.div_ceil(UNIT) * UNIT;
         let stride = args.cols.next_multiple_of(4);
+        if args.tokens >= WIDE_TOKENS {
+            let out_slice = Scattered::new(out.storage_mut::<f32>());
+            wide_product(View::rows(cpu::floats(&x), 0, stride), cpu::words(&words), out_slice, &args);
+            return out;
+        }
         let mut padded = Vec::new();
         let xs = if stride == width {
             cpu::floats(&x)
@@ -227,6 +232,60 @@ impl PackedMatmul for Flex {
         let out_slice = Scattered::new(out.storage_mut::<f32>());
         product(xs, cpu::words(&words), out_slice, &args);
         out
+    }
+}
+
+/// Tokens from which the matrix is widened and handed to `gemm`, which knows more of the processor.
+const WIDE_TOKENS: usize = 16;
+
+/// Rows that [`wide_product`] widens at a time: they stay in the second-level cache.
+const WIDE_ROWS: usize = 64;
+
+/// The product for many tokens.
+fn wide_product(x: View<'_>, words: &[u32], out: Scattered<'_>, args: &MatmulArgs) {
+    let row_words = args.format.row_words(args.cols);
+    if args.format == Format::F32 {
+        let w = View::rows(bytemuck::cast_slice(words), 0, row_words).transposed();
+        let sizes = [args.tokens, args.rows, args.cols];
+        // SAFETY: nothing else writes this part's columns of the output.
+        unsafe { cpu::product(sizes, x, w, out, args.out_first, args.out_cols, 1.0, false, true) };
+        return;
+    }
+    let width = args.cols.div_ceil(UNIT) * UNIT;
+    cpu::for_each(args.rows.div_ceil(WIDE_ROWS), |task| {
+        let first = task * WIDE_ROWS;
+        let count = WIDE_ROWS.min(args.rows - first);
+        let mut wide = vec![0f32; count * width];
+        widen_rows(
+            args.format,
+            &words[first * row_words..(first + count) * row_words],
+            row_words,
+            width,
+            &mut wide,
+        );
+        let w = View::rows(&wide, 0, width).transposed();
+        let sizes = [args.tokens, count, args.cols];
+        // SAFETY: each task has rows, and so columns of the output, of its own.
+        unsafe {
+            cpu::product(sizes, x, w, out, args.out_first + first, args.out_cols, 1.0, false, false);
+        }
+    });
+}
+
+dispatch_simd! {
+    fn widen_rows = widen_rows_body(format: Format, words: &[u32], row_words: usize, width: usize, to: &mut [f32])
+}
+
+#[inline(always)]
+fn widen_rows_body<const FMA: bool>(
+    format: Format,
+    words: &[u32],
+    row_words: usize,
+    width: usize,
+    to: &mut [f32],
+) {
+    for (row, to) in words.chunks_exact(row_words).zip(to.chunks_exact_mut(width)) {
+        widen_row(format, row, to);
     }
 }
 

@@ -6,6 +6,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use reflect_data::{
     Difficulty, Split, classify::Thresholds, decontaminate::Settings, families::Family, loss::LossStrategy,
 };
+use reflect_kernels::device::DeviceChoice;
 
 #[derive(Args, Debug)]
 pub struct DataArgs {
@@ -27,6 +28,8 @@ pub enum Step {
     Inject(InjectArgs),
     /// Write answers with mistakes, reflections and corrections, every span labelled
     Reflect(ReflectArgs),
+    /// Train a byte-level tokenizer on records, for a model of your own
+    Tokenizer(TokenizerArgs),
     /// Drop the rows of --in that repeat or rephrase a row of --against
     Decontaminate(DecontaminateArgs),
     /// Show records with their spans and loss weights, or write them as a page
@@ -172,10 +175,19 @@ pub enum ImportFormat {
     Columns,
 }
 
-/// A model on a server, and how often it is asked. A step that was stopped goes on with the same
-/// --out; another model or other settings need another --out.
+/// A model of ours or on a server, and how often it is asked. A step that was stopped goes on with
+/// the same --out; another model or other settings need another --out.
 #[derive(Args, Debug)]
 pub struct AskArgs {
+    /// A Hugging Face folder, a .gguf file, or a name from `reflect-run models`
+    #[arg(long, value_name = "MODEL", conflicts_with_all = ["url", "name"])]
+    pub model: Option<String>,
+    /// Where that model runs: auto, cpu, gpu, or a number from `reflect-run devices`
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub device: DeviceChoice,
+    /// Tokens of prompt and answer together, for that model
+    #[arg(long, value_name = "TOKENS", default_value_t = 2048)]
+    pub context: usize,
     /// Server that speaks OpenAI's chat completions, as in http://localhost:8000/v1; its key, if it
     /// wants one, comes from OPENAI_API_KEY
     #[arg(long, value_name = "URL", requires = "name")]
@@ -189,7 +201,7 @@ pub struct AskArgs {
     /// Problems asked at once
     #[arg(long, value_name = "N", default_value_t = 16)]
     pub batch: usize,
-    /// Requests to the server under way at once
+    /// Answers under way at once
     #[arg(long, value_name = "N", default_value_t = 4)]
     pub parallel: usize,
     /// Divides the logits: lower is safer, higher is more varied
@@ -223,6 +235,21 @@ pub struct MineArgs {
     pub files: Files,
     #[command(flatten)]
     pub ask: AskArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct TokenizerArgs {
+    /// The JSONL file to read
+    #[arg(long = "in", value_name = "FILE")]
+    pub input: PathBuf,
+    /// Folder for tokenizer.json and tokenizer_config.json
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Tokens, special ones and the 256 bytes included
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    pub vocab: usize,
+    #[command(flatten)]
+    pub common: Common,
 }
 
 #[derive(Args, Debug)]

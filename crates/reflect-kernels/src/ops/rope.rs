@@ -1,0 +1,138 @@
+//! Rotary position embedding without a cache, forwards and backwards: the gradient of a rotation is
+//! the rotation back (Su et al. 2021, arXiv 2104.09864).
+
+use burn::{
+    backend::{
+        Dispatch, Flex, backend_extension,
+        tensor::{FloatTensor, IntTensor},
+    },
+    tensor::{DType, Shape, Tensor},
+};
+use burn_flex::FlexTensor;
+use burn_wgpu::CubeBackend;
+
+use super::{empty_like, rope_append::pair_elements};
+use crate::{
+    batch::{Batch, BatchShape},
+    cpu::{self, Scattered},
+    kv::PairLayout,
+    shader::{Shader, grid, launch},
+};
+
+/// Heads of a stacked `qkv`: queries first, then keys, then values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeadShape {
+    pub heads: usize,
+    pub kv_heads: usize,
+    /// Even.
+    pub head_dim: usize,
+    pub layout: PairLayout,
+}
+
+impl HeadShape {
+    /// Columns of `qkv`.
+    pub fn cols(&self) -> usize {
+        (self.heads + 2 * self.kv_heads) * self.head_dim
+    }
+}
+
+/// Rotates the queries and keys in `qkv` `[T, (heads + 2 kv_heads) · head_dim]` by the batch's
+/// positions, or back with `inverse`; values stay.
+///
+/// # Panics
+/// If the shape of `qkv` does not fit.
+pub fn rope(qkv: Tensor<2>, batch: &Batch, shape: HeadShape, inverse: bool) -> Tensor<2> {
+    assert_eq!(qkv.dims(), [batch.shape.tokens, shape.cols()], "rope: qkv for {shape:?}");
+    let args = RotationArgs { shape, batch: batch.shape, inverse };
+    Tensor::from_dispatch(Dispatch::rotate(qkv.into_dispatch(), batch.data.clone().into_dispatch(), args))
+}
+
+/// Which heads are rotated, and which way.
+#[derive(Clone, Copy, Debug)]
+pub struct RotationArgs {
+    pub shape: HeadShape,
+    pub batch: BatchShape,
+    pub inverse: bool,
+}
+
+#[backend_extension(Cube, Flex)]
+pub trait Rotate: burn::backend::Backend {
+    /// Returns the rotated copy of `qkv`.
+    fn rotate(qkv: FloatTensor<Self>, batch: IntTensor<Self>, args: RotationArgs) -> FloatTensor<Self>;
+}
+
+/// One row in plain loops.
+fn rotate_row(from: &[f32], angles: &[u32], to: &mut [f32], args: &RotationArgs) {
+    let HeadShape { heads, kv_heads, head_dim, layout } = args.shape;
+    to.copy_from_slice(from);
+    let sign = if args.inverse { -1.0 } else { 1.0 };
+    let rotated = (heads + kv_heads) * head_dim;
+    for (from, to) in from[..rotated].chunks(head_dim).zip(to.chunks_mut(head_dim)) {
+        for (pair, angle) in angles.chunks_exact(2).enumerate() {
+            let (a, b) = pair_elements(layout, head_dim / 2, pair);
+            let (cos, sin) = (f32::from_bits(angle[0]), sign * f32::from_bits(angle[1]));
+            to[a] = from[a] * cos - from[b] * sin;
+            to[b] = from[a] * sin + from[b] * cos;
+        }
+    }
+}
+
+/// The rotation in plain loops; `batch` holds the words of a [`Batch`].
+pub fn reference(qkv: &[f32], batch: &[u32], args: &RotationArgs) -> Vec<f32> {
+    let mut out = vec![0.0; qkv.len()];
+    let cols = args.shape.cols();
+    for (row, (from, to)) in qkv.chunks(cols).zip(out.chunks_mut(cols)).enumerate() {
+        rotate_row(from, angles(batch, row, args), to, args);
+    }
+    out
+}
+
+/// cos and sin of one row.
+fn angles<'a>(batch: &'a [u32], row: usize, args: &RotationArgs) -> &'a [u32] {
+    let width = args.shape.head_dim;
+    &batch[args.batch.rope_at() + row * width..][..width]
+}
+
+impl Rotate for CubeBackend {
+    fn rotate(qkv: FloatTensor<Self>, batch: IntTensor<Self>, args: RotationArgs) -> FloatTensor<Self> {
+        let HeadShape { heads, kv_heads, head_dim, layout } = args.shape;
+        let qkv = burn_wgpu::into_contiguous(qkv);
+        let tokens = args.batch.tokens;
+        let out = empty_like(&qkv, Shape::new([tokens, args.shape.cols()]), DType::F32);
+        let pairs = args.shape.cols() / 2;
+        let params = [tokens, heads, kv_heads, head_dim / 2].map(|v| v as u32);
+        let [y, z, _] = grid(tokens);
+        launch(shader(layout, args.inverse), [pairs.div_ceil(64), y, z], &[&qkv, &batch, &out], &params);
+        out
+    }
+}
+
+/// The WGSL for one layout and direction.
+pub fn shader(layout: PairLayout, inverse: bool) -> Shader {
+    Shader {
+        name: "rope",
+        sources: &[include_str!("../../../../shaders/rope.wgsl")],
+        constants: vec![
+            ("HALF_SPLIT", (layout == PairLayout::HalfSplit).to_string()),
+            ("INVERSE", inverse.to_string()),
+        ],
+        workgroup_size: 64,
+        subgroups: false,
+    }
+}
+
+impl Rotate for Flex {
+    fn rotate(qkv: FloatTensor<Self>, batch: IntTensor<Self>, args: RotationArgs) -> FloatTensor<Self> {
+        let qkv = cpu::contiguous(qkv);
+        let cols = args.shape.cols();
+        let mut out = FlexTensor::empty(Shape::new([args.batch.tokens, cols]), DType::F32);
+        let (from, words) = (cpu::floats(&qkv), cpu::words(&batch));
+        let slots = Scattered::new(out.storage_mut::<f32>());
+        cpu::for_each(args.batch.tokens, |row| {
+            // SAFETY: each row is written by one call.
+            let to = unsafe { slots.slice(row * cols, cols) };
+            rotate_row(&from[row * cols..][..cols], angles(words, row, &args), to, &args);
+        });
+        out
+    }
+}

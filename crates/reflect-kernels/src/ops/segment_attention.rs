@@ -1,0 +1,478 @@
+//! Causal attention over sequences that lie one after another, without a cache and without the
+//! `T x T` matrix of scores, and its gradient (Dao et al. 2022, arXiv 2205.14135; Dao 2023, arXiv
+//! 2307.08691): forwards keeps the log-sum-exp of each row, backwards makes the scores again from it.
+
+use burn::{
+    backend::{
+        Dispatch, Flex, backend_extension,
+        tensor::{FloatTensor, IntTensor},
+    },
+    tensor::{DType, Shape, Tensor},
+};
+use burn_flex::FlexTensor;
+use burn_wgpu::CubeBackend;
+
+use super::{empty_like, rope::HeadShape, swiglu::exp};
+use crate::{
+    batch::Batch,
+    cpu::{self, Scattered, View, dispatch_simd, fma},
+    shader::{Shader, launch, u},
+};
+
+/// Attention of the rotated queries in `qkv` `[T, (H + 2 K) h]` over the keys and values of their own
+/// sequences in a [`Batch::packed`]: contexts `[T, H h]` and the natural log-sum-exp of the scaled
+/// scores `[T, H]`.
+///
+/// # Panics
+/// If the shape of `qkv` does not fit.
+pub fn segment_attention(qkv: Tensor<2>, batch: &Batch, shape: HeadShape) -> (Tensor<2>, Tensor<2>) {
+    let tokens = batch.shape.tokens;
+    assert_eq!(qkv.dims(), [tokens, shape.cols()], "segment_attention: qkv for {shape:?}");
+    let (context, lse) = Dispatch::attend_segments(
+        qkv.into_dispatch(),
+        batch.data.clone().into_dispatch(),
+        SegmentArgs { tokens, shape },
+    );
+    (Tensor::from_dispatch(context), Tensor::from_dispatch(lse))
+}
+
+/// Gradient `[T, (H + 2 K) h]` of the rotated `qkv`, from what [`segment_attention`] took and gave and
+/// the gradient of the contexts.
+///
+/// # Panics
+/// If a shape does not fit.
+pub fn segment_attention_backward(
+    qkv: Tensor<2>,
+    batch: &Batch,
+    shape: HeadShape,
+    context: Tensor<2>,
+    lse: Tensor<2>,
+    dcontext: Tensor<2>,
+) -> Tensor<2> {
+    let tokens = batch.shape.tokens;
+    assert_eq!(qkv.dims(), [tokens, shape.cols()], "segment_attention_backward: qkv for {shape:?}");
+    let contexts = [tokens, shape.heads * shape.head_dim];
+    assert_eq!(
+        (context.dims(), dcontext.dims(), lse.dims()),
+        (contexts, contexts, [tokens, shape.heads]),
+        "segment_attention_backward: contexts"
+    );
+    Tensor::from_dispatch(Dispatch::attend_segments_backward(
+        qkv.into_dispatch(),
+        batch.data.clone().into_dispatch(),
+        context.into_dispatch(),
+        lse.into_dispatch(),
+        dcontext.into_dispatch(),
+        SegmentArgs { tokens, shape },
+    ))
+}
+
+/// Rows and heads of an attention.
+#[derive(Clone, Copy, Debug)]
+pub struct SegmentArgs {
+    pub tokens: usize,
+    pub shape: HeadShape,
+}
+
+impl SegmentArgs {
+    fn scale(&self) -> f32 {
+        1.0 / (self.shape.head_dim as f32).sqrt()
+    }
+
+    /// First columns of key head `kv` and of its values.
+    fn key_cols(&self, kv: usize) -> (usize, usize) {
+        let HeadShape { heads, kv_heads, head_dim, .. } = self.shape;
+        ((heads + kv) * head_dim, (heads + kv_heads + kv) * head_dim)
+    }
+}
+
+#[backend_extension(Cube, Flex)]
+pub trait AttendSegments: burn::backend::Backend {
+    /// Returns contexts and log-sum-exps.
+    fn attend_segments(
+        qkv: FloatTensor<Self>,
+        batch: IntTensor<Self>,
+        args: SegmentArgs,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+
+    /// Returns the gradient of `qkv`.
+    fn attend_segments_backward(
+        qkv: FloatTensor<Self>,
+        batch: IntTensor<Self>,
+        context: FloatTensor<Self>,
+        lse: FloatTensor<Self>,
+        dcontext: FloatTensor<Self>,
+        args: SegmentArgs,
+    ) -> FloatTensor<Self>;
+}
+
+/// Attention in plain loops, in f64; `first[t]` is the first row of row t's sequence.
+pub fn reference(qkv: &[f32], first: &[u32], args: &SegmentArgs) -> (Vec<f32>, Vec<f32>) {
+    let HeadShape { heads, head_dim, .. } = args.shape;
+    let (mut context, mut lse) = (Vec::new(), Vec::new());
+    for t in 0..args.tokens {
+        for head in 0..heads {
+            let (scores, values) = scores_and_values(qkv, first, t, head, args);
+            let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let mass: f64 = scores.iter().map(|s| (s - top).exp()).sum();
+            for i in 0..head_dim {
+                let sum: f64 = scores.iter().zip(&values).map(|(s, v)| (s - top).exp() * v[i]).sum();
+                context.push((sum / mass) as f32);
+            }
+            lse.push((top + mass.ln()) as f32);
+        }
+    }
+    (context, lse)
+}
+
+/// Scaled scores of one query with the keys that it sees, and their values.
+fn scores_and_values(
+    qkv: &[f32],
+    first: &[u32],
+    t: usize,
+    head: usize,
+    args: &SegmentArgs,
+) -> (Vec<f64>, Vec<Vec<f64>>) {
+    let HeadShape { heads, kv_heads, head_dim, .. } = args.shape;
+    let (key, value) = args.key_cols(head / (heads / kv_heads));
+    let line = |row: usize, col: usize| -> Vec<f64> {
+        qkv[row * args.shape.cols() + col..][..head_dim].iter().map(|v| f64::from(*v)).collect()
+    };
+    let q = line(t, head * head_dim);
+    let rows = first[t] as usize..t + 1;
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    let scale = 1.0 / (head_dim as f64).sqrt();
+    (rows.clone().map(|j| dot(&q, &line(j, key)) * scale).collect(), rows.map(|j| line(j, value)).collect())
+}
+
+/// The gradient in plain loops, in f64, with the scores made anew.
+pub fn reference_backward(qkv: &[f32], first: &[u32], dcontext: &[f32], args: &SegmentArgs) -> Vec<f32> {
+    let HeadShape { heads, kv_heads, head_dim, .. } = args.shape;
+    let (cols, scale) = (args.shape.cols(), 1.0 / (head_dim as f64).sqrt());
+    let mut grad = vec![0f64; qkv.len()];
+    for t in 0..args.tokens {
+        for head in 0..heads {
+            let (scores, values) = scores_and_values(qkv, first, t, head, args);
+            let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let mass: f64 = scores.iter().map(|s| (s - top).exp()).sum();
+            let d = &dcontext[(t * heads + head) * head_dim..][..head_dim];
+            let weights: Vec<f64> = scores.iter().map(|s| (s - top).exp() / mass).collect();
+            let dweights: Vec<f64> =
+                values.iter().map(|v| v.iter().zip(d).map(|(v, d)| v * f64::from(*d)).sum()).collect();
+            let mean: f64 = weights.iter().zip(&dweights).map(|(w, d)| w * d).sum();
+            let (key, value) = args.key_cols(head / (heads / kv_heads));
+            for (at, (w, dw)) in weights.iter().zip(&dweights).enumerate() {
+                let j = first[t] as usize + at;
+                let ds = w * (dw - mean) * scale;
+                for i in 0..head_dim {
+                    let (q_at, k_at) = (t * cols + head * head_dim + i, j * cols + key + i);
+                    grad[q_at] += ds * f64::from(qkv[k_at]);
+                    grad[k_at] += ds * f64::from(qkv[q_at]);
+                    grad[j * cols + value + i] += w * f64::from(d[i]);
+                }
+            }
+        }
+    }
+    grad.into_iter().map(|g| g as f32).collect()
+}
+
+/// Rows of queries, or of keys, that a workgroup takes.
+const TILE: usize = 32;
+
+impl AttendSegments for CubeBackend {
+    fn attend_segments(
+        qkv: FloatTensor<Self>,
+        batch: IntTensor<Self>,
+        args: SegmentArgs,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let HeadShape { heads, head_dim, .. } = args.shape;
+        let qkv = burn_wgpu::into_contiguous(qkv);
+        let context = empty_like(&qkv, Shape::new([args.tokens, heads * head_dim]), DType::F32);
+        let lse = empty_like(&qkv, Shape::new([args.tokens, heads]), DType::F32);
+        let workgroups = [args.tokens.div_ceil(TILE), heads, 1];
+        launch(shader(Pass::Forward, head_dim), workgroups, &[&qkv, &batch, &context, &lse], &params(&args));
+        (context, lse)
+    }
+
+    fn attend_segments_backward(
+        qkv: FloatTensor<Self>,
+        batch: IntTensor<Self>,
+        context: FloatTensor<Self>,
+        lse: FloatTensor<Self>,
+        dcontext: FloatTensor<Self>,
+        args: SegmentArgs,
+    ) -> FloatTensor<Self> {
+        let HeadShape { heads, kv_heads, head_dim, .. } = args.shape;
+        let [qkv, context, lse, dcontext] = [qkv, context, lse, dcontext].map(burn_wgpu::into_contiguous);
+        let dqkv = empty_like(&qkv, Shape::new([args.tokens, args.shape.cols()]), DType::F32);
+        let buffers = [&qkv, &batch, &context, &lse, &dcontext, &dqkv];
+        for (pass, heads) in [(Pass::Queries, heads), (Pass::Keys, kv_heads)] {
+            let workgroups = [args.tokens.div_ceil(TILE), heads, 1];
+            launch(shader(pass, head_dim), workgroups, &buffers, &params(&args));
+        }
+        dqkv
+    }
+}
+
+fn params(args: &SegmentArgs) -> [u32; 3] {
+    [args.tokens, args.shape.heads, args.shape.kv_heads].map(|v| v as u32)
+}
+
+/// Which of the three kernels.
+#[derive(Clone, Copy, Debug)]
+pub enum Pass {
+    Forward,
+    /// Gradients of the queries.
+    Queries,
+    /// Gradients of keys and values.
+    Keys,
+}
+
+/// The WGSL of one pass.
+pub fn shader(pass: Pass, head_dim: usize) -> Shader {
+    let (name, sources): (_, &'static [&'static str]) = match pass {
+        Pass::Forward => ("segment_attention", &[include_str!("../../../../shaders/segment_attention.wgsl")]),
+        Pass::Queries => {
+            ("segment_attention_dq", &[include_str!("../../../../shaders/segment_attention_dq.wgsl")])
+        }
+        Pass::Keys => {
+            ("segment_attention_dkv", &[include_str!("../../../../shaders/segment_attention_dkv.wgsl")])
+        }
+    };
+    Shader {
+        name,
+        sources,
+        constants: vec![("HEAD_DIM", u(head_dim)), ("TILE", u(TILE))],
+        workgroup_size: 64,
+        subgroups: false,
+    }
+}
+
+/// Query rows whose scores the CPU holds at a time.
+const ROWS: usize = 64;
+
+/// The sequences of a packed batch, as ranges of rows.
+fn sequences(batch: &[u32], tokens: usize) -> Vec<std::ops::Range<usize>> {
+    let mut found = Vec::new();
+    let mut at = 0;
+    while at < tokens {
+        let end = batch[2 * tokens + at] as usize;
+        found.push(at..end);
+        at = end;
+    }
+    found
+}
+
+impl AttendSegments for Flex {
+    fn attend_segments(
+        qkv: FloatTensor<Self>,
+        batch: IntTensor<Self>,
+        args: SegmentArgs,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let HeadShape { heads, kv_heads, head_dim, .. } = args.shape;
+        let qkv = cpu::contiguous(qkv);
+        let mut context = FlexTensor::empty(Shape::new([args.tokens, heads * head_dim]), DType::F32);
+        let mut lse = FlexTensor::empty(Shape::new([args.tokens, heads]), DType::F32);
+        let sequences = sequences(cpu::words(&batch), args.tokens);
+        let from = cpu::floats(&qkv);
+        let contexts = Scattered::new(context.storage_mut::<f32>());
+        let masses = Scattered::new(lse.storage_mut::<f32>());
+        let (cols, out_cols) = (args.shape.cols(), heads * head_dim);
+        cpu::for_each(sequences.len() * heads, |task| {
+            let (rows, head) = (&sequences[task / heads], task % heads);
+            let (key, value) = args.key_cols(head / (heads / kv_heads));
+            let mut scores = vec![0f32; ROWS * rows.len()];
+            for tile in rows.clone().step_by(ROWS) {
+                let count = ROWS.min(rows.end - tile);
+                let seen = tile + count - rows.start;
+                let q = View::rows(from, tile * cols + head * head_dim, cols);
+                let k = View::rows(from, rows.start * cols + key, cols);
+                let v = View::rows(from, rows.start * cols + value, cols);
+                let slots = Scattered::new(&mut scores);
+                // SAFETY: the scores are this task's own.
+                unsafe {
+                    let sizes = [count, seen, head_dim];
+                    cpu::product(sizes, q, k.transposed(), slots, 0, seen, args.scale(), false, false);
+                }
+                for (t, row) in scores.chunks_mut(seen).take(count).enumerate() {
+                    let mass = softmax(row, tile + t - rows.start + 1);
+                    // SAFETY: each row and head belongs to one task.
+                    unsafe { masses.set((tile + t) * heads + head, mass) };
+                }
+                let p = View::rows(&scores, 0, seen);
+                let at = tile * out_cols + head * head_dim;
+                // SAFETY: the rows of a sequence and the columns of a head belong to one task.
+                unsafe {
+                    cpu::product([count, head_dim, seen], p, v, contexts, at, out_cols, 1.0, false, false);
+                }
+            }
+        });
+        (context, lse)
+    }
+
+    fn attend_segments_backward(
+        qkv: FloatTensor<Self>,
+        batch: IntTensor<Self>,
+        context: FloatTensor<Self>,
+        lse: FloatTensor<Self>,
+        dcontext: FloatTensor<Self>,
+        args: SegmentArgs,
+    ) -> FloatTensor<Self> {
+        let HeadShape { heads, kv_heads, .. } = args.shape;
+        let [qkv, context, lse, dcontext] = [qkv, context, lse, dcontext].map(cpu::contiguous);
+        let sequences = sequences(cpu::words(&batch), args.tokens);
+        // Keys and values are sums over queries, so they start at zero.
+        let shape = Shape::new([args.tokens, args.shape.cols()]);
+        let mut dqkv = FlexTensor::empty(shape, DType::F32);
+        dqkv.storage_mut::<f32>().fill(0.0);
+        let inputs = BackwardInputs {
+            qkv: cpu::floats(&qkv),
+            context: cpu::floats(&context),
+            lse: cpu::floats(&lse),
+            dcontext: cpu::floats(&dcontext),
+        };
+        let out = Scattered::new(dqkv.storage_mut::<f32>());
+        let group = heads / kv_heads;
+        cpu::for_each(sequences.len() * kv_heads, |task| {
+            let (rows, kv) = (&sequences[task / kv_heads], task % kv_heads);
+            let mut scratch = [vec![0f32; ROWS * rows.len()], vec![0f32; ROWS * rows.len()]];
+            for head in kv * group..(kv + 1) * group {
+                for tile in rows.clone().step_by(ROWS) {
+                    let count = ROWS.min(rows.end - tile);
+                    // SAFETY: a task owns the rows of its sequence in the columns of its heads.
+                    unsafe {
+                        backward_tile(
+                            &inputs,
+                            out,
+                            rows.start,
+                            tile..tile + count,
+                            head,
+                            kv,
+                            &mut scratch,
+                            &args,
+                        )
+                    };
+                }
+            }
+        });
+        dqkv
+    }
+}
+
+/// What the gradient is made from.
+struct BackwardInputs<'a> {
+    qkv: &'a [f32],
+    context: &'a [f32],
+    lse: &'a [f32],
+    dcontext: &'a [f32],
+}
+
+/// The share of query rows `tile` of one head in the gradients of queries, keys and values.
+///
+/// # Safety
+/// No other thread may write the columns of `head` and `kv` in the rows from `start` to the end of
+/// the tile.
+#[allow(clippy::too_many_arguments, reason = "one tile of a loop over four tensors")]
+unsafe fn backward_tile(
+    from: &BackwardInputs<'_>,
+    out: Scattered<'_>,
+    start: usize,
+    tile: std::ops::Range<usize>,
+    head: usize,
+    kv: usize,
+    [p, ds]: &mut [Vec<f32>; 2],
+    args: &SegmentArgs,
+) {
+    let HeadShape { heads, head_dim, .. } = args.shape;
+    let (cols, out_cols) = (args.shape.cols(), heads * head_dim);
+    let (key, value) = args.key_cols(kv);
+    let (count, seen) = (tile.len(), tile.end - start);
+    let q = View::rows(from.qkv, tile.start * cols + head * head_dim, cols);
+    let k = View::rows(from.qkv, start * cols + key, cols);
+    let v = View::rows(from.qkv, start * cols + value, cols);
+    let d = View::rows(from.dcontext, tile.start * out_cols + head * head_dim, out_cols);
+    let sizes = [count, seen, head_dim];
+    let (p_slots, ds_slots) = (Scattered::new(p), Scattered::new(ds));
+    // SAFETY: the scratch is the caller's own.
+    unsafe {
+        cpu::product(sizes, q, k.transposed(), p_slots, 0, seen, args.scale(), false, false);
+        cpu::product(sizes, d, v.transposed(), ds_slots, 0, seen, 1.0, false, false);
+    }
+    for (t, row) in tile.clone().enumerate() {
+        let at = row * out_cols + head * head_dim;
+        let (context, dcontext) = (&from.context[at..][..head_dim], &from.dcontext[at..][..head_dim]);
+        let lse = from.lse[row * heads + head];
+        let (p, ds) = (&mut p[t * seen..][..seen], &mut ds[t * seen..][..seen]);
+        score_gradients(p, ds, context, dcontext, lse, args.scale(), row - start + 1);
+    }
+    let (p, ds) = (View::rows(p, 0, seen), View::rows(ds, 0, seen));
+    // SAFETY: the caller owns these columns.
+    unsafe {
+        let at = tile.start * cols + head * head_dim;
+        cpu::product([count, head_dim, seen], ds, k, out, at, cols, 1.0, false, false);
+        let sizes = [seen, head_dim, count];
+        cpu::product(sizes, ds.transposed(), q, out, start * cols + key, cols, 1.0, true, false);
+        cpu::product(sizes, p.transposed(), d, out, start * cols + value, cols, 1.0, true, false);
+    }
+}
+
+dispatch_simd! {
+    /// Softmax in place over the first `seen` scores; the others become 0. Returns the log-sum-exp.
+    fn softmax = softmax_body(scores: &mut [f32], seen: usize) -> f32
+}
+
+#[inline(always)]
+fn softmax_body<const FMA: bool>(scores: &mut [f32], seen: usize) -> f32 {
+    let (scores, rest) = scores.split_at_mut(seen);
+    rest.fill(0.0);
+    let mut tops = [f32::NEG_INFINITY; 16];
+    let (units, tail) = scores.as_chunks::<16>();
+    for unit in units {
+        for (top, score) in tops.iter_mut().zip(unit) {
+            *top = if score > top { *score } else { *top };
+        }
+    }
+    let top = tops.iter().chain(tail).fold(f32::NEG_INFINITY, |top, s| top.max(*s));
+    for score in scores.iter_mut() {
+        *score = exp::<FMA>(*score - top);
+    }
+    let mut lanes = [0f32; 16];
+    let (units, tail) = scores.as_chunks::<16>();
+    for unit in units {
+        for (lane, score) in lanes.iter_mut().zip(unit) {
+            *lane += score;
+        }
+    }
+    let mass = lanes.iter().sum::<f32>() + tail.iter().sum::<f32>();
+    let inverse = 1.0 / mass;
+    for score in scores {
+        *score *= inverse;
+    }
+    top + mass.ln()
+}
+
+dispatch_simd! {
+    /// Turns one row of scaled scores into weights, and of weight gradients into score gradients.
+    fn score_gradients = score_gradients_body(
+        scores: &mut [f32], gradients: &mut [f32], context: &[f32], dcontext: &[f32], lse: f32, scale: f32, seen: usize,
+    )
+}
+
+#[inline(always)]
+fn score_gradients_body<const FMA: bool>(
+    scores: &mut [f32],
+    gradients: &mut [f32],
+    context: &[f32],
+    dcontext: &[f32],
+    lse: f32,
+    scale: f32,
+    seen: usize,
+) {
+    let mean = cpu::dot::<FMA>(context, dcontext);
+    scores[seen..].fill(0.0);
+    gradients[seen..].fill(0.0);
+    for (p, d) in scores[..seen].iter_mut().zip(&mut gradients[..seen]) {
+        *p = exp::<FMA>(*p - lse);
+        *d = *p * fma::<FMA>(*d, 1.0, -mean) * scale;
+    }
+}

@@ -1,0 +1,408 @@
+//! `reflect-run train`: from records to a model or an adapter, in a folder that can go on.
+
+mod args;
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{BufRead, BufReader, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use indicatif::{ProgressBar, ProgressStyle};
+use pollster::block_on;
+use reflect_data::import::Record as DataRecord;
+use reflect_data::io::read_jsonl;
+use reflect_kernels::{Format, device::OpenDevice};
+use reflect_llm::{Llama, LlamaConfig, load_model, safetensors_dir::open_dir, weights::TensorSource};
+use reflect_train::{
+    TrainError,
+    batch::pack,
+    checkpoint::{self, State},
+    examples::{Example, Limits, Report, examples},
+    lora, plot,
+    settings::{LoraSettings, Method, OptimizerSettings, Settings},
+    source::{Fresh, Widened},
+    trainer::{Ended, Happened, HeldOutRecord, Record, StepRecord, Trainer},
+};
+
+use self::args::MethodName;
+pub use self::args::TrainArgs;
+use crate::{
+    input,
+    interrupt::Answering,
+    memory::keep_freed_memory,
+    runtime::{Checkpoint, Texts, open_device},
+};
+
+/// Files of a run.
+const LOG: &str = "log.jsonl";
+const PAGE: &str = "loss.html";
+/// Rows of the head whose logits exist at a time.
+const HEAD_ROWS: usize = 16_384;
+/// Files beside the weights that a trained model needs as its base does.
+const COMPANIONS: [&str; 6] = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+];
+
+/// Runs the command.
+pub fn train(args: &TrainArgs) -> Result<ExitCode> {
+    keep_freed_memory();
+    let base = Base::open(args)?;
+    let texts = base.texts();
+    let template = texts.template.as_ref().ok_or_else(|| {
+        input("the model has no chat template, which training needs; add one to its tokenizer_config.json")
+    })?;
+    let context = match args.length.context {
+        Some(context) if context > texts.config.max_position_embeddings => {
+            let most = texts.config.max_position_embeddings;
+            return Err(input(format!("the model has a context of {most} tokens; give at most that")));
+        }
+        context => context.unwrap_or(texts.config.max_position_embeddings),
+    };
+    let limits = Limits { context, vocab: texts.config.vocab_size };
+    let read = |file: &Path, count: Option<usize>| -> Result<Vec<Example>> {
+        let mut records: Vec<DataRecord> = read_jsonl(file)?;
+        records.truncate(count.unwrap_or(usize::MAX));
+        let (found, report) = examples(&records, template, &texts.tokenizer, &args.loss, limits);
+        say_report(file, &report);
+        Ok(found)
+    };
+    let train = read(&args.data, None)?;
+    let held_out = match &args.held_out {
+        Some(file) => read(file, Some(args.held_out_count))?,
+        None => Vec::new(),
+    };
+    let settings = settings(args, &train);
+    let device = open_device(&args.device)?;
+    fs::create_dir_all(&args.out).map_err(|source| TrainError::Write { path: args.out.clone(), source })?;
+
+    let fingerprint = reflect_train::trainer::fingerprint(&settings, &train, &held_out);
+    let last = checkpoint::newest(&args.out, &fingerprint)?;
+    let model = base.model(args, &settings, last.as_ref().map(|(folder, _)| folder.as_path()), &device)?;
+    let mut trainer =
+        Trainer::new(model, device.device.clone(), train, held_out, settings.clone(), args.model.clone())?;
+    let mut log = Log::open(&args.out, last.as_ref().map_or(0, |(_, state)| state.step))?;
+    if let Some((folder, state)) = last {
+        eprintln!("going on after step {} of {}", state.step, settings.steps);
+        trainer.resume(&folder, state)?;
+    }
+
+    let answering = Answering::start();
+    let mut show = Show::new(&settings, trainer.state(), args.json)?;
+    let ended = trainer.run(
+        &args.out,
+        || answering.is_interrupted(),
+        |happened| {
+            match happened {
+                Happened::Step(record) => {
+                    show.step(&record);
+                    log.push(Record::Step(record))?;
+                }
+                Happened::HeldOut(record) => {
+                    show.held_out(&record);
+                    log.push(Record::HeldOut(record))?;
+                    log.write_page()?;
+                }
+                Happened::Saved(_) => log.write_page()?,
+            }
+            Ok(())
+        },
+    )?;
+    show.finish();
+    if ended == Ended::Stopped {
+        eprintln!("stopped; the same command goes on from here");
+        return Ok(ExitCode::from(crate::interrupt::EXIT_CODE));
+    }
+    finish(args, &settings, &base, &trainer, ended)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What is trained, before its weights are read.
+enum Base {
+    /// A folder with configuration and tokenizer, and new weights.
+    Fresh {
+        folder: PathBuf,
+        texts: Texts,
+    },
+    Checkpoint(Box<Checkpoint>),
+}
+
+impl Base {
+    fn open(args: &TrainArgs) -> Result<Self> {
+        if !args.fresh {
+            return Ok(Self::Checkpoint(Box::new(Checkpoint::open_named(&args.model, false)?)));
+        }
+        let folder = PathBuf::from(&args.model);
+        if !folder.is_dir() {
+            return Err(input("--fresh wants a folder with config.json and tokenizer.json in --model"));
+        }
+        if args.method == MethodName::Lora {
+            return Err(input("adapters on random weights teach nothing; use --method full with --fresh"));
+        }
+        let texts = Texts::open(&folder)?;
+        Ok(Self::Fresh { folder, texts })
+    }
+
+    fn texts(&self) -> &Texts {
+        match self {
+            Self::Fresh { texts, .. } => texts,
+            Self::Checkpoint(checkpoint) => &checkpoint.texts,
+        }
+    }
+
+    /// The folder whose other files a trained model needs.
+    fn folder(&self) -> Option<&Path> {
+        match self {
+            Self::Fresh { folder, .. } => Some(folder),
+            Self::Checkpoint(checkpoint) => Some(checkpoint.path.as_path()).filter(|path| path.is_dir()),
+        }
+    }
+
+    /// The model of a run with its adapters, as it began or as its last checkpoint has it.
+    fn model(
+        &self,
+        args: &TrainArgs,
+        settings: &Settings,
+        last: Option<&Path>,
+        device: &OpenDevice,
+    ) -> Result<Llama> {
+        let config = &self.texts().config;
+        match (&settings.method, last) {
+            (Method::Full, Some(last)) => load(config, &block_on(open_dir(last))?, device),
+            (Method::Full, None) => match self {
+                Self::Fresh { .. } => load(config, &Fresh::new(config, args.seed), device),
+                Self::Checkpoint(checkpoint) if checkpoint.path.is_dir() => {
+                    load(config, &Widened::new(&checkpoint.weights), device)
+                }
+                Self::Checkpoint(_) => Err(input(
+                    "full training writes a Hugging Face folder and needs one to begin with; use --method lora for a .gguf file",
+                )),
+            },
+            (Method::Lora(lora_settings), last) => {
+                let Self::Checkpoint(checkpoint) = self else {
+                    return Err(input("adapters need a model with weights"));
+                };
+                let mut model = load(config, &checkpoint.weights, device)?;
+                match last {
+                    Some(last) => drop(lora::load(&mut model, last, &device.device)?),
+                    None => lora::attach(&mut model, lora_settings, args.seed, &device.device)?,
+                }
+                Ok(model)
+            }
+        }
+    }
+}
+
+fn load(config: &LlamaConfig, source: &impl TensorSource, device: &OpenDevice) -> Result<Llama> {
+    let bar = ProgressBar::new(source.total_bytes());
+    bar.set_style(ProgressStyle::with_template("loading {bar:32} {bytes} of {total_bytes}, {elapsed}")?);
+    let head = 4 * HEAD_ROWS as u64 * Format::F32.row_words(config.hidden_size) as u64;
+    let limit = device.profile.map_or(u64::MAX, |profile| profile.max_binding_bytes).min(head);
+    let model =
+        block_on(load_model(config.clone(), source, &device.device, limit, |done| bar.set_position(done)));
+    bar.finish_and_clear();
+    Ok(model?)
+}
+
+fn settings(args: &TrainArgs, train: &[Example]) -> Settings {
+    let length = &args.length;
+    let order: Vec<usize> = (0..train.len()).collect();
+    let groups = pack(train, &order, length.micro_tokens).len() as f64;
+    let steps = (groups * length.epochs / length.accumulate.max(1) as f64).ceil() as u64;
+    let optimizer = &args.optimizer;
+    Settings {
+        method: match args.method {
+            MethodName::Full => Method::Full,
+            MethodName::Lora => Method::Lora(LoraSettings {
+                rank: args.lora.rank,
+                alpha: args.lora.alpha,
+                targets: args.lora.targets.clone(),
+            }),
+        },
+        strategy: args.loss.clone(),
+        steps: length.steps.unwrap_or(steps).max(1),
+        micro_tokens: length.micro_tokens,
+        accumulate: length.accumulate.max(1),
+        optimizer: OptimizerSettings {
+            rate: optimizer.rate,
+            final_share: optimizer.final_share,
+            warm_up: optimizer.warm_up,
+            decay: optimizer.decay,
+            max_norm: optimizer.max_norm,
+            ..OptimizerSettings::default()
+        },
+        seed: args.seed,
+        recompute: length.recompute,
+        eval_every: length.eval_every,
+        save_every: length.save_every,
+        patience: length.patience,
+    }
+}
+
+/// What became of the records of a file; nothing is dropped silently.
+fn say_report(file: &Path, report: &Report) {
+    let file = file.display();
+    eprintln!(
+        "{file}: {} records, {} kept as {} examples of {} tokens, {} of them learned",
+        report.records, report.kept, report.examples, report.tokens, report.learned_tokens
+    );
+    for (reason, count) in &report.skipped {
+        let named = report.first_skipped.iter().filter(|(.., why)| why == reason);
+        let named: Vec<String> = named.map(|(number, id, _)| format!("{number} ({id})")).collect();
+        eprintln!("{file}: {count} skipped: {reason}; first: {}", named.join(", "));
+    }
+}
+
+/// Writes the model that came out into the run's folder.
+fn finish(args: &TrainArgs, settings: &Settings, base: &Base, trainer: &Trainer, ended: Ended) -> Result<()> {
+    let state = trainer.state();
+    let best = state.best.filter(|best| settings.patience > 0 && best.step != state.step);
+    match (&settings.method, best) {
+        (method, Some(best)) => {
+            let from = checkpoint::folder(&args.out, best.step);
+            let files: &[&str] = match method {
+                Method::Full => &[checkpoint::WEIGHTS],
+                Method::Lora(_) => &[lora::CONFIG, lora::WEIGHTS],
+            };
+            for file in files {
+                copy(&from.join(file), &args.out.join(file))?;
+            }
+        }
+        (method, None) => checkpoint::write_weights(&args.out, &trainer.model, method, &args.model)?,
+    }
+    if let (Method::Full, Some(folder)) = (&settings.method, base.folder()) {
+        for name in COMPANIONS {
+            let (from, to) = (folder.join(name), args.out.join(name));
+            if from.is_file() && from != to {
+                copy(&from, &to)?;
+            }
+        }
+    }
+    checkpoint::write_json(&args.out.join("settings.json"), settings)?;
+    let why = match ended {
+        Ended::NoProgress => "no more progress on the held-out records",
+        _ => "all steps taken",
+    };
+    let kept = best.map_or(state.step, |best| best.step);
+    eprintln!("{why}; the weights after step {kept} are in {}", args.out.display());
+    Ok(())
+}
+
+/// Copies a file beside its place and renames it.
+fn copy(from: &Path, to: &Path) -> Result<(), TrainError> {
+    let bytes = fs::read(from).map_err(|source| TrainError::Read { path: from.to_owned(), source })?;
+    checkpoint::write(to, &bytes)
+}
+
+/// The log of a run: a line for each record, all of them known for the page.
+struct Log {
+    records: Vec<Record>,
+    file: File,
+    path: PathBuf,
+    page: PathBuf,
+    title: String,
+}
+
+impl Log {
+    /// Opens the log; what lies after `step` was not kept in a checkpoint and comes again.
+    fn open(run: &Path, step: u64) -> Result<Self> {
+        let path = run.join(LOG);
+        let mut records = Vec::new();
+        if let Ok(file) = File::open(&path) {
+            // A line that was being written when the run was killed is no record.
+            let lines = BufReader::new(file).lines().map_while(std::io::Result::ok);
+            let known = lines.map_while(|line| serde_json::from_str::<Record>(&line).ok());
+            records.extend(known.filter(|record| record.step() <= step));
+        }
+        let mut text = Vec::new();
+        for record in &records {
+            serde_json::to_writer(&mut text, record)?;
+            text.push(b'\n');
+        }
+        checkpoint::write(&path, &text)?;
+        let file = OpenOptions::new().append(true).open(&path).context("the log could not be opened")?;
+        let name = run.file_name().unwrap_or(run.as_os_str()).to_string_lossy();
+        let title = format!("Training of {name}");
+        Ok(Self { records, file, path, page: run.join(PAGE), title })
+    }
+
+    fn push(&mut self, record: Record) -> Result<(), TrainError> {
+        let failed = |source| TrainError::Write { path: self.path.clone(), source };
+        let mut line = serde_json::to_vec(&record).map_err(|error| failed(error.into()))?;
+        line.push(b'\n');
+        self.file.write_all(&line).map_err(failed)?;
+        self.records.push(record);
+        Ok(())
+    }
+
+    fn write_page(&self) -> Result<(), TrainError> {
+        checkpoint::write(&self.page, plot::html(&self.title, &self.records).as_bytes())
+    }
+}
+
+/// What a person sees.
+struct Show {
+    bar: ProgressBar,
+    json: bool,
+    /// Of the last steps, for a figure that can be read.
+    loss: Option<f64>,
+}
+
+/// Weight of a new loss in the one that is shown.
+const SHOWN_SHARE: f64 = 0.1;
+
+impl Show {
+    fn new(settings: &Settings, state: &State, json: bool) -> Result<Self> {
+        let bar = ProgressBar::new(settings.steps);
+        bar.set_style(ProgressStyle::with_template(
+            "{bar:28} {pos}/{len}  {msg}  {elapsed} gone, {eta} left",
+        )?);
+        bar.set_position(state.step);
+        bar.reset_eta();
+        Ok(Self { bar, json, loss: None })
+    }
+
+    fn step(&mut self, record: &StepRecord) {
+        let before = self.loss.unwrap_or(record.loss);
+        let loss = before + SHOWN_SHARE * (record.loss - before);
+        self.loss = Some(loss);
+        self.bar.set_position(record.step);
+        self.bar.set_message(format!("loss {loss:.4}  {:.0} tokens/s", record.tokens_per_s));
+        self.print_json(&Record::Step(record.clone()));
+    }
+
+    fn held_out(&self, record: &HeldOutRecord) {
+        let kinds = |kinds: &BTreeMap<_, f64>| -> String {
+            let kinds = kinds.iter().map(|(kind, loss)| format!("{kind} {loss:.3}"));
+            kinds.collect::<Vec<_>>().join(", ")
+        };
+        let line = format!(
+            "step {}: held out {:.4}, {:.1} % of tokens and {:.1} % of answers right ({})",
+            record.step,
+            record.loss,
+            100.0 * record.token_accuracy,
+            100.0 * record.answer_accuracy,
+            kinds(&record.by_kind)
+        );
+        self.bar.suspend(|| eprintln!("{line}"));
+        self.print_json(&Record::HeldOut(record.clone()));
+    }
+
+    fn print_json(&self, record: &Record) {
+        if let (true, Ok(line)) = (self.json, serde_json::to_string(record)) {
+            self.bar.suspend(|| println!("{line}"));
+        }
+    }
+
+    fn finish(&self) {
+        if std::io::stderr().is_terminal() {
+            self.bar.abandon();
+        }
+    }
+}

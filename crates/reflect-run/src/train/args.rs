@@ -1,0 +1,131 @@
+//! The command line of `reflect-run train`.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use reflect_data::loss::LossStrategy;
+use reflect_kernels::device::DeviceChoice;
+
+#[derive(Args, Debug)]
+pub struct TrainArgs {
+    /// Records with answers, from `reflect-run data reflect` or `data import`
+    #[arg(long, value_name = "FILE")]
+    pub data: PathBuf,
+    /// Records to measure on while training
+    #[arg(long, value_name = "FILE")]
+    pub held_out: Option<PathBuf>,
+    /// Measure on no more than this many of them
+    #[arg(long, value_name = "N", default_value_t = 200)]
+    pub held_out_count: usize,
+    /// The model to begin with: a Hugging Face folder, or for adapters any model
+    #[arg(long, value_name = "MODEL")]
+    pub model: String,
+    /// Begin with new random weights; the model's folder then needs its configuration and tokenizer alone
+    #[arg(long)]
+    pub fresh: bool,
+    /// Folder of the run; one that was interrupted goes on from its last checkpoint
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// auto (a GPU, else the CPU), cpu, gpu, or a number from `reflect-run devices`
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub device: DeviceChoice,
+    #[arg(long, value_enum, default_value_t = MethodName::Full)]
+    pub method: MethodName,
+    /// What the loss counts: published, intended, mask-mistakes or none
+    #[arg(long, value_name = "STRATEGY", default_value = "mask-mistakes", value_parser = parse_strategy)]
+    pub loss: LossStrategy,
+    /// The same seed gives the same run
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    #[command(flatten)]
+    pub length: LengthArgs,
+    #[command(flatten)]
+    pub optimizer: OptimizerArgs,
+    #[command(flatten)]
+    pub lora: LoraArgs,
+    /// Log records as lines of JSON on standard output
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum MethodName {
+    /// Every weight
+    Full,
+    /// Low-rank adapters beside the weights
+    Lora,
+}
+
+/// How long a run is and how it is cut.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Length")]
+pub struct LengthArgs {
+    /// Passes over the data
+    #[arg(long, value_name = "N", default_value_t = 1.0, conflicts_with = "steps")]
+    pub epochs: f64,
+    /// Steps, instead of passes
+    #[arg(long, value_name = "N")]
+    pub steps: Option<u64>,
+    /// Tokens that go through the model at a time
+    #[arg(long, value_name = "TOKENS", default_value_t = 4096)]
+    pub micro_tokens: usize,
+    /// Such batches in a step
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub accumulate: usize,
+    /// Longest example in tokens [default: what the model has]
+    #[arg(long, value_name = "TOKENS")]
+    pub context: Option<usize>,
+    /// Steps between two looks at the held-out records
+    #[arg(long, value_name = "STEPS", default_value_t = 100)]
+    pub eval_every: u64,
+    /// Steps between two checkpoints
+    #[arg(long, value_name = "STEPS", default_value_t = 200)]
+    pub save_every: u64,
+    /// End, with the best weights, after this many looks without a better loss; 0 for never
+    #[arg(long, value_name = "LOOKS", default_value_t = 0)]
+    pub patience: u32,
+    /// Run each block twice and keep less in memory
+    #[arg(long)]
+    pub recompute: bool,
+}
+
+#[derive(Args, Debug)]
+#[command(next_help_heading = "AdamW")]
+pub struct OptimizerArgs {
+    /// Highest learning rate
+    #[arg(long, value_name = "RATE", default_value_t = 1e-3)]
+    pub rate: f64,
+    /// Learning rate of the last step, as a share of the highest
+    #[arg(long, value_name = "SHARE", default_value_t = 0.1)]
+    pub final_share: f64,
+    /// Steps until the highest rate
+    #[arg(long, value_name = "STEPS", default_value_t = 100)]
+    pub warm_up: u64,
+    /// Decay of matrices
+    #[arg(long, value_name = "DECAY", default_value_t = 0.1)]
+    pub decay: f64,
+    /// Longest gradient
+    #[arg(long, value_name = "NORM", default_value_t = 1.0)]
+    pub max_norm: f64,
+}
+
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Adapters")]
+pub struct LoraArgs {
+    /// Rank of an adapter
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    pub rank: usize,
+    /// An adapter's output is scaled by alpha / rank
+    #[arg(long, value_name = "ALPHA", default_value_t = 32.0)]
+    pub alpha: f64,
+    /// Projections with an adapter
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', default_values_t = reflect_train::lora::TARGETS.map(str::to_owned))]
+    pub targets: Vec<String>,
+}
+
+fn parse_strategy(name: &str) -> Result<LossStrategy, String> {
+    LossStrategy::parse(name).ok_or_else(|| {
+        let names: Vec<&str> = LossStrategy::ALL.iter().map(LossStrategy::name).collect();
+        format!("choose one of {}", names.join(", "))
+    })
+}

@@ -1,0 +1,223 @@
+//! What a run needs to go on: weights or adapter, moments, and its place in the data. A checkpoint is
+//! a folder that gets its name when it is complete, so a run killed at any moment finds either the
+//! new one or the one before.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use burn::tensor::Device;
+use reflect_llm::Llama;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    TrainError,
+    export::{self, read_safetensors, restore_moments},
+    lora::{self, PeftConfig},
+    optimizer::Optimizer,
+    settings::{Method, Settings},
+};
+
+/// Folder of the checkpoints inside the run's folder.
+pub const FOLDER: &str = "checkpoints";
+/// Weights of a full run, under the name that other programs look for.
+pub const WEIGHTS: &str = "model.safetensors";
+const MOMENTS: &str = "optimizer.safetensors";
+const STATE: &str = "state.json";
+
+/// Where a run stands.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    /// Steps taken.
+    pub step: u64,
+    /// Passes over the examples that have begun, from 0.
+    pub epoch: u64,
+    /// The next group of examples in the order of this epoch.
+    pub next_group: usize,
+    /// Tokens that went through the model.
+    pub tokens: u64,
+    pub best: Option<Best>,
+    /// Looks at the held-out examples since the best.
+    pub stale: u32,
+}
+
+/// The best look at the held-out examples so far.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Best {
+    pub step: u64,
+    pub loss: f64,
+}
+
+/// What must be the same when a run goes on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Fingerprint {
+    pub settings: Settings,
+    /// Hash of the ids and weights of all examples.
+    pub examples: u64,
+    /// Hash of the ids and weights of the held-out examples.
+    pub held_out: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Saved {
+    state: State,
+    fingerprint: Fingerprint,
+}
+
+/// Writes a checkpoint into `run` and removes those that are neither the newest two nor the best.
+/// Returns its folder.
+///
+/// # Errors
+/// If the device or the disk fails; what was there before stays.
+pub fn save(
+    run: &Path,
+    model: &Llama,
+    optimizer: &Optimizer,
+    state: &State,
+    fingerprint: &Fingerprint,
+    base: &str,
+) -> Result<PathBuf, TrainError> {
+    let folder = run.join(FOLDER);
+    let partial = folder.join(format!(".partial-{}", std::process::id()));
+    let _ = fs::remove_dir_all(&partial);
+    fs::create_dir_all(&partial).map_err(|source| TrainError::Write { path: partial.clone(), source })?;
+    write_weights(&partial, model, &fingerprint.settings.method, base)?;
+    write_tensors(&partial.join(MOMENTS), &export::moments(optimizer)?)?;
+    let saved = Saved { state: state.clone(), fingerprint: fingerprint.clone() };
+    write_json(&partial.join(STATE), &saved)?;
+    let place = folder.join(name(state.step));
+    // A checkpoint of this step is there already when a run was resumed and stopped at once.
+    let _ = fs::remove_dir_all(&place);
+    let failed = |source| TrainError::Write { path: place.clone(), source };
+    fs::rename(&partial, &place).map_err(failed)?;
+    sync_folder(&folder);
+    let best = state.best.map(|best| best.step);
+    let steps = steps(run);
+    for step in steps.iter().rev().skip(2).filter(|step| Some(**step) != best) {
+        // One that stays costs space only.
+        let _ = fs::remove_dir_all(folder.join(name(*step)));
+    }
+    Ok(place)
+}
+
+/// Writes what was trained: `model.safetensors`, or an adapter in PEFT's layout.
+///
+/// # Errors
+/// If the device or the disk fails.
+pub fn write_weights(folder: &Path, model: &Llama, method: &Method, base: &str) -> Result<(), TrainError> {
+    match method {
+        Method::Full => write_tensors(&folder.join(WEIGHTS), &export::weights(model)?),
+        Method::Lora(settings) => {
+            write_json(&folder.join(lora::CONFIG), &PeftConfig::new(settings, base))?;
+            write_tensors(&folder.join(lora::WEIGHTS), &lora::tensors(model)?)
+        }
+    }
+}
+
+fn name(step: u64) -> String {
+    format!("step-{step:08}")
+}
+
+/// Steps of the checkpoints of a run, in their order.
+pub fn steps(run: &Path) -> Vec<u64> {
+    let entries = fs::read_dir(run.join(FOLDER)).into_iter().flatten().flatten();
+    let mut steps: Vec<u64> = entries
+        .filter(|entry| entry.path().join(STATE).is_file())
+        .filter_map(|entry| entry.file_name().to_str()?.strip_prefix("step-")?.parse().ok())
+        .collect();
+    steps.sort_unstable();
+    steps
+}
+
+/// The folder of the checkpoint of `step`.
+pub fn folder(run: &Path, step: u64) -> PathBuf {
+    run.join(FOLDER).join(name(step))
+}
+
+/// The place of the newest checkpoint of a run, if it has one.
+///
+/// # Errors
+/// If it can't be read, or the run was begun with other settings or data.
+pub fn newest(run: &Path, fingerprint: &Fingerprint) -> Result<Option<(PathBuf, State)>, TrainError> {
+    let Some(step) = steps(run).pop() else { return Ok(None) };
+    let folder = folder(run, step);
+    let path = folder.join(STATE);
+    let text = fs::read(&path).map_err(|source| TrainError::Read { path: path.clone(), source })?;
+    let saved: Saved = serde_json::from_slice(&text)
+        .map_err(|error| TrainError::Damaged { path: path.clone(), problem: error.to_string() })?;
+    let different = |what| Err(TrainError::Settings { path: folder.clone(), what });
+    // How often a run looks and saves, and whether it recomputes, changes nothing of what it computes.
+    let (old, new) = (&saved.fingerprint, fingerprint);
+    let same = Settings {
+        recompute: old.settings.recompute,
+        eval_every: old.settings.eval_every,
+        save_every: old.settings.save_every,
+        patience: old.settings.patience,
+        ..new.settings.clone()
+    };
+    if same != old.settings {
+        return different("set of settings");
+    }
+    if (new.examples, new.held_out) != (old.examples, old.held_out) {
+        return different("set of examples");
+    }
+    Ok(Some((folder, saved.state)))
+}
+
+/// Brings the moments of a checkpoint back; the weights are loaded as any model or adapter is.
+///
+/// # Errors
+/// If they can't be read, or are of another model.
+pub fn restore_optimizer(
+    folder: &Path,
+    optimizer: &mut Optimizer,
+    state: &State,
+    device: &Device,
+) -> Result<(), TrainError> {
+    let path = folder.join(MOMENTS);
+    let mut saved = read_safetensors(&path)?;
+    restore_moments(optimizer, &mut saved, device)
+        .map_err(|problem| TrainError::Damaged { path, problem })?;
+    optimizer.step = state.step;
+    Ok(())
+}
+
+fn write_tensors(
+    path: &Path,
+    tensors: &std::collections::BTreeMap<String, export::HostTensor>,
+) -> Result<(), TrainError> {
+    let bytes = export::safetensors(tensors)
+        .map_err(|problem| TrainError::Damaged { path: path.to_owned(), problem })?;
+    write(path, &bytes)
+}
+
+/// Writes JSON for people to read.
+///
+/// # Errors
+/// If the disk fails.
+pub fn write_json(path: &Path, value: &impl Serialize) -> Result<(), TrainError> {
+    let bytes = serde_json::to_vec_pretty(value)
+        .map_err(|error| TrainError::Damaged { path: path.to_owned(), problem: error.to_string() })?;
+    write(path, &bytes)
+}
+
+/// Writes a file that is on the disk when this returns; it appears under its name when it is complete.
+///
+/// # Errors
+/// If the disk fails.
+pub fn write(path: &Path, bytes: &[u8]) -> Result<(), TrainError> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{}.partial", std::process::id()));
+    let partial = path.with_file_name(name);
+    let failed = |source| TrainError::Write { path: path.to_owned(), source };
+    let mut file = File::create(&partial).map_err(failed)?;
+    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(failed)?;
+    fs::rename(&partial, path).map_err(failed)
+}
+
+/// Makes a rename last where the system can: not every one opens folders.
+fn sync_folder(folder: &Path) {
+    if let Ok(folder) = File::open(folder) {
+        let _ = folder.sync_all();
+    }
+}

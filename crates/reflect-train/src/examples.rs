@@ -1,0 +1,196 @@
+//! Samples as token ids with a loss weight and a span kind each.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::Range;
+
+use reflect_data::{
+    import::Record,
+    loss::{LossStrategy, token_weights},
+    sample::{Span, SpanKind},
+};
+use reflect_text::{ChatTemplate, Message, RenderOptions, Tokenizer};
+use serde::Serialize;
+
+/// One sequence to learn from.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Example {
+    /// Of its problem; copies of one sample share it.
+    pub id: String,
+    pub ids: Vec<u32>,
+    /// `weights[i]` is the weight of predicting token i; the first is 0.
+    pub weights: Vec<f32>,
+    /// The span that token i stands in; the end of the turn belongs to the output.
+    pub kinds: Vec<Option<SpanKind>>,
+}
+
+/// Why a record is not learned from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Skipped {
+    /// A problem without an answer.
+    NoAnswer,
+    /// The answer holds no text.
+    EmptyAnswer,
+    /// The tags of the answer do not pair up.
+    UnbalancedTags,
+    /// The template refuses the conversation, or changes the answer.
+    Template,
+    /// More tokens than the context.
+    TooLong,
+    /// A token that the model has no row for.
+    UnknownToken,
+    /// No token has a weight.
+    NothingToLearn,
+}
+
+impl fmt::Display for Skipped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NoAnswer => "no answer",
+            Self::EmptyAnswer => "empty answer",
+            Self::UnbalancedTags => "unbalanced tags",
+            Self::Template => "the template refuses it",
+            Self::TooLong => "longer than the context",
+            Self::UnknownToken => "a token without a row in the model",
+            Self::NothingToLearn => "nothing to learn",
+        })
+    }
+}
+
+/// What became of the records of a file: `records` is `kept` and all of `skipped`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Report {
+    pub records: usize,
+    /// Records that gave examples.
+    pub kept: usize,
+    /// More than `kept` where a loss strategy makes copies.
+    pub examples: usize,
+    pub tokens: usize,
+    /// Tokens with a weight.
+    pub learned_tokens: usize,
+    pub skipped: BTreeMap<Skipped, usize>,
+    /// The first skipped records of each kind, by number in the file (from 1) and id.
+    pub first_skipped: Vec<(usize, String, Skipped)>,
+}
+
+/// Skipped records that a report names, of each kind.
+const NAMED: usize = 3;
+
+/// What a model can take.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Tokens of an example.
+    pub context: usize,
+    /// Rows of the embedding.
+    pub vocab: usize,
+}
+
+/// Renders records and weighs their tokens. Nothing is dropped silently: see the report.
+pub fn examples(
+    records: &[Record],
+    template: &ChatTemplate,
+    tokenizer: &Tokenizer,
+    strategy: &LossStrategy,
+    limits: Limits,
+) -> (Vec<Example>, Report) {
+    let mut report = Report { records: records.len(), ..Report::default() };
+    let mut found = Vec::new();
+    for (index, record) in records.iter().enumerate() {
+        match of_record(record, template, tokenizer, strategy, limits) {
+            Ok(copies) => {
+                report.kept += 1;
+                report.examples += copies.len();
+                for example in &copies {
+                    report.tokens += example.ids.len();
+                    report.learned_tokens += example.weights.iter().filter(|weight| **weight != 0.0).count();
+                }
+                found.extend(copies);
+            }
+            Err(reason) => {
+                let count = report.skipped.entry(reason).or_default();
+                *count += 1;
+                if *count <= NAMED {
+                    report.first_skipped.push((index + 1, record.problem.id.clone(), reason));
+                }
+            }
+        }
+    }
+    (found, report)
+}
+
+fn of_record(
+    record: &Record,
+    template: &ChatTemplate,
+    tokenizer: &Tokenizer,
+    strategy: &LossStrategy,
+    limits: Limits,
+) -> Result<Vec<Example>, Skipped> {
+    if record.spans.is_empty() {
+        return Err(Skipped::NoAnswer);
+    }
+    let answer: String = record.spans.iter().map(|span| span.text.as_str()).collect();
+    if answer.trim().is_empty() {
+        return Err(Skipped::EmptyAnswer);
+    }
+    if !reflect_data::check::is_balanced(&answer) {
+        return Err(Skipped::UnbalancedTags);
+    }
+    let mut messages = record.problem.messages.clone();
+    messages.push(Message::new("assistant", answer));
+    let options = RenderOptions { tools: record.problem.tools.clone(), ..RenderOptions::default() };
+    let rendered = template.render_ids(tokenizer, &messages, &options).map_err(|_| Skipped::Template)?;
+    let places = rendered.spans.ok_or(Skipped::Template)?;
+    let last = messages.len() - 1;
+    let place = places.iter().find(|span| span.message == last).ok_or(Skipped::Template)?;
+    if rendered.ids.len() > limits.context {
+        return Err(Skipped::TooLong);
+    }
+    if rendered.ids.iter().any(|id| *id as usize >= limits.vocab) {
+        return Err(Skipped::UnknownToken);
+    }
+    let copies =
+        token_weights(strategy, &rendered.text, place.text.clone(), &record.spans, &rendered.offsets)
+            .map_err(|_| Skipped::Template)?;
+    let kinds = kinds(&record.spans, &place.text, &rendered.offsets);
+    let learned: Vec<Example> = copies
+        .into_iter()
+        .filter(|weights| weights.iter().any(|weight| *weight != 0.0))
+        .map(|weights| Example {
+            id: record.problem.id.clone(),
+            ids: rendered.ids.clone(),
+            weights,
+            kinds: kinds.clone(),
+        })
+        .collect();
+    if learned.is_empty() { Err(Skipped::NothingToLearn) } else { Ok(learned) }
+}
+
+/// The span of each token: the one that its first byte stands in. The first token after the answer
+/// ends the turn and counts as output.
+fn kinds(spans: &[Span], answer: &Range<usize>, tokens: &[Range<usize>]) -> Vec<Option<SpanKind>> {
+    let mut end = answer.start;
+    let ends: Vec<(usize, SpanKind)> = spans
+        .iter()
+        .map(|span| {
+            end += span.text.len();
+            (end, span.kind)
+        })
+        .collect();
+    let mut ended = false;
+    tokens
+        .iter()
+        .map(|token| {
+            if token.start < answer.start || token.is_empty() {
+                return None;
+            }
+            if token.start >= answer.end {
+                let first = !ended;
+                ended = true;
+                return first.then_some(SpanKind::Output);
+            }
+            let at = ends.partition_point(|(end, _)| *end <= token.start);
+            ends.get(at).map(|(_, kind)| *kind)
+        })
+        .collect()
+}

@@ -1,0 +1,132 @@
+//! Weights to begin with: any checkpoint widened to f32, or new random ones.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use reflect_kernels::{
+    Format,
+    format::{pack_row, unpack_row},
+};
+use reflect_llm::{
+    LlamaConfig,
+    weights::{Dtype, LoadError, TensorInfo, TensorSource, expected_shapes},
+};
+
+/// A checkpoint all of whose numbers are read as f32.
+pub struct Widened<'a, S> {
+    source: &'a S,
+    infos: BTreeMap<String, TensorInfo>,
+}
+
+impl<'a, S: TensorSource> Widened<'a, S> {
+    pub fn new(source: &'a S) -> Self {
+        let infos = source
+            .names()
+            .filter_map(|name| source.info(name))
+            .map(|info| (info.name.clone(), TensorInfo { dtype: Dtype::F32, ..info.clone() }))
+            .collect();
+        Self { source, infos }
+    }
+}
+
+impl<S: TensorSource> TensorSource for Widened<'_, S> {
+    fn info(&self, name: &str) -> Option<&TensorInfo> {
+        self.infos.get(name)
+    }
+
+    fn names(&self) -> impl Iterator<Item = &str> {
+        self.infos.keys().map(String::as_str)
+    }
+
+    async fn read(&self, name: &str, rows: Range<usize>) -> Result<Cow<'_, [u8]>, LoadError> {
+        let bytes = self.source.read(name, rows).await?;
+        let Some(info) = self.source.info(name).filter(|info| info.dtype != Dtype::F32) else {
+            return Ok(bytes);
+        };
+        let (format, cols) = (Format::from(info.dtype), info.cols());
+        let mut words = vec![0u32; format.row_words(cols)];
+        let mut values = vec![0f32; cols];
+        let mut wide = Vec::with_capacity(bytes.len() * 4 / info.row_bytes().max(1) * cols);
+        for row in bytes.chunks_exact(info.row_bytes().max(1)) {
+            pack_row(format, cols, row, &mut words);
+            unpack_row(format, cols, &words, &mut values);
+            wide.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+        }
+        Ok(Cow::Owned(wide))
+    }
+
+    fn total_bytes(&self) -> u64 {
+        self.infos.values().map(TensorInfo::byte_len).sum()
+    }
+
+    fn release(&self, name: &str) {
+        self.source.release(name);
+    }
+}
+
+/// New weights in f32 for training from nothing.
+pub struct Fresh {
+    tensors: BTreeMap<String, (TensorInfo, Vec<u8>)>,
+}
+
+/// Standard deviation of new weights (Radford et al. 2019, the GPT-2 report).
+const DEVIATION: f32 = 0.02;
+
+impl Fresh {
+    /// Norms of 1, biases of 0, and normal matrices with a deviation of 0.02, divided by `sqrt(2 L)`
+    /// where a matrix writes to the residual stream. The same seed gives the same weights.
+    pub fn new(config: &LlamaConfig, seed: u64) -> Self {
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        let depth = (2.0 * config.num_hidden_layers as f32).sqrt();
+        let mut tensors = BTreeMap::new();
+        for (name, shape) in expected_shapes(config) {
+            let len: usize = shape.iter().product();
+            let writes = name.contains("o_proj") || name.contains("down_proj");
+            let deviation = if writes { DEVIATION / depth } else { DEVIATION };
+            let values: Vec<f32> = match (shape.len(), name.ends_with(".bias")) {
+                (_, true) => vec![0.0; len],
+                (1, _) => vec![1.0; len],
+                _ => (0..len).map(|_| deviation * normal(&mut random)).collect(),
+            };
+            let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+            tensors.insert(name.clone(), (TensorInfo { name, shape, dtype: Dtype::F32 }, bytes));
+        }
+        Self { tensors }
+    }
+}
+
+/// A standard normal number by the sum of twelve uniform ones: exact on every machine, since it needs
+/// no logarithm, and without the far tails that no initial weight should have.
+fn normal(random: &mut ChaCha8Rng) -> f32 {
+    (0..12).map(|_| random.random::<f32>()).sum::<f32>() - 6.0
+}
+
+impl TensorSource for Fresh {
+    fn info(&self, name: &str) -> Option<&TensorInfo> {
+        self.tensors.get(name).map(|(info, _)| info)
+    }
+
+    fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    async fn read(&self, name: &str, rows: Range<usize>) -> Result<Cow<'_, [u8]>, LoadError> {
+        let missing = || LoadError::MissingTensor { tensor: name.to_owned(), expected: Vec::new() };
+        let (info, bytes) = self.tensors.get(name).ok_or_else(missing)?;
+        let row = info.row_bytes();
+        let bytes = bytes.get(rows.start * row..rows.end * row).ok_or_else(|| LoadError::Rows {
+            tensor: name.to_owned(),
+            start: rows.start,
+            end: rows.end,
+            available: info.rows(),
+        })?;
+        Ok(Cow::Borrowed(bytes))
+    }
+
+    fn total_bytes(&self) -> u64 {
+        self.tensors.values().map(|(_, bytes)| bytes.len() as u64).sum()
+    }
+}

@@ -1,0 +1,359 @@
+//! The loop: batches in a seeded order, steps, looks at held-out examples, checkpoints.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use burn::tensor::Device;
+use rand::{SeedableRng, seq::SliceRandom};
+use rand_chacha::ChaCha8Rng;
+use reflect_data::sample::SpanKind;
+use reflect_kernels::ops::cross_entropy::RowLoss;
+use reflect_llm::Llama;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    TrainError,
+    batch::{MicroBatch, pack},
+    checkpoint::{self, Best, Fingerprint, State},
+    examples::Example,
+    optimizer::{Optimizer, gradient_norm},
+    parameters::Gradients,
+    pass,
+    settings::Settings,
+};
+
+/// One line of the log.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Record {
+    Step(StepRecord),
+    HeldOut(HeldOutRecord),
+}
+
+impl Record {
+    pub fn step(&self) -> u64 {
+        match self {
+            Self::Step(record) => record.step,
+            Self::HeldOut(record) => record.step,
+        }
+    }
+}
+
+/// What one step did.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StepRecord {
+    /// From 1.
+    pub step: u64,
+    /// Weighted mean over the learned tokens of the batch, in nats, before the step.
+    pub loss: f64,
+    /// Length of the gradient before clipping.
+    pub norm: f64,
+    pub rate: f64,
+    /// Tokens of the batch, and of the run so far.
+    pub tokens: usize,
+    pub all_tokens: u64,
+    pub tokens_per_s: f64,
+    /// Unweighted mean loss of the tokens of each kind of span, learned or not.
+    pub by_kind: BTreeMap<SpanKind, f64>,
+}
+
+/// One look at the held-out examples.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HeldOutRecord {
+    /// Steps taken before.
+    pub step: u64,
+    /// Weighted mean over the learned tokens.
+    pub loss: f64,
+    /// Share of the learned tokens that the model would have written.
+    pub token_accuracy: f64,
+    /// Share of the examples whose learned tokens it would all have written, each after the right ones.
+    pub answer_accuracy: f64,
+    pub examples: usize,
+    pub by_kind: BTreeMap<SpanKind, f64>,
+}
+
+/// What a run tells as it goes.
+#[derive(Clone, Debug)]
+pub enum Happened {
+    Step(StepRecord),
+    HeldOut(HeldOutRecord),
+    Saved(PathBuf),
+}
+
+/// Why a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ended {
+    /// All steps were taken.
+    Finished,
+    /// The held-out loss did not get better for as long as the settings say.
+    NoProgress,
+    /// The caller asked for it; a checkpoint was written.
+    Stopped,
+}
+
+/// A run.
+pub struct Trainer {
+    pub model: Llama,
+    optimizer: Optimizer,
+    settings: Settings,
+    device: Device,
+    train: Vec<Example>,
+    held_out: Vec<Example>,
+    /// Groups of the epoch `state.epoch`.
+    groups: Vec<Vec<usize>>,
+    state: State,
+    fingerprint: Fingerprint,
+    /// How adapters name the model they were trained on.
+    base: String,
+}
+
+impl Trainer {
+    /// A run from the beginning over a model that has its adapters, if there are to be any.
+    ///
+    /// # Errors
+    /// If there is nothing to learn from.
+    pub fn new(
+        mut model: Llama,
+        device: Device,
+        train: Vec<Example>,
+        held_out: Vec<Example>,
+        settings: Settings,
+        base: String,
+    ) -> Result<Self, TrainError> {
+        if train.is_empty() {
+            return Err(TrainError::NoExamples("no record gave an example".to_owned()));
+        }
+        let optimizer = Optimizer::new(&mut model, settings.method.scope());
+        let fingerprint = fingerprint(&settings, &train, &held_out);
+        let groups = epoch_groups(&train, &settings, 0);
+        let state = State::default();
+        Ok(Self { model, optimizer, settings, device, train, held_out, groups, state, fingerprint, base })
+    }
+
+    /// Goes to the place of a checkpoint whose weights the model already has.
+    ///
+    /// # Errors
+    /// If the checkpoint can't be read.
+    pub fn resume(&mut self, folder: &Path, state: State) -> Result<(), TrainError> {
+        checkpoint::restore_optimizer(folder, &mut self.optimizer, &state, &self.device)?;
+        self.groups = epoch_groups(&self.train, &self.settings, state.epoch);
+        self.state = state;
+        Ok(())
+    }
+
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// Takes all steps that are left, with checkpoints in `run`. `tell` hears what happened, and
+    /// `stop` is asked before each step.
+    ///
+    /// # Errors
+    /// If the loss is not finite, or the device or the disk fails. The last checkpoint stays.
+    pub fn run(
+        &mut self,
+        run: &Path,
+        stop: impl Fn() -> bool,
+        mut tell: impl FnMut(Happened) -> Result<(), TrainError>,
+    ) -> Result<Ended, TrainError> {
+        while self.state.step < self.settings.steps {
+            if stop() {
+                tell(Happened::Saved(self.save(run)?))?;
+                return Ok(Ended::Stopped);
+            }
+            let record = self.step()?;
+            let step = record.step;
+            tell(Happened::Step(record))?;
+            let last = step == self.settings.steps;
+            let look =
+                self.settings.eval_every > 0 && (step.is_multiple_of(self.settings.eval_every) || last);
+            let mut better = false;
+            if look && !self.held_out.is_empty() {
+                let record = self.look()?;
+                better = self.state.best.is_none_or(|best| record.loss < best.loss);
+                if better {
+                    self.state.best = Some(Best { step, loss: record.loss });
+                }
+                self.state.stale = if better { 0 } else { self.state.stale + 1 };
+                tell(Happened::HeldOut(record))?;
+            }
+            let enough = self.settings.patience > 0 && self.state.stale >= self.settings.patience;
+            // The best is kept only where the run may end with it.
+            let keep_best = better && self.settings.patience > 0;
+            if last || enough || keep_best || step.is_multiple_of(self.settings.save_every.max(1)) {
+                tell(Happened::Saved(self.save(run)?))?;
+            }
+            if enough {
+                return Ok(Ended::NoProgress);
+            }
+        }
+        Ok(Ended::Finished)
+    }
+
+    fn save(&self, run: &Path) -> Result<PathBuf, TrainError> {
+        checkpoint::save(run, &self.model, &self.optimizer, &self.state, &self.fingerprint, &self.base)
+    }
+
+    /// One step.
+    ///
+    /// # Errors
+    /// If the loss or the gradient is not finite: then nothing was changed.
+    pub fn step(&mut self) -> Result<StepRecord, TrainError> {
+        let start = Instant::now();
+        let scope = self.settings.method.scope();
+        let groups = self.next_groups();
+        let batches: Vec<(Vec<&Example>, MicroBatch)> = groups
+            .iter()
+            .map(|group| {
+                let examples: Vec<&Example> = group.iter().map(|at| &self.train[*at]).collect();
+                let micro = MicroBatch::new(&examples, &self.model, &self.device);
+                (examples, micro)
+            })
+            .collect();
+        let divisor: f64 = batches.iter().map(|(_, micro)| micro.weight()).sum();
+        let mut gradients = Gradients::zeros(&mut self.model, scope);
+        let mut tally = Tally::default();
+        for (examples, micro) in &batches {
+            let recompute = self.settings.recompute;
+            let losses = pass::losses_and_gradients(&self.model, micro, divisor, recompute, &mut gradients)?;
+            tally.add(examples, &losses);
+        }
+        let norm = gradient_norm(&gradients)?;
+        let loss = tally.loss();
+        let step = self.state.step + 1;
+        if !loss.is_finite() || !norm.is_finite() {
+            let ids = batches.iter().flat_map(|(examples, _)| examples.iter().map(|e| e.id.as_str()));
+            let samples = ids.take(8).collect::<Vec<_>>().join(", ");
+            return Err(TrainError::NotFinite { step, loss, samples });
+        }
+        let tokens = batches.iter().map(|(_, micro)| micro.weights.len()).sum();
+        drop(batches);
+        let (optimizer, steps) = (&self.settings.optimizer, self.settings.steps);
+        self.optimizer.step(&mut self.model, scope, gradients, norm, steps, optimizer, &self.device);
+        self.state.step = step;
+        self.state.tokens += tokens as u64;
+        Ok(StepRecord {
+            step,
+            loss,
+            norm,
+            rate: optimizer.rate_at(step, steps),
+            tokens,
+            all_tokens: self.state.tokens,
+            tokens_per_s: tokens as f64 / start.elapsed().as_secs_f64(),
+            by_kind: tally.by_kind(),
+        })
+    }
+
+    /// The groups of the next step; a new epoch begins where the last ended.
+    fn next_groups(&mut self) -> Vec<Vec<usize>> {
+        let mut taken = Vec::with_capacity(self.settings.accumulate);
+        while taken.len() < self.settings.accumulate.max(1) {
+            if self.state.next_group == self.groups.len() {
+                self.state.epoch += 1;
+                self.state.next_group = 0;
+                self.groups = epoch_groups(&self.train, &self.settings, self.state.epoch);
+            }
+            taken.push(self.groups[self.state.next_group].clone());
+            self.state.next_group += 1;
+        }
+        taken
+    }
+
+    /// Losses and hits on the held-out examples.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn look(&self) -> Result<HeldOutRecord, TrainError> {
+        let order: Vec<usize> = (0..self.held_out.len()).collect();
+        let mut tally = Tally::default();
+        for group in pack(&self.held_out, &order, self.settings.micro_tokens) {
+            let examples: Vec<&Example> = group.iter().map(|at| &self.held_out[*at]).collect();
+            let micro = MicroBatch::new(&examples, &self.model, &self.device);
+            tally.add(&examples, &pass::losses(&self.model, &micro)?);
+        }
+        Ok(HeldOutRecord {
+            step: self.state.step,
+            loss: tally.loss(),
+            token_accuracy: tally.hits as f64 / tally.learned.max(1) as f64,
+            answer_accuracy: tally.right as f64 / self.held_out.len().max(1) as f64,
+            examples: self.held_out.len(),
+            by_kind: tally.by_kind(),
+        })
+    }
+}
+
+/// Which examples go together in an epoch: shuffled by seed and epoch, packed, and the groups are
+/// whole before the first is used, so that a place in them means the same after a resume.
+fn epoch_groups(examples: &[Example], settings: &Settings, epoch: u64) -> Vec<Vec<usize>> {
+    let mut order: Vec<usize> = (0..examples.len()).collect();
+    let mut random = ChaCha8Rng::seed_from_u64(settings.seed);
+    random.set_stream(epoch + 1);
+    order.shuffle(&mut random);
+    pack(examples, &order, settings.micro_tokens)
+}
+
+/// What a checkpoint must share with a run that goes on from it.
+pub fn fingerprint(settings: &Settings, train: &[Example], held_out: &[Example]) -> Fingerprint {
+    Fingerprint { settings: settings.clone(), examples: hash(train), held_out: hash(held_out) }
+}
+
+/// FNV-1a (Fowler, Noll and Vo) over ids and weights: the same with every compiler.
+fn hash(examples: &[Example]) -> u64 {
+    let words = examples.iter().flat_map(|example| {
+        let weights = example.weights.iter().map(|weight| weight.to_bits());
+        example.ids.iter().copied().chain(weights).chain([u32::MAX])
+    });
+    let bytes = words.flat_map(u32::to_le_bytes);
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// Sums over the rows of some micro-batches.
+#[derive(Default)]
+struct Tally {
+    weighted: f64,
+    weight: f64,
+    kinds: BTreeMap<SpanKind, (f64, usize)>,
+    /// Rows with a weight, and how many of them were hits.
+    learned: usize,
+    hits: usize,
+    /// Examples all of whose learned rows were hits.
+    right: usize,
+}
+
+impl Tally {
+    fn add(&mut self, examples: &[&Example], losses: &[RowLoss]) {
+        let mut rest = losses;
+        for example in examples {
+            let (rows, after) = rest.split_at(example.ids.len());
+            rest = after;
+            let mut right = true;
+            // The last row predicts nothing.
+            for (row, at) in rows.iter().zip(1..example.ids.len()) {
+                let weight = f64::from(example.weights[at]);
+                if weight != 0.0 {
+                    self.weighted += weight * f64::from(row.loss);
+                    self.weight += weight;
+                    self.learned += 1;
+                    self.hits += usize::from(row.hit);
+                    right &= row.hit;
+                }
+                if let Some(kind) = example.kinds.get(at).copied().flatten() {
+                    let (sum, count) = self.kinds.entry(kind).or_default();
+                    *sum += f64::from(row.loss);
+                    *count += 1;
+                }
+            }
+            self.right += usize::from(right);
+        }
+    }
+
+    fn loss(&self) -> f64 {
+        self.weighted / self.weight.max(f64::MIN_POSITIVE)
+    }
+
+    fn by_kind(&self) -> BTreeMap<SpanKind, f64> {
+        self.kinds.iter().map(|(kind, (sum, count))| (*kind, sum / *count as f64)).collect()
+    }
+}

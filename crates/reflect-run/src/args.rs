@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use reflect_kernels::{Format, KvFormat, device::DeviceChoice};
 
 use crate::data::DataArgs;
+use crate::eval::EvalArgs;
 use crate::memory::parse_bytes;
 use crate::train::TrainArgs;
 
@@ -38,6 +39,8 @@ pub enum Command {
     Data(DataArgs),
     /// Train a model or an adapter on reflection data.
     Train(TrainArgs),
+    /// Measure whether reflection repairs mistakes or adds them.
+    Eval(EvalArgs),
 }
 
 /// Which model, and where it runs.

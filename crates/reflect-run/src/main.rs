@@ -10,6 +10,7 @@ mod catalogue;
 mod chat;
 mod data;
 mod devices;
+mod eval;
 mod interrupt;
 mod logits;
 mod memory;
@@ -77,6 +78,7 @@ fn main() -> ExitCode {
         Command::Models(args) => models::models(&args),
         Command::Data(args) => data::data(&args),
         Command::Train(args) => train::train(&args),
+        Command::Eval(args) => eval::eval(&args),
     });
     match outcome {
         Ok(Ok(code)) => code,

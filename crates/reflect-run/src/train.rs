@@ -128,7 +128,7 @@ enum Base {
     /// A folder with configuration and tokenizer, and new weights.
     Fresh {
         folder: PathBuf,
-        texts: Texts,
+        texts: Box<Texts>,
     },
     Checkpoint(Box<Checkpoint>),
 }
@@ -146,7 +146,7 @@ impl Base {
             return Err(input("adapters on random weights teach nothing; use --method full with --fresh"));
         }
         let texts = Texts::open(&folder)?;
-        Ok(Self::Fresh { folder, texts })
+        Ok(Self::Fresh { folder, texts: Box::new(texts) })
     }
 
     fn texts(&self) -> &Texts {

@@ -161,7 +161,7 @@ impl Answerer {
         let timings = Timings::default();
         let events = writing.generation.finish(reason, timings, 0.0);
         let usage = events.iter().find_map(|event| match event {
-            Event::Done { usage, .. } => Some(usage.clone()),
+            Event::Done { usage, .. } => Some(*usage),
             _ => None,
         });
         let written = self.engine.tokens(id).map_err(failed)?.get(writing.prompt_tokens..);

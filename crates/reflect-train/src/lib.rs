@@ -9,6 +9,7 @@
 pub mod answers;
 pub mod batch;
 pub mod checkpoint;
+pub mod eval;
 pub mod examples;
 pub mod export;
 pub mod lora;

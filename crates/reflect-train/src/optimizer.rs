@@ -14,39 +14,35 @@ use crate::{
 };
 
 /// Moments of each trained tensor by name, and the steps taken.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Optimizer {
     pub moments: BTreeMap<String, Moments>,
     /// Steps taken so far.
     pub step: u64,
+    scope: Scope,
+    settings: OptimizerSettings,
+    /// Steps of the whole run.
+    steps: u64,
 }
 
 impl Optimizer {
     /// Zeros for each trained tensor.
-    pub fn new(model: &mut Llama, scope: Scope) -> Self {
+    pub fn new(model: &mut Llama, scope: Scope, settings: OptimizerSettings, steps: u64) -> Self {
         let gradients = Gradients::zeros(model, scope);
         let zeros = gradients.iter().map(|(name, gradient)| {
             let moments = Moments { m: gradient.zeros_like(), v: gradient.zeros_like() };
             (name.to_owned(), moments)
         });
-        Self { moments: zeros.collect(), step: 0 }
+        Self { moments: zeros.collect(), step: 0, scope, settings, steps }
     }
 
     /// One step with the gradients of the whole batch, scaled down to `max_norm` where they are longer.
     /// `norm` is their length by [`gradient_norm`]; a step whose norm is not finite must not be taken.
-    pub fn step(
-        &mut self,
-        model: &mut Llama,
-        scope: Scope,
-        mut gradients: Gradients,
-        norm: f64,
-        steps: u64,
-        settings: &OptimizerSettings,
-        device: &Device,
-    ) {
+    pub fn step(&mut self, model: &mut Llama, mut gradients: Gradients, norm: f64, device: &Device) {
         self.step += 1;
+        let settings = self.settings;
         let step = AdamStep {
-            rate: settings.rate_at(self.step, steps),
+            rate: settings.rate_at(self.step, self.steps),
             beta1: settings.beta1,
             beta2: settings.beta2,
             eps: settings.eps,
@@ -55,7 +51,7 @@ impl Optimizer {
             grad_scale: clip(norm, settings.max_norm),
         };
         let step = step.upload(device);
-        update(model, scope, &mut |name, parameter| {
+        update(model, self.scope, &mut |name, parameter| {
             let Some((gradient, moments)) = gradients.take(name).zip(self.moments.remove(name)) else {
                 return parameter;
             };

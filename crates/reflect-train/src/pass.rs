@@ -35,7 +35,7 @@ enum Kept {
     /// All of it.
     Whole(Box<Made>),
     /// The residual stream before it `[T, D]`.
-    Input(Tensor<2>),
+    Input(Box<Tensor<2>>),
 }
 
 /// What a block made, and what its attention made inside.
@@ -83,7 +83,7 @@ pub fn losses_and_gradients(
         let made = forward(model, block, hidden, delta, &micro.batch);
         (hidden, delta) = (made.pass.middle.clone(), Some(made.pass.delta.clone()));
         kept.push(match recompute {
-            true => Kept::Input(made.pass.input),
+            true => Kept::Input(Box::new(made.pass.input)),
             false => Kept::Whole(Box::new(made)),
         });
     }
@@ -96,7 +96,7 @@ pub fn losses_and_gradients(
     for (layer, block) in model.layers.iter().enumerate().rev() {
         let made = match kept.pop() {
             Some(Kept::Whole(made)) => *made,
-            Some(Kept::Input(input)) => forward(model, block, input, None, &micro.batch),
+            Some(Kept::Input(input)) => forward(model, block, *input, None, &micro.batch),
             None => unreachable!("a block was kept for each layer"),
         };
         d = backward(model, layer, block, made, d, micro, gradients);

@@ -46,8 +46,8 @@ pub fn html(title: &str, log: &[Record]) -> String {
             Record::Step(_) => None,
         })
     };
-    if let Some(last) = steps().last() {
-        let look = looks().last().map(|look| {
+    if let Some(last) = steps().next_back() {
+        let look = looks().next_back().map(|look| {
             format!(
                 "; held out: loss {:.4}, {:.1} % of the tokens and {:.1} % of the answers right",
                 look.loss,

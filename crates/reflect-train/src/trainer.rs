@@ -125,7 +125,8 @@ impl Trainer {
         if train.is_empty() {
             return Err(TrainError::NoExamples("no record gave an example".to_owned()));
         }
-        let optimizer = Optimizer::new(&mut model, settings.method.scope());
+        let scope = settings.method.scope();
+        let optimizer = Optimizer::new(&mut model, scope, settings.optimizer, settings.steps);
         let fingerprint = fingerprint(&settings, &train, &held_out);
         let groups = epoch_groups(&train, &settings, 0);
         let state = State::default();
@@ -230,15 +231,14 @@ impl Trainer {
         }
         let tokens = batches.iter().map(|(_, micro)| micro.weights.len()).sum();
         drop(batches);
-        let (optimizer, steps) = (&self.settings.optimizer, self.settings.steps);
-        self.optimizer.step(&mut self.model, scope, gradients, norm, steps, optimizer, &self.device);
+        self.optimizer.step(&mut self.model, gradients, norm, &self.device);
         self.state.step = step;
         self.state.tokens += tokens as u64;
         Ok(StepRecord {
             step,
             loss,
             norm,
-            rate: optimizer.rate_at(step, steps),
+            rate: self.settings.optimizer.rate_at(step, self.settings.steps),
             tokens,
             all_tokens: self.state.tokens,
             tokens_per_s: tokens as f64 / start.elapsed().as_secs_f64(),

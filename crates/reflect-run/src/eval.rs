@@ -1,0 +1,200 @@
+//! `reflect-run eval`: whether reflection repairs mistakes or adds them.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{IsTerminal, Write, stdout};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Args, ValueEnum};
+use indicatif::{ProgressBar, ProgressStyle};
+use reflect_kernels::device::DeviceChoice;
+use reflect_train::{
+    TrainError, checkpoint,
+    eval::{Arm, Model, Outcome, Outcomes, Settings, report::Report, run_arm, tasks::problems},
+};
+
+use crate::{input, runtime::answerer};
+
+#[derive(Args, Debug)]
+pub struct EvalArgs {
+    /// The tuned model: a Hugging Face folder, a .gguf file, or a name from `reflect-run models`
+    #[arg(long, value_name = "MODEL", default_value = "default")]
+    pub model: String,
+    /// The model trained on the same problems without reflections
+    #[arg(long, value_name = "MODEL")]
+    pub twin: Option<String>,
+    /// The model before tuning
+    #[arg(long, value_name = "MODEL")]
+    pub base: Option<String>,
+    /// default, the name of a family, or a file of records
+    #[arg(long, value_name = "TASKS", default_value = "default")]
+    pub tasks: String,
+    /// Problems
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    pub count: usize,
+    /// The same seed gives the same problems
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// Who answers [default: tuned, banned, injected, and what --twin and --base allow]
+    #[arg(long, value_enum, value_name = "ARMS", value_delimiter = ',')]
+    pub arms: Vec<ArmName>,
+    /// Folder for outcomes, report.md and report.html; an interrupted evaluation goes on from there
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// auto (a GPU, else the CPU), cpu, gpu, or a number from `reflect-run devices`
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub device: DeviceChoice,
+    /// Longest answer in tokens
+    #[arg(long, value_name = "TOKENS", default_value_t = 640)]
+    pub max_tokens: usize,
+    /// Tokens of prompt and answer together
+    #[arg(long, value_name = "TOKENS", default_value_t = 1024)]
+    pub context: usize,
+    /// Answers written at once
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    pub parallel: usize,
+    /// Of the majority's votes; all other arms are greedy
+    #[arg(long, value_name = "T", default_value_t = 0.7)]
+    pub temperature: f32,
+    /// The figures as one line of JSON on standard output
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ArmName {
+    Tuned,
+    Banned,
+    Majority,
+    Injected,
+    Twin,
+    Plain,
+    PromptCard,
+    PromptEval,
+}
+
+impl From<ArmName> for Arm {
+    fn from(name: ArmName) -> Self {
+        match name {
+            ArmName::Tuned => Self::Tuned,
+            ArmName::Banned => Self::Banned,
+            ArmName::Majority => Self::Majority,
+            ArmName::Injected => Self::Injected,
+            ArmName::Twin => Self::Twin,
+            ArmName::Plain => Self::Plain,
+            ArmName::PromptCard => Self::PromptCard,
+            ArmName::PromptEval => Self::PromptEval,
+        }
+    }
+}
+
+/// Runs the command.
+pub fn eval(args: &EvalArgs) -> Result<ExitCode> {
+    let problems = problems(&args.tasks, args.count, args.seed).map_err(input)?;
+    if problems.is_empty() {
+        return Err(input("there is no problem to answer; raise --count"));
+    }
+    let folder = match &args.out {
+        Some(folder) => folder.clone(),
+        None => std::env::temp_dir().join(format!("reflect-eval-{}", std::process::id())),
+    };
+    fs::create_dir_all(&folder).map_err(|source| TrainError::Write { path: folder.clone(), source })?;
+    let settings = Settings { max_tokens: args.max_tokens, temperature: args.temperature, seed: args.seed };
+    remember_settings(args, &folder)?;
+    let mut outcomes = Outcomes::open(&folder.join("outcomes.jsonl"))?;
+
+    let arms = arms(args)?;
+    for model in [Model::Tuned, Model::Twin, Model::Base] {
+        let of_model: Vec<Arm> = arms.iter().copied().filter(|arm| arm.model() == model).collect();
+        let name = match model {
+            Model::Tuned => Some(&args.model),
+            Model::Twin => args.twin.as_ref(),
+            Model::Base => args.base.as_ref(),
+        };
+        let Some(name) = name.filter(|_| !of_model.is_empty()) else { continue };
+        let mut answerer = answerer(name, &args.device, args.context, args.parallel)?;
+        for arm in of_model {
+            let bar = ProgressBar::new(problems.len() as u64);
+            bar.set_style(ProgressStyle::with_template("{msg:12} {bar:32} {pos} of {len}, {eta} left")?);
+            bar.set_message(arm.name());
+            run_arm(arm, &problems, &mut answerer, &settings, &mut outcomes, || bar.inc(1))?;
+            bar.finish_and_clear();
+        }
+    }
+
+    let found: BTreeMap<Arm, Vec<Outcome>> = arms
+        .iter()
+        .map(|arm| {
+            let of = problems.iter().filter_map(|problem| outcomes.get(*arm, &problem.id).cloned());
+            (*arm, of.collect())
+        })
+        .collect();
+    let report = Report::new(&args.model, &args.tasks, args.seed, &found);
+    let line = report.line();
+    if args.out.is_some() {
+        checkpoint::write(&folder.join("report.md"), report.markdown().as_bytes())?;
+        checkpoint::write(&folder.join("report.html"), report.html().as_bytes())?;
+        checkpoint::write_json(&folder.join("report.json"), &line)?;
+    } else {
+        // The outcomes of a run without --out are of no further use.
+        let _ = fs::remove_dir_all(&folder);
+    }
+    let mut out = stdout().lock();
+    if args.json {
+        writeln!(out, "{line}")?;
+    } else {
+        writeln!(out, "{}", report.markdown())?;
+        if let (Some(folder), true) = (&args.out, std::io::stderr().is_terminal()) {
+            eprintln!("the page is {}", folder.join("report.html").display());
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The arms asked for, with a complaint where their model is missing.
+fn arms(args: &EvalArgs) -> Result<Vec<Arm>> {
+    if args.arms.is_empty() {
+        let mut arms = vec![Arm::Tuned, Arm::Banned, Arm::Injected];
+        arms.extend(args.twin.iter().map(|_| Arm::Twin));
+        let base = args.base.iter().flat_map(|_| [Arm::Plain, Arm::PromptCard, Arm::PromptEval]);
+        arms.extend(base);
+        return Ok(arms);
+    }
+    let mut arms: Vec<Arm> = args.arms.iter().map(|name| Arm::from(*name)).collect();
+    // Everything is compared with it, and the majority's budget comes from it.
+    arms.push(Arm::Tuned);
+    arms.sort_unstable();
+    arms.dedup();
+    for arm in &arms {
+        match arm.model() {
+            Model::Twin if args.twin.is_none() => {
+                return Err(input("the arm twin needs the twin's weights; name them with --twin"));
+            }
+            Model::Base if args.base.is_none() => {
+                let name = arm.name();
+                return Err(input(format!("the arm {name} needs the untuned model; name it with --base")));
+            }
+            _ => {}
+        }
+    }
+    Ok(arms)
+}
+
+/// Refuses to go on in a folder whose outcomes are of other problems or models.
+fn remember_settings(args: &EvalArgs, folder: &std::path::Path) -> Result<()> {
+    let settings = serde_json::json!({
+        "model": args.model, "twin": args.twin, "base": args.base, "tasks": args.tasks,
+        "seed": args.seed, "max_tokens": args.max_tokens, "temperature": args.temperature,
+    });
+    let path = folder.join("settings.json");
+    if let Ok(text) = fs::read(&path) {
+        let old: serde_json::Value = serde_json::from_slice(&text)?;
+        if old != settings {
+            return Err(TrainError::Settings { path, what: "model, task or seed" }.into());
+        }
+    }
+    checkpoint::write_json(&path, &settings)?;
+    Ok(())
+}

@@ -1,0 +1,347 @@
+//! Evaluation: does reflection repair mistakes, or add them? Problems with known steps are answered by
+//! several arms, every answer is checked step by step, and arms are compared on the same problems.
+
+pub mod metrics;
+pub mod report;
+pub mod tasks;
+
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+
+use reflect_data::{
+    Difficulty, Problem,
+    check::{StepCheck, check_answer, check_steps},
+    judge::is_right,
+};
+use reflect_llm::sampler::SamplingParams;
+use reflect_text::{Message, SegmentKind, Tag, presets};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    TrainError,
+    answers::{Answer, Answerer, Prompt},
+};
+
+/// Who answers, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Arm {
+    /// The tuned model.
+    Tuned,
+    /// The tuned model, which may not write `<reflection>`.
+    Banned,
+    /// Votes of the banned model, as many as the tuned model's tokens pay for.
+    Majority,
+    /// The tuned model after a wrong step that was forced into its answer.
+    Injected,
+    /// The model trained on the same problems without reflections.
+    Twin,
+    /// The model before tuning.
+    Plain,
+    /// The model before tuning with the model card's system prompt.
+    PromptCard,
+    /// The model before tuning with the system prompt of the published evaluation.
+    PromptEval,
+}
+
+impl Arm {
+    pub const ALL: [Self; 8] = [
+        Self::Tuned,
+        Self::Banned,
+        Self::Majority,
+        Self::Injected,
+        Self::Twin,
+        Self::Plain,
+        Self::PromptCard,
+        Self::PromptEval,
+    ];
+
+    /// The name on the command line and in files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tuned => "tuned",
+            Self::Banned => "banned",
+            Self::Majority => "majority",
+            Self::Injected => "injected",
+            Self::Twin => "twin",
+            Self::Plain => "plain",
+            Self::PromptCard => "prompt-card",
+            Self::PromptEval => "prompt-eval",
+        }
+    }
+
+    /// Whose weights it needs.
+    pub fn model(self) -> Model {
+        match self {
+            Self::Tuned | Self::Banned | Self::Majority | Self::Injected => Model::Tuned,
+            Self::Twin => Model::Twin,
+            Self::Plain | Self::PromptCard | Self::PromptEval => Model::Base,
+        }
+    }
+
+    fn bans_reflection(self) -> bool {
+        matches!(self, Self::Banned | Self::Majority)
+    }
+
+    fn system(self) -> Option<&'static str> {
+        match self {
+            Self::PromptCard => presets::system_prompt("card"),
+            Self::PromptEval => presets::system_prompt("eval"),
+            _ => None,
+        }
+    }
+}
+
+/// The models of an evaluation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Model {
+    Tuned,
+    Twin,
+    Base,
+}
+
+/// One answer with its marks.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Outcome {
+    pub id: String,
+    pub arm: Arm,
+    pub family: String,
+    pub difficulty: Difficulty,
+    pub text: String,
+    pub tokens: usize,
+    /// Whether it ended by itself.
+    pub finished: bool,
+    /// Tags are balanced and the output stands at the end.
+    pub format: bool,
+    pub right: bool,
+    pub reflections: usize,
+    /// The attempted steps, up to the first wrong one that was not repaired. Empty without known steps.
+    pub steps: Vec<StepCheck>,
+    /// Of an injected mistake: its place among `steps`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub injected_step: Option<usize>,
+}
+
+impl Outcome {
+    fn of(problem: &Problem, arm: Arm, answer: &Answer) -> Self {
+        let opens = Tag { kind: SegmentKind::Reflection, opens: true }.spelling();
+        Self {
+            id: problem.id.clone(),
+            arm,
+            family: problem.family.clone(),
+            difficulty: problem.difficulty,
+            tokens: answer.tokens,
+            finished: answer.finished,
+            format: answer.finished && check_answer(problem, &answer.text).format,
+            right: answer.finished && is_right(problem, &answer.text),
+            reflections: answer.text.matches(opens).count(),
+            steps: check_steps(problem, &answer.text),
+            injected_step: None,
+            text: answer.text.clone(),
+        }
+    }
+}
+
+/// How answers are asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Settings {
+    /// Longest answer in tokens.
+    pub max_tokens: usize,
+    /// Of the votes; all other arms are greedy.
+    pub temperature: f32,
+    pub seed: u64,
+}
+
+/// Outcomes that were written before, and the file for new ones.
+pub struct Outcomes {
+    file: File,
+    known: HashMap<(Arm, String), Outcome>,
+}
+
+impl Outcomes {
+    /// Opens or creates a file of outcomes. A line that was being written when a run was killed is left
+    /// out and comes again.
+    ///
+    /// # Errors
+    /// If the file can't be read or written.
+    pub fn open(path: &Path) -> Result<Self, TrainError> {
+        let mut known = HashMap::new();
+        let mut text = Vec::new();
+        if let Ok(file) = File::open(path) {
+            let lines = BufReader::new(file).lines().map_while(std::io::Result::ok);
+            for line in lines {
+                let Ok(outcome) = serde_json::from_str::<Outcome>(&line) else { continue };
+                text.extend_from_slice(line.as_bytes());
+                text.push(b'\n');
+                known.insert((outcome.arm, outcome.id.clone()), outcome);
+            }
+        }
+        crate::checkpoint::write(path, &text)?;
+        let failed = |source| TrainError::Write { path: path.to_owned(), source };
+        let file = OpenOptions::new().append(true).open(path).map_err(failed)?;
+        Ok(Self { file, known })
+    }
+
+    /// What an arm did with a problem, if it has been asked.
+    pub fn get(&self, arm: Arm, id: &str) -> Option<&Outcome> {
+        self.known.get(&(arm, id.to_owned()))
+    }
+
+    fn push(&mut self, outcome: Outcome) {
+        if let Ok(mut line) = serde_json::to_vec(&outcome) {
+            line.push(b'\n');
+            // What can't be written is asked again after a restart.
+            let _ = self.file.write_all(&line);
+        }
+        self.known.insert((outcome.arm, outcome.id.clone()), outcome);
+    }
+}
+
+/// Lets one arm answer the problems that it has not answered yet. `told` hears of each answer.
+///
+/// # Errors
+/// If the model fails.
+pub fn run_arm(
+    arm: Arm,
+    problems: &[Problem],
+    model: &mut Answerer,
+    settings: &Settings,
+    outcomes: &mut Outcomes,
+    mut told: impl FnMut(),
+) -> Result<(), TrainError> {
+    let open: Vec<&Problem> =
+        problems.iter().filter(|problem| outcomes.get(arm, &problem.id).is_none()).collect();
+    match arm {
+        Arm::Majority => return majority(&open, model, settings, outcomes, told),
+        Arm::Injected => return injected(&open, model, settings, outcomes, told),
+        _ => {}
+    }
+    let prompts: Vec<Prompt> =
+        open.iter().map(|problem| prompt(arm, problem, settings, String::new())).collect();
+    let told = |index: usize, answer: &Answer| {
+        outcomes.push(Outcome::of(open[index], arm, answer));
+        told();
+    };
+    model.answers(&prompts, told).map_err(|error| TrainError::Device(error.to_string()))?;
+    Ok(())
+}
+
+fn prompt(arm: Arm, problem: &Problem, settings: &Settings, prefix: String) -> Prompt {
+    let opens = Tag { kind: SegmentKind::Reflection, opens: true }.spelling();
+    let system = arm.system().map(|system| Message::new("system", system));
+    Prompt {
+        messages: system.into_iter().chain(problem.messages.iter().cloned()).collect(),
+        tools: problem.tools.clone(),
+        prefix,
+        banned: if arm.bans_reflection() { vec![opens.to_owned()] } else { Vec::new() },
+        stops: Vec::new(),
+        sampling: SamplingParams::greedy(),
+        max_tokens: settings.max_tokens,
+    }
+}
+
+/// Most votes on a problem.
+const VOTES: usize = 16;
+
+/// Votes until their tokens reach what the tuned model spent, at least one; the most frequent output
+/// wins, of equal ones the first.
+fn majority(
+    problems: &[&Problem],
+    model: &mut Answerer,
+    settings: &Settings,
+    outcomes: &mut Outcomes,
+    mut told: impl FnMut(),
+) -> Result<(), TrainError> {
+    let mut votes: Vec<Vec<Answer>> = problems.iter().map(|_| Vec::new()).collect();
+    for round in 0..VOTES {
+        let short: Vec<usize> = (0..problems.len())
+            .filter(|at| {
+                let spent: usize = votes[*at].iter().map(|vote| vote.tokens).sum();
+                let budget = outcomes.get(Arm::Tuned, &problems[*at].id).map_or(0, |tuned| tuned.tokens);
+                round == 0 || spent < budget
+            })
+            .collect();
+        let prompts: Vec<Prompt> = short
+            .iter()
+            .map(|at| {
+                let mut prompt = prompt(Arm::Majority, problems[*at], settings, String::new());
+                let seed = settings.seed.wrapping_add((*at * VOTES + round) as u64);
+                prompt.sampling = SamplingParams {
+                    temperature: settings.temperature,
+                    top_k: 64,
+                    seed,
+                    ..SamplingParams::default()
+                };
+                prompt
+            })
+            .collect();
+        let answers =
+            model.answers(&prompts, |_, _| {}).map_err(|error| TrainError::Device(error.to_string()))?;
+        for (at, answer) in short.into_iter().zip(answers) {
+            votes[at].push(answer);
+        }
+    }
+    for (problem, votes) in problems.iter().zip(&votes) {
+        let output = |vote: &Answer| check_answer(problem, &vote.text).output;
+        let count = |vote: &Answer| votes.iter().filter(|other| output(other) == output(vote)).count();
+        let Some(winner) = votes.iter().rev().max_by_key(|vote| count(vote)) else { continue };
+        let mut outcome = Outcome::of(problem, Arm::Majority, winner);
+        outcome.tokens = votes.iter().map(|vote| vote.tokens).sum();
+        outcomes.push(outcome);
+        told();
+    }
+    Ok(())
+}
+
+/// Forces a known wrong version of the riskiest step into the answer, as the right steps before it
+/// leave it, and lets the model go on.
+fn injected(
+    problems: &[&Problem],
+    model: &mut Answerer,
+    settings: &Settings,
+    outcomes: &mut Outcomes,
+    mut told: impl FnMut(),
+) -> Result<(), TrainError> {
+    let forced: Vec<(&Problem, usize, String)> = problems
+        .iter()
+        .filter_map(|problem| {
+            let (step, prefix) = wrong_prefix(problem, settings.seed)?;
+            Some((*problem, step, prefix))
+        })
+        .collect();
+    let prompts: Vec<Prompt> = forced
+        .iter()
+        .map(|(problem, _, prefix)| prompt(Arm::Injected, problem, settings, prefix.clone()))
+        .collect();
+    let told = |index: usize, answer: &Answer| {
+        let (problem, step, _) = &forced[index];
+        let mut outcome = Outcome::of(problem, Arm::Injected, answer);
+        outcome.injected_step = Some(*step);
+        outcomes.push(outcome);
+        told();
+    };
+    model.answers(&prompts, told).map_err(|error| TrainError::Device(error.to_string()))?;
+    Ok(())
+}
+
+/// The thinking of a hard problem up to and including a wrong version of its riskiest step, and the
+/// place of that step among the lines. `None` where no step has a known wrong version.
+fn wrong_prefix(problem: &Problem, seed: u64) -> Option<(usize, String)> {
+    if problem.difficulty != Difficulty::Hard {
+        return None;
+    }
+    let with_mistakes = problem.steps.iter().enumerate().filter(|(_, step)| !step.mistakes.is_empty());
+    // Of equally risky steps the last, so that most of the thinking stands before it.
+    let (at, step) = with_mistakes.max_by_key(|(_, step)| step.risk)?;
+    let mistake = &step.mistakes[seed as usize % step.mistakes.len()];
+    let mut text = format!("{}\n", Tag { kind: SegmentKind::Thinking, opens: true }.spelling());
+    for step in &problem.steps[..at] {
+        text.push_str(&step.text);
+        text.push('\n');
+    }
+    text.push_str(&mistake.text);
+    text.push('\n');
+    Some((at, text))
+}

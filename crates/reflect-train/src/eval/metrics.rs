@@ -1,0 +1,212 @@
+//! Rates with their intervals, and the comparison of two arms on the same problems.
+
+use std::collections::BTreeMap;
+
+use reflect_data::{Difficulty, check::Reflected};
+use serde::Serialize;
+
+use super::Outcome;
+
+/// A share with its 95 % interval; `rate` and `interval` are null where nothing was counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Rate {
+    pub hits: usize,
+    pub of: usize,
+    pub rate: Option<f64>,
+    pub interval: Option<[f64; 2]>,
+}
+
+impl Rate {
+    pub fn new(hits: usize, of: usize) -> Self {
+        let rate = (of > 0).then(|| hits as f64 / of as f64);
+        Self { hits, of, rate, interval: wilson(hits, of) }
+    }
+
+    fn count<'a, T: 'a>(items: impl Iterator<Item = &'a T>, hit: impl Fn(&T) -> bool) -> Self {
+        let (mut hits, mut of) = (0, 0);
+        for item in items {
+            of += 1;
+            hits += usize::from(hit(item));
+        }
+        Self::new(hits, of)
+    }
+}
+
+/// The score interval at 95 % (Wilson 1927, J. Am. Stat. Assoc. 22, 209).
+pub fn wilson(hits: usize, of: usize) -> Option<[f64; 2]> {
+    const Z: f64 = 1.959_963_984_540_054;
+    if of == 0 {
+        return None;
+    }
+    let (n, p) = (of as f64, hits as f64 / of as f64);
+    let scale = 1.0 + Z * Z / n;
+    let middle = (p + Z * Z / (2.0 * n)) / scale;
+    let half = Z * (p * (1.0 - p) / n + Z * Z / (4.0 * n * n)).sqrt() / scale;
+    Some([(middle - half).max(0.0), (middle + half).min(1.0)])
+}
+
+/// McNemar's test on problems that both arms answered: how often only one was right, and the exact
+/// two-sided probability of a split at least as uneven (McNemar 1947, Psychometrika 12, 153).
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct McNemar {
+    /// Only the first was right.
+    pub first_only: usize,
+    /// Only the second was right.
+    pub second_only: usize,
+    pub p: f64,
+}
+
+impl McNemar {
+    pub fn new(first_only: usize, second_only: usize) -> Self {
+        let (n, low) = (first_only + second_only, first_only.min(second_only));
+        // Binomial terms in logarithms: 2^-n is no double for large n.
+        let mut log_term = -(n as f64) * std::f64::consts::LN_2;
+        let mut tail = 0.0;
+        for k in 0..=low {
+            tail += log_term.exp();
+            log_term += ((n - k) as f64).ln() - ((k + 1) as f64).ln();
+        }
+        Self { first_only, second_only, p: (2.0 * tail).min(1.0) }
+    }
+
+    /// Pairs outcomes by problem.
+    pub fn of(first: &[&Outcome], second: &[&Outcome]) -> Self {
+        let right: BTreeMap<&str, bool> = second.iter().map(|o| (o.id.as_str(), o.right)).collect();
+        let pairs = first.iter().filter_map(|o| Some((o.right, *right.get(o.id.as_str())?)));
+        let (mut first_only, mut second_only) = (0, 0);
+        for pair in pairs {
+            first_only += usize::from(pair == (true, false));
+            second_only += usize::from(pair == (false, true));
+        }
+        Self::new(first_only, second_only)
+    }
+
+    /// Whether the second arm is better beyond chance, at 5 %.
+    pub fn second_is_better(&self) -> bool {
+        self.second_only > self.first_only && self.p < 0.05
+    }
+}
+
+/// What one arm did, over all its problems.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Summary {
+    pub accuracy: Rate,
+    pub by_difficulty: BTreeMap<&'static str, Rate>,
+    pub by_family: BTreeMap<String, Rate>,
+    pub format_valid: Rate,
+    /// Answers with at least one reflection.
+    pub reflection_rate: BTreeMap<&'static str, Rate>,
+    pub reflections_per_answer: BTreeMap<&'static str, Option<f64>>,
+    /// Steps whose first statement is wrong.
+    pub slip_rate: Rate,
+    /// Wrong steps that a reflection doubted.
+    pub detection_recall: Rate,
+    /// Doubted steps that were wrong.
+    pub detection_precision: Rate,
+    /// Wrong steps that the right one followed.
+    pub correction_rate: Rate,
+    /// Reflected right steps in whose place a wrong one came.
+    pub damage_rate: Rate,
+    /// Right steps that a reflection doubted.
+    pub false_reflection_rate: Rate,
+    /// Right steps that a reflection confirmed.
+    pub idle_rate: Rate,
+    pub tokens_mean: BTreeMap<&'static str, Option<f64>>,
+}
+
+/// Difficulties with their names.
+pub const DIFFICULTIES: [(Difficulty, &str); 3] =
+    [(Difficulty::Easy, "easy"), (Difficulty::Moderate, "moderate"), (Difficulty::Hard, "hard")];
+
+impl Summary {
+    pub fn of(outcomes: &[&Outcome]) -> Self {
+        let of_difficulty = |difficulty: Difficulty| -> Vec<&Outcome> {
+            outcomes.iter().copied().filter(|o| o.difficulty == difficulty).collect()
+        };
+        let by = |rate: &dyn Fn(&[&Outcome]) -> Rate| {
+            DIFFICULTIES.map(|(difficulty, name)| (name, rate(&of_difficulty(difficulty)))).into()
+        };
+        let mean_by = |value: &dyn Fn(&Outcome) -> usize| {
+            let mean = |outcomes: &[&Outcome]| {
+                let sum: usize = outcomes.iter().map(|o| value(o)).sum();
+                (!outcomes.is_empty()).then(|| sum as f64 / outcomes.len() as f64)
+            };
+            let mut means: BTreeMap<&'static str, Option<f64>> =
+                DIFFICULTIES.map(|(difficulty, name)| (name, mean(&of_difficulty(difficulty)))).into();
+            means.insert("all", mean(outcomes));
+            means
+        };
+        let mut families: BTreeMap<String, Vec<&Outcome>> = BTreeMap::new();
+        for outcome in outcomes {
+            families.entry(outcome.family.clone()).or_default().push(outcome);
+        }
+        let right = |outcomes: &[&Outcome]| Rate::count(outcomes.iter().copied(), |o: &Outcome| o.right);
+        let steps = || outcomes.iter().flat_map(|outcome| &outcome.steps);
+        let wrong = || steps().filter(|step| !step.right);
+        let fine = || steps().filter(|step| step.right);
+        let doubted = || steps().filter(|step| step.reflected == Reflected::Corrective);
+        Self {
+            accuracy: right(outcomes),
+            by_difficulty: by(&right),
+            by_family: families.iter().map(|(name, of)| (name.clone(), right(of))).collect(),
+            format_valid: Rate::count(outcomes.iter().copied(), |o| o.format),
+            reflection_rate: by(&|of| Rate::count(of.iter().copied(), |o| o.reflections > 0)),
+            reflections_per_answer: mean_by(&|o| o.reflections),
+            slip_rate: Rate::count(steps(), |step| !step.right),
+            detection_recall: Rate::count(wrong(), |step| step.reflected == Reflected::Corrective),
+            detection_precision: Rate::count(doubted(), |step| !step.right),
+            correction_rate: Rate::count(wrong(), |step| step.repaired),
+            damage_rate: Rate::count(fine().filter(|step| step.reflected != Reflected::None), |step| {
+                step.damaged
+            }),
+            false_reflection_rate: Rate::count(fine(), |step| step.reflected == Reflected::Corrective),
+            idle_rate: Rate::count(fine(), |step| step.reflected == Reflected::Confirming),
+            tokens_mean: mean_by(&|o| o.tokens),
+        }
+    }
+}
+
+/// Injected mistakes that the right step followed.
+pub fn injected_correction(outcomes: &[&Outcome]) -> Rate {
+    let forced = outcomes.iter().filter_map(|o| Some(o.steps.get(o.injected_step?)));
+    let (mut hits, mut of) = (0, 0);
+    for step in forced {
+        of += 1;
+        hits += usize::from(step.is_some_and(|step| step.repaired));
+    }
+    Rate::new(hits, of)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // scipy 1.17.1: `binomtest(k, n).proportion_ci(method="wilson")`
+    #[test]
+    fn intervals_equal_scipy() {
+        for (hits, of, expected) in [
+            (0, 10, [0.0, 0.277_532_799_862_889_26]),
+            (7, 10, [0.396_778_147_461_145_26, 0.892_208_732_593_699]),
+            (990, 1000, [0.981_690_531_129_685_2, 0.994_559_245_544_570_6]),
+        ] {
+            let ours = wilson(hits, of).unwrap();
+            for (a, b) in ours.iter().zip(expected) {
+                assert!((a - b).abs() < 1e-9, "{hits}/{of}: {ours:?}");
+            }
+        }
+        assert_eq!(wilson(0, 0), None);
+        assert_eq!(Rate::new(0, 0).rate, None);
+    }
+
+    // scipy 1.17.1: `binomtest(b, b + c, 0.5).pvalue`
+    #[test]
+    fn probabilities_equal_scipy() {
+        for (b, c, expected) in
+            [(0, 0, 1.0), (1, 9, 0.021_484_375), (5, 5, 1.0), (30, 60, 0.002_060_265_680_963_074_5)]
+        {
+            let ours = McNemar::new(b, c).p;
+            assert!((ours - expected).abs() < 1e-9, "{b} {c}: {ours}");
+        }
+        assert!(McNemar::new(700, 900).p > 0.0, "no underflow");
+    }
+}

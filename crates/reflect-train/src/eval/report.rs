@@ -1,0 +1,270 @@
+//! What an evaluation found, as JSON, Markdown and a page. It says what held and what did not, also
+//! where reflection does not help.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use reflect_data::html::{escape, page};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::{
+    Arm, Outcome,
+    metrics::{DIFFICULTIES, McNemar, Rate, Summary, injected_correction},
+};
+
+/// An evaluation: its arms and their comparison with the first.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    pub model: String,
+    pub tasks: String,
+    pub seed: u64,
+    /// Problems.
+    pub count: usize,
+    pub arms: BTreeMap<Arm, Summary>,
+    pub injected: Option<Rate>,
+    /// The tuned arm (first) against each other (second).
+    pub comparisons: BTreeMap<Arm, McNemar>,
+}
+
+/// A line of the report that a figure decides.
+struct Finding {
+    text: String,
+    holds: bool,
+}
+
+impl Report {
+    /// Sums up the outcomes of the arms that were run.
+    pub fn new(model: &str, tasks: &str, seed: u64, outcomes: &BTreeMap<Arm, Vec<Outcome>>) -> Self {
+        let of = |arm: Arm| -> Vec<&Outcome> { outcomes.get(&arm).into_iter().flatten().collect() };
+        let tuned = of(Arm::Tuned);
+        let summaries = outcomes.keys().map(|arm| (*arm, Summary::of(&of(*arm))));
+        let others = outcomes.keys().filter(|arm| !matches!(arm, Arm::Tuned | Arm::Injected));
+        Self {
+            model: model.to_owned(),
+            tasks: tasks.to_owned(),
+            seed,
+            count: tuned.len(),
+            arms: summaries.filter(|(arm, _)| *arm != Arm::Injected).collect(),
+            injected: outcomes.contains_key(&Arm::Injected).then(|| injected_correction(&of(Arm::Injected))),
+            comparisons: others.map(|arm| (*arm, McNemar::of(&tuned, &of(*arm)))).collect(),
+        }
+    }
+
+    /// The line that ends the command: the figures that other programs read, then the whole report.
+    pub fn line(&self) -> Value {
+        let Some(tuned) = self.arms.get(&Arm::Tuned) else { return json!({"count": 0}) };
+        let rates = |rates: &BTreeMap<&'static str, Rate>| -> BTreeMap<&'static str, Option<f64>> {
+            rates.iter().map(|(name, rate)| (*name, rate.rate)).collect()
+        };
+        let families: BTreeMap<&str, Option<f64>> =
+            tuned.by_family.iter().map(|(name, rate)| (name.as_str(), rate.rate)).collect();
+        json!({
+            "accuracy": tuned.accuracy.rate,
+            "accuracy_ci": tuned.accuracy.interval,
+            "format_valid": tuned.format_valid.rate,
+            "reflection_rate": rates(&tuned.reflection_rate),
+            "slip_rate": tuned.slip_rate.rate,
+            "correction_rate": tuned.correction_rate.rate,
+            "damage_rate": tuned.damage_rate.rate,
+            "injected_correction_rate": self.injected.and_then(|rate| rate.rate),
+            "tokens_mean": tuned.tokens_mean,
+            "by_family": families,
+            "by_difficulty": rates(&tuned.by_difficulty),
+            "count": self.count,
+            "report": self,
+        })
+    }
+
+    /// Whether reflection earns its place: it adds no slips, and costs no right answers against the
+    /// twin and against the same model that may not reflect.
+    fn findings(&self) -> Vec<Finding> {
+        let Some(tuned) = self.arms.get(&Arm::Tuned) else { return Vec::new() };
+        let mut findings = Vec::new();
+        let twin = self.arms.get(&Arm::Twin).and_then(|twin| twin.slip_rate.rate);
+        if let Some((ours, theirs)) = tuned.slip_rate.rate.zip(twin) {
+            findings.push(Finding {
+                text: format!(
+                    "Slips: {} of the steps against {} of the twin's; at most 1.1 times as many are allowed.",
+                    percent(Some(ours)),
+                    percent(Some(theirs))
+                ),
+                holds: ours <= 1.1 * theirs,
+            });
+        }
+        for (arm, what) in [
+            (Arm::Twin, "the twin that never reflects"),
+            (Arm::Banned, "the same model when it may not reflect"),
+            (Arm::Majority, "a vote at equal tokens"),
+        ] {
+            let (Some(test), Some(other)) = (self.comparisons.get(&arm), self.arms.get(&arm)) else {
+                continue;
+            };
+            findings.push(Finding {
+                text: format!(
+                    "Answers: {} right against {} of {what}; {} problems only with reflection, {} only without, p = {:.3}.",
+                    percent(tuned.accuracy.rate),
+                    percent(other.accuracy.rate),
+                    test.first_only,
+                    test.second_only,
+                    test.p
+                ),
+                holds: !test.second_is_better(),
+            });
+        }
+        findings
+    }
+
+    /// The report as Markdown.
+    pub fn markdown(&self) -> String {
+        let mut text = format!(
+            "# Evaluation of {}\n\n{} problems of `{}`, seed {}.\n",
+            self.model, self.count, self.tasks, self.seed
+        );
+        for Finding { text: finding, holds } in self.findings() {
+            // Writing into a string can't fail.
+            let _ = write!(text, "\n- {} {finding}", if holds { "holds:" } else { "**does not hold:**" });
+        }
+        text.push_str("\n\n");
+        for table in self.tables() {
+            let _ = writeln!(text, "## {}\n\n| | {} |", table.title, table.columns.join(" | "));
+            let _ = writeln!(text, "| --- |{}", " ---: |".repeat(table.columns.len()));
+            for (name, cells) in &table.rows {
+                let _ = writeln!(text, "| {name} | {} |", cells.join(" | "));
+            }
+            text.push('\n');
+        }
+        text
+    }
+
+    /// The report as a page of its own.
+    pub fn html(&self) -> String {
+        let mut body = format!(
+            "<p>{} problems of <code>{}</code>, seed {}.</p>\n<ul>",
+            self.count,
+            escape(&self.tasks),
+            self.seed
+        );
+        for Finding { text, holds } in self.findings() {
+            let class = if holds { "holds" } else { "fails" };
+            let word = if holds { "holds" } else { "does not hold" };
+            let _ = write!(body, "<li><b class=\"{class}\">{word}</b> {}</li>", escape(&text));
+        }
+        body.push_str("</ul>\n");
+        for table in self.tables() {
+            let _ = write!(body, "<h2>{}</h2>\n<table><tr><th></th>", escape(&table.title));
+            for column in &table.columns {
+                let _ = write!(body, "<th>{}</th>", escape(column));
+            }
+            body.push_str("</tr>\n");
+            for (name, cells) in &table.rows {
+                let _ = write!(body, "<tr><td>{}</td>", escape(name));
+                for cell in cells {
+                    let share = cell.split(' ').next().and_then(|s| s.parse::<f64>().ok());
+                    match share.filter(|_| cell.contains('%')) {
+                        Some(share) => {
+                            let _ = write!(
+                                body,
+                                "<td class=\"bar\" style=\"--share:{share}%\">{}</td>",
+                                escape(cell)
+                            );
+                        }
+                        None => {
+                            let _ = write!(body, "<td>{}</td>", escape(cell));
+                        }
+                    }
+                }
+                body.push_str("</tr>\n");
+            }
+            body.push_str("</table>\n");
+        }
+        page(&format!("Evaluation of {}", self.model), STYLE, &body)
+    }
+
+    fn tables(&self) -> Vec<Table> {
+        let columns: Vec<String> = self.arms.keys().map(|arm| arm.name().to_owned()).collect();
+        let row = |name: &str, cell: &dyn Fn(&Summary) -> String| {
+            (name.to_owned(), self.arms.values().map(cell).collect::<Vec<_>>())
+        };
+        let table = |title: &str, rows| Table { title: title.to_owned(), columns: columns.clone(), rows };
+        let mut main = vec![
+            row("right answers", &|s| with_interval(&s.accuracy)),
+            row("valid format", &|s| with_interval(&s.format_valid)),
+        ];
+        main.extend(DIFFICULTIES.map(|(_, name)| row(name, &|s| with_interval(&s.by_difficulty[name]))));
+        let families: Vec<&String> =
+            self.arms.get(&Arm::Tuned).into_iter().flat_map(|tuned| tuned.by_family.keys()).collect();
+        let of_family = |name: &String| {
+            row(name, &|s| s.by_family.get(name).map_or_else(|| "–".to_owned(), with_interval))
+        };
+        let mut steps = vec![
+            row("wrong first statements of a step", &|s| with_interval(&s.slip_rate)),
+            row("wrong steps doubted", &|s| with_interval(&s.detection_recall)),
+            row("wrong steps repaired", &|s| with_interval(&s.correction_rate)),
+            row("doubts that were due", &|s| with_interval(&s.detection_precision)),
+            row("right steps doubted", &|s| with_interval(&s.false_reflection_rate)),
+            row("right steps confirmed", &|s| with_interval(&s.idle_rate)),
+            row("reflected right steps damaged", &|s| with_interval(&s.damage_rate)),
+        ];
+        if let Some(injected) = &self.injected {
+            let mut cells = vec!["–".to_owned(); columns.len()];
+            if let Some(cell) = self.arms.keys().position(|arm| *arm == Arm::Tuned) {
+                cells[cell] = with_interval(injected);
+            }
+            steps.push(("injected wrong steps repaired".to_owned(), cells));
+        }
+        let mut cost: Vec<(String, Vec<String>)> = Vec::new();
+        for (_, name) in DIFFICULTIES {
+            cost.push(row(&format!("{name}: answers that reflect"), &|s| {
+                with_interval(&s.reflection_rate[name])
+            }));
+            cost.push(row(&format!("{name}: tokens"), &|s| number(s.tokens_mean[name])));
+            if let Some(twin) = self.arms.get(&Arm::Twin) {
+                let cell =
+                    |s: &Summary| number(s.tokens_mean[name].zip(twin.tokens_mean[name]).map(|(a, b)| a / b));
+                cost.push(row(&format!("{name}: tokens, times the twin's"), &cell));
+            }
+        }
+        vec![
+            table("Answers", main),
+            table("Answers by family", families.into_iter().map(of_family).collect()),
+            table("Steps", steps),
+            table("Reflections and tokens", cost),
+        ]
+    }
+}
+
+struct Table {
+    title: String,
+    columns: Vec<String>,
+    rows: Vec<(String, Vec<String>)>,
+}
+
+/// Bars behind shares, and the colours of the findings.
+const STYLE: &str = "\
+td.bar{background:linear-gradient(to right,color-mix(in srgb,#2c7fb8 28%,transparent) var(--share),transparent var(--share))}\
+.holds{color:#2a9147}.fails{color:#d0382b}";
+
+fn percent(share: Option<f64>) -> String {
+    share.map_or_else(|| "–".to_owned(), |share| format!("{:.1} %", 100.0 * share))
+}
+
+fn with_interval(rate: &Rate) -> String {
+    match (rate.rate, rate.interval) {
+        (Some(share), Some([low, high])) => {
+            format!(
+                "{:.1} % ({:.1} to {:.1}; {} of {})",
+                100.0 * share,
+                100.0 * low,
+                100.0 * high,
+                rate.hits,
+                rate.of
+            )
+        }
+        _ => "–".to_owned(),
+    }
+}
+
+fn number(value: Option<f64>) -> String {
+    value.map_or_else(|| "–".to_owned(), |value| format!("{value:.2}"))
+}

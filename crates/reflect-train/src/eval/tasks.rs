@@ -1,0 +1,65 @@
+//! The problems of an evaluation.
+
+use std::path::Path;
+
+use reflect_data::{
+    Problem, Split,
+    families::{Family, Request, generate},
+    import::Record,
+    io::read_jsonl,
+};
+
+/// `default`: held-out problems of all default families, as many of each and as many of each
+/// difficulty; the name of a family: held-out problems of that one; else a file of records.
+///
+/// # Errors
+/// One sentence: an unknown name that is no file either, or a file that can't be read.
+pub fn problems(tasks: &str, count: usize, seed: u64) -> Result<Vec<Problem>, String> {
+    let families: Vec<Family> = match tasks {
+        "default" => Family::DEFAULT.to_vec(),
+        name => Family::ALL.iter().copied().filter(|family| family.name() == name).collect(),
+    };
+    if !families.is_empty() {
+        return (0..count)
+            .map(|index| {
+                let family = families[index % families.len()];
+                let request = Request { split: Split::HeldOut, ..Request::new(family, seed) };
+                generate(&request, (index / families.len()) as u64).map_err(|error| error.to_string())
+            })
+            .collect();
+    }
+    let path = Path::new(tasks);
+    if !path.is_file() {
+        let names: Vec<&str> = Family::ALL.iter().map(|family| family.name()).collect();
+        return Err(format!(
+            "`{tasks}` is neither a task nor a file; give `default`, a file of records, or one of {}",
+            names.join(", ")
+        ));
+    }
+    let records: Vec<Record> = read_jsonl(path).map_err(|error| error.to_string())?;
+    Ok(records.into_iter().take(count).map(|record| record.problem).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn default_tasks_are_held_out_and_balanced() {
+        let problems = problems("default", 270, 3).unwrap();
+        assert_eq!(problems.len(), 270);
+        assert!(problems.iter().all(|problem| problem.split == Split::HeldOut));
+        for family in Family::DEFAULT {
+            let of = problems.iter().filter(|problem| problem.family == family.name()).count();
+            assert_eq!(of, 270 / Family::DEFAULT.len());
+        }
+        let ids: std::collections::HashSet<&str> = problems.iter().map(|p| p.id.as_str()).collect();
+        assert_eq!(ids.len(), 270, "ids are unique: outcomes are kept by id");
+    }
+
+    #[test]
+    fn an_unknown_task_is_one_sentence() {
+        let error = problems("no-such-task", 1, 0).unwrap_err();
+        assert!(error.contains("no-such-task") && error.contains("multiplication"), "{error}");
+    }
+}

@@ -1,11 +1,13 @@
 // Causal attention within sequences that lie one after another: row t sees rows first[t]..=t.
-// A workgroup takes TILE rows of queries of one head and goes over their keys in blocks of TILE:
-// scores into workgroup memory, 4 x 4 an invocation, a running softmax a row, and sums of
-// values, half a head an invocation. lse is the log-sum-exp of the scaled scores.
+// A workgroup takes TILE rows of queries of one head and goes over their keys in blocks of TILE,
+// flash style. Both sides come through workgroup memory in chunks of 32 columns; of the scores of a
+// block, and of a chunk of the result, each of 8 x 8 invocations keeps 4 x 4. Two invocations run the
+// softmax of a row. lse is the log-sum-exp of the scaled scores.
 // Dispatch: (ceil(T / TILE), H). Called by ops/segment_attention.rs.
 
 const HEAD_DIM: u32 = 64u;
 const TILE: u32 = 32u;
+const CHUNKS: u32 = (HEAD_DIM + 31u) / 32u;
 const LOWEST: f32 = -3.4e38;
 
 struct Params { tokens: u32, heads: u32, kv_heads: u32 }
@@ -17,7 +19,10 @@ struct Params { tokens: u32, heads: u32, kv_heads: u32 }
 @group(0) @binding(4) var<uniform> p: Params;
 
 // One more a row keeps neighbouring rows in different banks.
+var<workgroup> left: array<vec4<f32>, 288>;
+var<workgroup> right: array<vec4<f32>, 288>;
 var<workgroup> scores: array<f32, 1056>;
+var<workgroup> halves: array<f32, 64>;
 var<workgroup> keep: array<f32, 32>;
 var<workgroup> begin: u32;
 
@@ -25,18 +30,18 @@ var<workgroup> begin: u32;
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let tile = group.x * TILE;
     let head = group.y;
-    let cols = (p.heads + 2u * p.kv_heads) * HEAD_DIM;
     let kv = head / (p.heads / p.kv_heads);
+    let query_col = head * HEAD_DIM;
     let key_col = (p.heads + kv) * HEAD_DIM;
     let value_col = (p.heads + p.kv_heads + kv) * HEAD_DIM;
     let scale = inverseSqrt(f32(HEAD_DIM));
     let last = p.tokens - 1u;
+    // Rows `down + 8 a` and keys (or vectors of a chunk) `across + 8 b` are this invocation's.
+    let down = lane / 8u;
+    let across = lane % 8u;
 
-    // The row and the half of the head that this invocation sums, and the row whose softmax it runs.
-    let row = lane / 2u;
-    let part = (lane % 2u) * (HEAD_DIM / 2u);
-    var acc: array<f32, HEAD_DIM / 2u>;
-    for (var i = 0u; i < HEAD_DIM / 2u; i++) { acc[i] = 0.0; }
+    var acc: array<vec4<f32>, 4u * CHUNKS>;
+    for (var i = 0u; i < 4u * CHUNKS; i++) { acc[i] = vec4<f32>(0.0); }
     var top = LOWEST;
     var mass = 0.0;
 
@@ -45,67 +50,92 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let start = workgroupUniformLoad(&begin) / TILE * TILE;
     let stop = min(tile + TILE, p.tokens);
     for (var block = start; block < stop; block += TILE) {
-        fill(tile, block, head, key_col, cols, scale, lane);
-        workgroupBarrier();
-        if lane < TILE {
-            var high = top;
-            for (var j = 0u; j < TILE; j++) { high = max(high, scores[lane * 33u + j]); }
-            var sum = 0.0;
-            for (var j = 0u; j < TILE; j++) {
-                let score = scores[lane * 33u + j];
-                let weight = select(exp(score - high), 0.0, score <= LOWEST);
-                scores[lane * 33u + j] = weight;
-                sum += weight;
+        var sums: array<vec4<f32>, 4>;
+        for (var a = 0u; a < 4u; a++) { sums[a] = vec4<f32>(0.0); }
+        for (var chunk = 0u; chunk < CHUNKS; chunk++) {
+            for (var i = lane; i < 256u; i += 64u) {
+                let col = chunk * 32u + i % 8u * 4u;
+                left[i / 8u * 9u + i % 8u] = load_qkv(tile + i / 8u, query_col, col);
+                right[i / 8u * 9u + i % 8u] = load_qkv(block + i / 8u, key_col, col);
             }
-            let old = select(exp(top - high), 0.0, top <= LOWEST);
-            keep[lane] = old;
-            mass = mass * old + sum;
-            top = high;
+            workgroupBarrier();
+            for (var c = 0u; c < 8u; c++) {
+                let k0 = right[across * 9u + c];
+                let k1 = right[(across + 8u) * 9u + c];
+                let k2 = right[(across + 16u) * 9u + c];
+                let k3 = right[(across + 24u) * 9u + c];
+                for (var a = 0u; a < 4u; a++) {
+                    let q = left[(down + 8u * a) * 9u + c];
+                    sums[a] += vec4<f32>(dot(q, k0), dot(q, k1), dot(q, k2), dot(q, k3));
+                }
+            }
+            workgroupBarrier();
+        }
+        for (var a = 0u; a < 4u; a++) {
+            let query = tile + down + 8u * a;
+            let first = batch[p.tokens + min(query, last)];
+            for (var b = 0u; b < 4u; b++) {
+                let key = block + across + 8u * b;
+                let seen = key >= first && key <= query;
+                scores[(down + 8u * a) * 33u + across + 8u * b] = select(LOWEST, sums[a][b] * scale, seen);
+            }
         }
         workgroupBarrier();
-        let factor = keep[row];
-        for (var i = 0u; i < HEAD_DIM / 2u; i++) { acc[i] *= factor; }
-        for (var j = 0u; j < TILE; j++) {
-            let weight = scores[row * 33u + j];
-            let at = min(block + j, last) * cols + value_col + part;
-            for (var i = 0u; i < HEAD_DIM / 2u; i++) { acc[i] += weight * qkv[at + i]; }
-        }
+        let half_at = lane / 2u * 33u + lane % 2u * 16u;
+        var high = top;
+        for (var j = 0u; j < 16u; j++) { high = max(high, scores[half_at + j]); }
+        halves[lane] = high;
         workgroupBarrier();
+        high = max(high, halves[lane ^ 1u]);
+        var sum = 0.0;
+        for (var j = 0u; j < 16u; j++) {
+            let score = scores[half_at + j];
+            let weight = select(exp(score - high), 0.0, score <= LOWEST);
+            scores[half_at + j] = weight;
+            sum += weight;
+        }
+        let old = select(exp(top - high), 0.0, top <= LOWEST);
+        if lane % 2u == 0u { keep[lane / 2u] = old; }
+        mass = mass * old + sum;
+        top = high;
+        for (var chunk = 0u; chunk < CHUNKS; chunk++) {
+            for (var i = lane; i < 256u; i += 64u) {
+                right[i / 8u * 9u + i % 8u] = load_qkv(block + i / 8u, value_col, chunk * 32u + i % 8u * 4u);
+            }
+            workgroupBarrier();
+            for (var a = 0u; a < 4u; a++) { sums[a] = acc[4u * chunk + a] * keep[down + 8u * a]; }
+            for (var j = 0u; j < TILE; j++) {
+                let v = right[j * 9u + across];
+                for (var a = 0u; a < 4u; a++) { sums[a] += scores[(down + 8u * a) * 33u + j] * v; }
+            }
+            for (var a = 0u; a < 4u; a++) { acc[4u * chunk + a] = sums[a]; }
+            workgroupBarrier();
+        }
     }
-    if lane < TILE {
-        keep[lane] = 1.0 / mass;
-        if tile + lane < p.tokens { lse[(tile + lane) * p.heads + head] = top + log(mass); }
+    halves[lane] = mass;
+    workgroupBarrier();
+    mass += halves[lane ^ 1u];
+    let row = tile + lane / 2u;
+    if lane % 2u == 0u {
+        keep[lane / 2u] = 1.0 / mass;
+        if row < p.tokens { lse[row * p.heads + head] = top + log(mass); }
     }
     workgroupBarrier();
-    if tile + row < p.tokens {
-        let inverse = keep[row];
-        let at = ((tile + row) * p.heads + head) * HEAD_DIM + part;
-        for (var i = 0u; i < HEAD_DIM / 2u; i++) { context[at + i] = acc[i] * inverse; }
+    for (var a = 0u; a < 4u; a++) {
+        let query = tile + down + 8u * a;
+        for (var i = 0u; i < 4u * CHUNKS; i++) {
+            let col = i / 4u * 32u + across * 4u + i % 4u;
+            if query < p.tokens && col < HEAD_DIM {
+                context[(query * p.heads + head) * HEAD_DIM + col] = acc[i / 4u * 4u + a][i % 4u] * keep[down + 8u * a];
+            }
+        }
     }
 }
 
-// Scaled scores of the tile's queries with a block of keys; LOWEST where a query does not see a key.
-fn fill(tile: u32, block: u32, head: u32, key_col: u32, cols: u32, scale: f32, lane: u32) {
-    let last = p.tokens - 1u;
-    var sums: array<vec4<f32>, 4>;
-    for (var a = 0u; a < 4u; a++) { sums[a] = vec4<f32>(0.0); }
-    var queries: array<u32, 4>;
-    var keys: array<u32, 4>;
-    for (var a = 0u; a < 4u; a++) {
-        queries[a] = min(tile + lane / 8u + 8u * a, last) * cols + head * HEAD_DIM;
-        keys[a] = min(block + lane % 8u + 8u * a, last) * cols + key_col;
-    }
-    for (var i = 0u; i < HEAD_DIM; i++) {
-        let k = vec4<f32>(qkv[keys[0] + i], qkv[keys[1] + i], qkv[keys[2] + i], qkv[keys[3] + i]);
-        for (var a = 0u; a < 4u; a++) { sums[a] += qkv[queries[a] + i] * k; }
-    }
-    for (var a = 0u; a < 4u; a++) {
-        let query = tile + lane / 8u + 8u * a;
-        let first = batch[p.tokens + min(query, last)];
-        for (var b = 0u; b < 4u; b++) {
-            let key = block + lane % 8u + 8u * b;
-            let seen = key >= first && key <= query;
-            scores[(lane / 8u + 8u * a) * 33u + lane % 8u + 8u * b] = select(LOWEST, sums[a][b] * scale, seen);
-        }
-    }
+// Columns `col` to `col + 3` of a head in a row; zeros past the head, whose width is even.
+fn load_qkv(row: u32, head_col: u32, col: u32) -> vec4<f32> {
+    let at = min(row, p.tokens - 1u) * (p.heads + 2u * p.kv_heads) * HEAD_DIM + head_col + col;
+    if col + 4u <= HEAD_DIM { return vec4<f32>(qkv[at], qkv[at + 1u], qkv[at + 2u], qkv[at + 3u]); }
+    if col + 2u <= HEAD_DIM { return vec4<f32>(qkv[at], qkv[at + 1u], 0.0, 0.0); }
+    return vec4<f32>(0.0);
 }

@@ -1,10 +1,11 @@
 // Gradient of the queries of segment_attention.wgsl. With P = exp(score - lse), made again, and
 // D = dcontext . context a row: dS = P * (dcontext . v - D) and dq = scale * sum of dS * k.
-// A workgroup takes TILE rows of queries of one head, as forwards.
+// A workgroup takes TILE rows of queries of one head, and chunks and shares as the forward pass.
 // Dispatch: (ceil(T / TILE), H). Called by ops/segment_attention.rs.
 
 const HEAD_DIM: u32 = 64u;
 const TILE: u32 = 32u;
+const CHUNKS: u32 = (HEAD_DIM + 31u) / 32u;
 
 struct Params { tokens: u32, heads: u32, kv_heads: u32 }
 
@@ -16,85 +17,142 @@ struct Params { tokens: u32, heads: u32, kv_heads: u32 }
 @group(0) @binding(5) var<storage, read_write> dqkv: array<f32>;      // (T, (H + 2 K) h)
 @group(0) @binding(6) var<uniform> p: Params;
 
+// One more a row keeps neighbouring rows in different banks.
+var<workgroup> left: array<vec4<f32>, 288>;
+var<workgroup> right: array<vec4<f32>, 288>;
+// First the parts of D, then dS.
 var<workgroup> gradients: array<f32, 1056>;
-var<workgroup> means: array<f32, 32>;
 var<workgroup> begin: u32;
 
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let tile = group.x * TILE;
     let head = group.y;
-    let cols = (p.heads + 2u * p.kv_heads) * HEAD_DIM;
     let kv = head / (p.heads / p.kv_heads);
+    let query_col = head * HEAD_DIM;
     let key_col = (p.heads + kv) * HEAD_DIM;
     let value_col = (p.heads + p.kv_heads + kv) * HEAD_DIM;
     let scale = inverseSqrt(f32(HEAD_DIM));
     let last = p.tokens - 1u;
+    // Rows `down + 8 a` and keys (or vectors of a chunk) `across + 8 b` are this invocation's.
+    let down = lane / 8u;
+    let across = lane % 8u;
 
-    let row = lane / 2u;
-    let part = (lane % 2u) * (HEAD_DIM / 2u);
-    var acc: array<f32, HEAD_DIM / 2u>;
-    for (var i = 0u; i < HEAD_DIM / 2u; i++) { acc[i] = 0.0; }
-
-    if lane < TILE {
-        let at = (min(tile + lane, last) * p.heads + head) * HEAD_DIM;
-        var mean = 0.0;
-        for (var i = 0u; i < HEAD_DIM; i++) { mean += context[at + i] * dcontext[at + i]; }
-        means[lane] = mean;
+    var acc: array<vec4<f32>, 4u * CHUNKS>;
+    for (var i = 0u; i < 4u * CHUNKS; i++) { acc[i] = vec4<f32>(0.0); }
+    for (var a = 0u; a < 4u; a++) {
+        let at = (min(tile + down + 8u * a, last) * p.heads + head) * HEAD_DIM;
+        var part = 0.0;
+        for (var i = across; i < HEAD_DIM; i += 8u) { part += context[at + i] * dcontext[at + i]; }
+        gradients[(down + 8u * a) * 33u + across] = part;
     }
+    // Sequences lie in order, so the tile's first row sees furthest back.
     if lane == 0u { begin = batch[p.tokens + min(tile, last)]; }
     let start = workgroupUniformLoad(&begin) / TILE * TILE;
     let stop = min(tile + TILE, p.tokens);
+    workgroupBarrier();
+    var means = vec4<f32>(0.0);
+    for (var i = 0u; i < 8u; i++) {
+        means += vec4<f32>(
+            gradients[down * 33u + i], gradients[(down + 8u) * 33u + i],
+            gradients[(down + 16u) * 33u + i], gradients[(down + 24u) * 33u + i],
+        );
+    }
     for (var block = start; block < stop; block += TILE) {
-        // 4 x 4 scores and weight gradients an invocation.
         var sums: array<vec4<f32>, 4>;
         var products: array<vec4<f32>, 4>;
-        var queries: array<u32, 4>;
-        var contexts: array<u32, 4>;
-        var keys: array<u32, 4>;
         for (var a = 0u; a < 4u; a++) {
             sums[a] = vec4<f32>(0.0);
             products[a] = vec4<f32>(0.0);
-            let query = min(tile + lane / 8u + 8u * a, last);
-            queries[a] = query * cols + head * HEAD_DIM;
-            contexts[a] = (query * p.heads + head) * HEAD_DIM;
-            keys[a] = min(block + lane % 8u + 8u * a, last) * cols;
         }
-        for (var i = 0u; i < HEAD_DIM; i++) {
-            var k: vec4<f32>;
-            var v: vec4<f32>;
-            for (var b = 0u; b < 4u; b++) {
-                k[b] = qkv[keys[b] + key_col + i];
-                v[b] = qkv[keys[b] + value_col + i];
+        for (var chunk = 0u; chunk < CHUNKS; chunk++) {
+            for (var i = lane; i < 256u; i += 64u) {
+                let col = chunk * 32u + i % 8u * 4u;
+                left[i / 8u * 9u + i % 8u] = load_qkv(tile + i / 8u, query_col, col);
+                right[i / 8u * 9u + i % 8u] = load_qkv(block + i / 8u, key_col, col);
             }
-            for (var a = 0u; a < 4u; a++) {
-                sums[a] += qkv[queries[a] + i] * k;
-                products[a] += dcontext[contexts[a] + i] * v;
+            workgroupBarrier();
+            for (var c = 0u; c < 8u; c++) {
+                let k0 = right[across * 9u + c];
+                let k1 = right[(across + 8u) * 9u + c];
+                let k2 = right[(across + 16u) * 9u + c];
+                let k3 = right[(across + 24u) * 9u + c];
+                for (var a = 0u; a < 4u; a++) {
+                    let q = left[(down + 8u * a) * 9u + c];
+                    sums[a] += vec4<f32>(dot(q, k0), dot(q, k1), dot(q, k2), dot(q, k3));
+                }
             }
+            workgroupBarrier();
+        }
+        for (var chunk = 0u; chunk < CHUNKS; chunk++) {
+            for (var i = lane; i < 256u; i += 64u) {
+                let col = chunk * 32u + i % 8u * 4u;
+                left[i / 8u * 9u + i % 8u] = load_dcontext(tile + i / 8u, query_col, col);
+                right[i / 8u * 9u + i % 8u] = load_qkv(block + i / 8u, value_col, col);
+            }
+            workgroupBarrier();
+            for (var c = 0u; c < 8u; c++) {
+                let v0 = right[across * 9u + c];
+                let v1 = right[(across + 8u) * 9u + c];
+                let v2 = right[(across + 16u) * 9u + c];
+                let v3 = right[(across + 24u) * 9u + c];
+                for (var a = 0u; a < 4u; a++) {
+                    let d = left[(down + 8u * a) * 9u + c];
+                    products[a] += vec4<f32>(dot(d, v0), dot(d, v1), dot(d, v2), dot(d, v3));
+                }
+            }
+            workgroupBarrier();
         }
         for (var a = 0u; a < 4u; a++) {
-            let local = lane / 8u + 8u * a;
-            let query = min(tile + local, last);
-            let first = batch[p.tokens + query];
-            let mass = lse[query * p.heads + head];
+            let query = tile + down + 8u * a;
+            let first = batch[p.tokens + min(query, last)];
+            let mass = lse[min(query, last) * p.heads + head];
             for (var b = 0u; b < 4u; b++) {
-                let key = block + lane % 8u + 8u * b;
+                let key = block + across + 8u * b;
                 let seen = key >= first && key <= query;
+                // No score is above its log-sum-exp; what is not seen may be, and overflow.
                 let weight = exp(min(sums[a][b] * scale - mass, 0.0));
-                let gradient = weight * (products[a][b] - means[local]) * scale;
-                gradients[local * 33u + lane % 8u + 8u * b] = select(0.0, gradient, seen);
+                let gradient = weight * (products[a][b] - means[a]) * scale;
+                gradients[(down + 8u * a) * 33u + across + 8u * b] = select(0.0, gradient, seen);
             }
         }
-        workgroupBarrier();
-        for (var j = 0u; j < TILE; j++) {
-            let gradient = gradients[row * 33u + j];
-            let at = min(block + j, last) * cols + key_col + part;
-            for (var i = 0u; i < HEAD_DIM / 2u; i++) { acc[i] += gradient * qkv[at + i]; }
+        for (var chunk = 0u; chunk < CHUNKS; chunk++) {
+            for (var i = lane; i < 256u; i += 64u) {
+                right[i / 8u * 9u + i % 8u] = load_qkv(block + i / 8u, key_col, chunk * 32u + i % 8u * 4u);
+            }
+            workgroupBarrier();
+            for (var a = 0u; a < 4u; a++) { sums[a] = acc[4u * chunk + a]; }
+            for (var j = 0u; j < TILE; j++) {
+                let k = right[j * 9u + across];
+                for (var a = 0u; a < 4u; a++) { sums[a] += gradients[(down + 8u * a) * 33u + j] * k; }
+            }
+            for (var a = 0u; a < 4u; a++) { acc[4u * chunk + a] = sums[a]; }
+            workgroupBarrier();
         }
-        workgroupBarrier();
     }
-    if tile + row < p.tokens {
-        let at = (tile + row) * cols + head * HEAD_DIM + part;
-        for (var i = 0u; i < HEAD_DIM / 2u; i++) { dqkv[at + i] = acc[i]; }
+    for (var a = 0u; a < 4u; a++) {
+        let query = tile + down + 8u * a;
+        let at = query * (p.heads + 2u * p.kv_heads) * HEAD_DIM + query_col;
+        for (var i = 0u; i < 4u * CHUNKS; i++) {
+            let col = i / 4u * 32u + across * 4u + i % 4u;
+            if query < p.tokens && col < HEAD_DIM { dqkv[at + col] = acc[i / 4u * 4u + a][i % 4u]; }
+        }
     }
+}
+
+// Columns `col` to `col + 3` of a head in a row; zeros past the head, whose width is even.
+fn load_qkv(row: u32, head_col: u32, col: u32) -> vec4<f32> {
+    let at = min(row, p.tokens - 1u) * (p.heads + 2u * p.kv_heads) * HEAD_DIM + head_col + col;
+    if col + 4u <= HEAD_DIM { return vec4<f32>(qkv[at], qkv[at + 1u], qkv[at + 2u], qkv[at + 3u]); }
+    if col + 2u <= HEAD_DIM { return vec4<f32>(qkv[at], qkv[at + 1u], 0.0, 0.0); }
+    return vec4<f32>(0.0);
+}
+
+fn load_dcontext(row: u32, head_col: u32, col: u32) -> vec4<f32> {
+    let at = min(row, p.tokens - 1u) * p.heads * HEAD_DIM + head_col + col;
+    if col + 4u <= HEAD_DIM {
+        return vec4<f32>(dcontext[at], dcontext[at + 1u], dcontext[at + 2u], dcontext[at + 3u]);
+    }
+    if col + 2u <= HEAD_DIM { return vec4<f32>(dcontext[at], dcontext[at + 1u], 0.0, 0.0); }
+    return vec4<f32>(0.0);
 }

@@ -1,0 +1,306 @@
+//! `reflect-run train` and `eval` as programs: kill -9 and go on, bad data, adapters, the contract of
+//! the last line.
+
+use std::{
+    fs,
+    path::PathBuf,
+    process::{Child, Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+
+/// A folder that goes when the test ends.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("reflect-train-{}-{name}", std::process::id()));
+        fs::create_dir_all(&path).expect("a temporary folder");
+        Self(path)
+    }
+
+    fn file(&self, name: &str) -> String {
+        self.0.join(name).to_str().expect("a plain path").to_owned()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn program() -> Command {
+    let test = std::env::current_exe().expect("a test has a path");
+    let release = test.ancestors().nth(2).expect("tests lie in a target folder");
+    Command::new(release.join(format!("reflect-run{}", std::env::consts::EXE_SUFFIX)))
+}
+
+fn run(args: &[&str]) -> Output {
+    program().args(args).output().expect("the program starts")
+}
+
+fn must(args: &[&str]) -> Output {
+    let output = run(args);
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    output
+}
+
+/// Records with answers, and the folder of a model without weights.
+struct Setting {
+    folder: Folder,
+    data: String,
+    model: String,
+}
+
+impl Setting {
+    fn new(name: &str) -> Self {
+        let folder = Folder::new(name);
+        let (problems, data, model) =
+            (folder.file("problems.jsonl"), folder.file("data.jsonl"), folder.file("model"));
+        must(&["data", "generate", "--out", &problems, "--count", "180", "--seed", "3"]);
+        must(&["data", "reflect", "--in", &problems, "--out", &data, "--seed", "3"]);
+        must(&["data", "tokenizer", "--in", &data, "--vocab", "320", "--out", &model]);
+        let config = json!({
+            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 32,
+            "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+            "num_key_value_heads": 1, "head_dim": 16, "vocab_size": 320,
+            "max_position_embeddings": 1024, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+            "tie_word_embeddings": true, "bos_token_id": 0, "eos_token_id": 4,
+        });
+        fs::write(folder.0.join("model/config.json"), config.to_string()).expect("a file");
+        Self { folder, data, model }
+    }
+
+    fn train_args(&self, out: &str, more: &[&str]) -> Vec<String> {
+        let args = ["train", "--data", &self.data, "--model", &self.model, "--out", out, "--device", "cpu"];
+        args.iter().chain(more).map(|arg| (*arg).to_owned()).collect()
+    }
+
+    fn train(&self, out: &str, more: &[&str]) -> Output {
+        program().args(self.train_args(out, more)).output().expect("the program starts")
+    }
+
+    fn start(&self, out: &str, more: &[&str]) -> Child {
+        let mut command = program();
+        command.args(self.train_args(out, more)).stdout(Stdio::null()).stderr(Stdio::null());
+        command.spawn().expect("the program starts")
+    }
+}
+
+/// Loss of each step of a log, by its bits.
+fn losses(out: &str) -> Vec<(u64, u64)> {
+    let text = fs::read_to_string(format!("{out}/log.jsonl")).unwrap_or_default();
+    let records = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    records
+        .filter(|record| record["type"] == "step")
+        .map(|record| {
+            (record["step"].as_u64().expect("a step"), record["loss"].as_f64().expect("a loss").to_bits())
+        })
+        .collect()
+}
+
+#[test]
+fn a_killed_run_goes_on_with_the_same_losses() {
+    let setting = Setting::new("kill");
+    let more =
+        ["--fresh", "--steps", "160", "--micro-tokens", "2048", "--save-every", "7", "--warm-up", "10"];
+    let (whole, killed) = (setting.folder.file("whole"), setting.folder.file("killed"));
+    let output = setting.train(&whole, &more);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let expected = losses(&whole);
+    assert_eq!(expected.len(), 160);
+
+    // A folder that a killed save leaves behind, and one that never got its state.
+    fs::create_dir_all(format!("{killed}/checkpoints/.partial-1")).expect("a folder");
+    fs::write(format!("{killed}/checkpoints/.partial-1/model.safetensors"), b"half").expect("a file");
+    fs::create_dir_all(format!("{killed}/checkpoints/step-00000150")).expect("a folder");
+    let mut kills = 0;
+    for until in [9, 23, 60, 101, 140] {
+        let mut child = setting.start(&killed, &more);
+        let start = Instant::now();
+        while losses(&killed).last().is_none_or(|(step, _)| *step < until) {
+            assert!(start.elapsed() < Duration::from_secs(120), "no progress to step {until}");
+            if child.try_wait().expect("a child").is_some() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        kills += usize::from(child.try_wait().expect("a child").is_none());
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+    assert!(kills >= 3, "the run was killed {kills} times before its end");
+    let output = setting.train(&killed, &more);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains("going on after step"), "{said}");
+    assert_eq!(losses(&killed), expected, "losses to the last bit");
+    let weights = |out: &str| fs::read(format!("{out}/model.safetensors")).expect("weights");
+    assert!(weights(&whole) == weights(&killed), "the same weights");
+}
+
+#[test]
+fn another_setting_does_not_go_on_in_the_same_folder() {
+    let setting = Setting::new("settings");
+    let out = setting.folder.file("run");
+    let first = ["--fresh", "--steps", "4", "--save-every", "2", "--rate", "1e-3"];
+    assert!(setting.train(&out, &first).status.success());
+    let output = setting.train(&out, &["--fresh", "--steps", "4", "--save-every", "2", "--rate", "2e-3"]);
+    assert_eq!(output.status.code(), Some(2));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("another set of settings") && said.contains("--out"), "{said}");
+}
+
+#[test]
+fn bad_records_are_named_and_nothing_is_dropped_silently() {
+    let setting = Setting::new("bad");
+    let text = fs::read_to_string(&setting.data).expect("records");
+    let mut records: Vec<Value> =
+        text.lines().take(20).map(|line| serde_json::from_str(line).expect("a record")).collect();
+    let span = |text: &str| json!([{"kind": "output", "text": text}]);
+    records[2]["spans"] = span("<thinking>\nno end");
+    records[5]["spans"] = span("  ");
+    records[7]["spans"] = json!([]);
+    records[9]["spans"] = span(&format!("<output>{}</output>", "word ".repeat(2000)));
+    let lines: Vec<String> = records.iter().map(Value::to_string).collect();
+    let data = setting.folder.file("bad.jsonl");
+    fs::write(&data, lines.join("\n")).expect("a file");
+    let args = |data: &str, out: &str| {
+        run(&[
+            "train",
+            "--data",
+            data,
+            "--model",
+            &setting.model,
+            "--fresh",
+            "--out",
+            out,
+            "--device",
+            "cpu",
+            "--steps",
+            "2",
+        ])
+    };
+    let output = args(&data, &setting.folder.file("run"));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("20 records, 16 kept"), "{said}");
+    for (reason, number) in [
+        ("1 skipped: unbalanced tags; first: 3 (", 3),
+        ("1 skipped: empty answer; first: 6 (", 6),
+        ("1 skipped: no answer; first: 8 (", 8),
+        ("1 skipped: longer than the context; first: 10 (", 10),
+    ] {
+        assert!(said.contains(reason), "record {number}: {said}");
+    }
+
+    fs::write(&data, format!("{}\n{{\"id\": broken", lines[0])).expect("a file");
+    let output = args(&data, &setting.folder.file("broken"));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("bad.jsonl:2"), "{said}");
+
+    fs::write(&data, &lines[2]).expect("a file");
+    let output = args(&data, &setting.folder.file("none"));
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("nothing to learn"));
+}
+
+#[test]
+fn a_loss_that_is_no_number_ends_the_run_with_its_step() {
+    let setting = Setting::new("nan");
+    let out = setting.folder.file("run");
+    let more = ["--fresh", "--steps", "40", "--rate", "1e18", "--warm-up", "1", "--save-every", "1"];
+    let output = setting.train(&out, &more);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("the loss at step") && said.contains("--rate"), "{said}");
+    assert!(fs::read_dir(format!("{out}/checkpoints")).expect("checkpoints").count() >= 1);
+}
+
+#[test]
+fn adapters_train_on_a_model_and_evaluation_keeps_its_contract() {
+    let setting = Setting::new("chain");
+    let (full, adapter) = (setting.folder.file("full"), setting.folder.file("adapter"));
+    let output =
+        setting.train(&full, &["--fresh", "--steps", "6", "--held-out", &setting.data, "--eval-every", "3"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let page = fs::read_to_string(format!("{full}/loss.html")).expect("a page");
+    assert!(page.contains("<svg") && page.contains("held out"));
+
+    let lora = [
+        "train",
+        "--data",
+        &setting.data,
+        "--model",
+        &full,
+        "--out",
+        &adapter,
+        "--device",
+        "cpu",
+        "--method",
+        "lora",
+        "--rank",
+        "4",
+        "--steps",
+        "3",
+        "--targets",
+        "q_proj,v_proj",
+    ];
+    must(&lora);
+    let config: Value =
+        serde_json::from_slice(&fs::read(format!("{adapter}/adapter_config.json")).expect("a file"))
+            .expect("JSON");
+    assert_eq!(config["target_modules"], json!(["q_proj", "v_proj"]));
+    assert!(fs::metadata(format!("{adapter}/adapter_model.safetensors")).expect("weights").len() > 1000);
+
+    let out = setting.folder.file("eval");
+    let eval = [
+        "eval",
+        "--model",
+        &full,
+        "--tasks",
+        "default",
+        "--count",
+        "18",
+        "--seed",
+        "2",
+        "--device",
+        "cpu",
+        "--max-tokens",
+        "40",
+        "--twin",
+        &full,
+        "--out",
+        &out,
+        "--json",
+    ];
+    let line = |output: Output| -> Value {
+        let text = String::from_utf8(output.stdout).expect("UTF-8");
+        serde_json::from_str(text.lines().last().expect("a line")).expect("JSON")
+    };
+    let first = line(must(&eval));
+    assert_eq!(first["count"], 18);
+    for key in [
+        "accuracy",
+        "accuracy_ci",
+        "format_valid",
+        "reflection_rate",
+        "slip_rate",
+        "correction_rate",
+        "damage_rate",
+        "tokens_mean",
+        "by_family",
+    ] {
+        assert!(first.get(key).is_some(), "{key}: {first}");
+    }
+    // The twin is the model itself: no problem is right in one arm alone.
+    let twin = &first["report"]["comparisons"]["twin"];
+    assert_eq!((&twin["first_only"], &twin["second_only"]), (&json!(0), &json!(0)));
+    let markdown = fs::read_to_string(format!("{out}/report.md")).expect("a report");
+    assert!(markdown.contains("| right answers |"), "{markdown}");
+    assert_eq!(line(must(&eval)), first, "a second run finds all outcomes there");
+    let other = run(&[&eval[..], &["--temperature", "0.9"]].concat());
+    assert_eq!(other.status.code(), Some(2), "{}", String::from_utf8_lossy(&other.stderr));
+}

@@ -34,12 +34,17 @@ pub fn run(args: &[String]) -> Result<()> {
     start(&mut program)
 }
 
+/// Builds the program.
+pub fn build() -> Result<()> {
+    step("build", &mut cargo("build")?)
+}
+
 /// The whole of continuous integration.
 pub fn test(web: bool) -> Result<()> {
     setup::all(web)?;
     models::fetch_smollm2()?;
     check(false, web)?;
-    step("build", &mut cargo("build")?)?;
+    build()?;
     step("test", with_drivers(&mut cargo("test")?)?)?;
     if web {
         wasm::build()?;

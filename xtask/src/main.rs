@@ -8,6 +8,7 @@ mod models;
 mod peers;
 mod process;
 mod setup;
+mod tiny;
 mod wasm;
 
 use anyhow::{Result, bail, ensure};
@@ -24,6 +25,7 @@ Usage: cargo xtask <command>
   fetch smollm2         download and check the model that the tests use
   golden [SCRIPT ARGS…] list the scripts that make golden files, or run one
   acceptance            the full matrix of checkpoints, prompts and adapters
+  train-tiny            make reflect-tiny and reflect-micro with their twins, and evaluate them; resumable
   bench-peers [cpu|gpu] our speed beside llama.cpp's, median of five
 ";
 
@@ -56,6 +58,7 @@ fn dispatch(args: &[String]) -> Result<()> {
         }
         "golden" => checks::golden(rest),
         "acceptance" => checks::acceptance(),
+        "train-tiny" => tiny::train(),
         "bench-peers" => peers::bench(rest),
         "help" | "--help" | "-h" => {
             print!("{USAGE}");

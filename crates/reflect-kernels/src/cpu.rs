@@ -63,6 +63,17 @@ impl<'a> View<'a> {
     }
 }
 
+/// All threads, where the target has them and they are wanted.
+fn parallelism(wanted: bool) -> gemm::Parallelism {
+    #[cfg(not(target_family = "wasm"))]
+    if wanted && threads() > 1 {
+        return gemm::Parallelism::Rayon(0);
+    }
+    #[cfg(target_family = "wasm")]
+    let _ = wanted;
+    gemm::Parallelism::None
+}
+
 /// `out = a · b`, or `out += a · b` with `add`, for `a` `[m, k]`, `b` `[k, n]` and row-major `out`
 /// `[m, n]` that starts at `out_first` and has rows of `out_stride` elements. The order of the sums
 /// does not depend on the number of threads.
@@ -86,8 +97,7 @@ pub unsafe fn product(
     }
     assert!(out_first + (m - 1) * out_stride + n <= out.len, "product: output");
     assert!(k == 0 || (a.last(m, k) < a.data.len() && b.last(k, n) < b.data.len()), "product: inputs");
-    let threads =
-        if parallel && threads() > 1 { gemm::Parallelism::Rayon(0) } else { gemm::Parallelism::None };
+    let threads = parallelism(parallel);
     // SAFETY: all elements lie inside the slices, by the checks above; `out` is not shared by the
     // caller's promise.
     unsafe {

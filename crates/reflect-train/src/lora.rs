@@ -97,7 +97,7 @@ pub fn attach(
     })
 }
 
-/// Reads the adapter in `folder`, as PEFT or [`save`] wrote it, and hangs it on the model. Returns its
+/// Reads the adapter in `folder`, as PEFT or [`write_weights`](crate::checkpoint::write_weights) wrote it, and hangs it on the model. Returns its
 /// settings.
 ///
 /// # Errors

@@ -50,7 +50,7 @@ impl AdamStep {
         .map(|v| v as f32)
     }
 
-    /// The numbers on the device, for [`adamw`].
+    /// The numbers on the device, for [`adamw_words`] and [`adamw_vector`].
     pub fn upload(&self, device: &Device) -> Tensor<1> {
         Tensor::from_data(TensorData::new(self.values().to_vec(), [8]), device)
     }

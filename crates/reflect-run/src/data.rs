@@ -276,7 +276,9 @@ fn run_tokenizer(args: &TokenizerArgs) -> Result<()> {
     let texts: Vec<String> = records
         .iter()
         .flat_map(|record| {
-            let messages = record.problem.messages.iter().flat_map(|m| [m.role.as_str(), m.content.as_str()]);
+            // The template puts an empty line after each role.
+            let messages =
+                record.problem.messages.iter().flat_map(|m| [m.role.as_str(), "\n\n", m.content.as_str()]);
             messages.chain(record.spans.iter().map(|span| span.text.as_str()))
         })
         .map(|text| tags.iter().fold(text.to_owned(), |text, tag| text.replace(tag.as_str(), "")))

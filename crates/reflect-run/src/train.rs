@@ -69,7 +69,11 @@ pub fn train(args: &TrainArgs) -> Result<ExitCode> {
     let read = |file: &Path, count: Option<usize>| -> Result<Vec<Example>> {
         let mut records: Vec<DataRecord> = read_jsonl(file)?;
         records.truncate(count.unwrap_or(usize::MAX));
-        let (found, report) = examples(&records, template, &texts.tokenizer, &args.loss, limits);
+        let bar = ProgressBar::new(records.len() as u64);
+        bar.set_style(ProgressStyle::with_template("rendering {bar:32} {pos} of {len}, {eta} left")?);
+        let told = || bar.inc(1);
+        let (found, report) = examples(&records, template, &texts.tokenizer, &args.loss, limits, &told);
+        bar.finish_and_clear();
         say_report(file, &report);
         Ok(found)
     };

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 
+use rayon::prelude::*;
 use reflect_data::{
     import::Record,
     loss::{LossStrategy, token_weights},
@@ -86,18 +87,28 @@ pub struct Limits {
     pub vocab: usize,
 }
 
-/// Renders records and weighs their tokens. Nothing is dropped silently: see the report.
+/// Renders records and weighs their tokens, on all threads. Nothing is dropped silently: see the
+/// report. `told` hears of each record.
 pub fn examples(
     records: &[Record],
     template: &ChatTemplate,
     tokenizer: &Tokenizer,
     strategy: &LossStrategy,
     limits: Limits,
+    told: &(dyn Fn() + Sync),
 ) -> (Vec<Example>, Report) {
+    let rendered: Vec<Result<Vec<Example>, Skipped>> = records
+        .par_iter()
+        .map(|record| {
+            let rendered = of_record(record, template, tokenizer, strategy, limits);
+            told();
+            rendered
+        })
+        .collect();
     let mut report = Report { records: records.len(), ..Report::default() };
     let mut found = Vec::new();
-    for (index, record) in records.iter().enumerate() {
-        match of_record(record, template, tokenizer, strategy, limits) {
+    for ((index, record), rendered) in records.iter().enumerate().zip(rendered) {
+        match rendered {
             Ok(copies) => {
                 report.kept += 1;
                 report.examples += copies.len();

@@ -70,6 +70,7 @@ pub fn html(title: &str, log: &[Record]) -> String {
     let figures = [
         (
             "Loss",
+            Axis::Logarithmic,
             vec![
                 Series { name: "batch".into(), color: RGBColor(150, 160, 170), points: losses.clone() },
                 Series {
@@ -80,9 +81,14 @@ pub fn html(title: &str, log: &[Record]) -> String {
                 Series { name: "held out".into(), color: RGBColor(208, 56, 43), points: held_out },
             ],
         ),
-        ("Held-out loss by span", by_kind(looks().map(|record| (record.step, &record.by_kind)))),
+        (
+            "Held-out loss by span",
+            Axis::Logarithmic,
+            by_kind(looks().map(|record| (record.step, &record.by_kind))),
+        ),
         (
             "Held-out accuracy",
+            Axis::Linear,
             vec![
                 Series {
                     name: "tokens".into(),
@@ -98,6 +104,7 @@ pub fn html(title: &str, log: &[Record]) -> String {
         ),
         (
             "Gradient norm",
+            Axis::Logarithmic,
             vec![Series {
                 name: "before clipping".into(),
                 color: RGBColor(164, 69, 196),
@@ -105,12 +112,13 @@ pub fn html(title: &str, log: &[Record]) -> String {
             }],
         ),
     ];
-    for (name, series) in figures {
+    for (name, axis, series) in figures {
         let series: Vec<Series> = series.into_iter().filter(|series| !series.points.is_empty()).collect();
         if series.is_empty() {
             continue;
         }
-        let figure = draw(&series).unwrap_or_else(|error| format!("<p>{}</p>", escape(&error.to_string())));
+        let figure =
+            draw(&series, axis).unwrap_or_else(|error| format!("<p>{}</p>", escape(&error.to_string())));
         let legend: String = series
             .iter()
             .map(|Series { name, color: RGBColor(r, g, b), .. }| {
@@ -146,9 +154,9 @@ fn by_kind<'a>(looks: impl Iterator<Item = (u64, &'a BTreeMap<SpanKind, f64>)>) 
     series.collect()
 }
 
-/// Means over a window of a fiftieth of the points.
+/// Means over a window of a hundredth of the points.
 fn smooth(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
-    let window = (points.len() / 50).max(1);
+    let window = (points.len() / 100).max(1);
     points
         .chunks(window)
         .map(|chunk| {
@@ -158,16 +166,36 @@ fn smooth(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
         .collect()
 }
 
-/// Lines over steps; values from zero to the largest that is no outlier.
-fn draw(series: &[Series]) -> Result<String, Box<dyn Error>> {
+/// How values are laid out.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Axis {
+    /// From zero.
+    Linear,
+    /// Losses fall by factors.
+    Logarithmic,
+}
+
+/// Lines over steps.
+fn draw(series: &[Series], axis: Axis) -> Result<String, Box<dyn Error>> {
     let last = series.iter().flat_map(|series| &series.points).map(|(step, _)| *step).fold(1.0, f64::max);
-    let mut values: Vec<f64> = series.iter().flat_map(|series| &series.points).map(|(_, v)| *v).collect();
-    values.retain(|value| value.is_finite());
-    values.sort_by(f64::total_cmp);
-    let high = values.get(values.len().saturating_sub(1) * 99 / 100).copied().unwrap_or(1.0).max(1e-6);
+    let values = || series.iter().flat_map(|series| &series.points).map(|(_, v)| *v);
+    let high = values().filter(|v| v.is_finite()).fold(1e-6, f64::max);
+    let low = match axis {
+        Axis::Linear => 0.0,
+        // A thousandth of the top is low enough, and nothing is shown below it.
+        Axis::Logarithmic => values().filter(|v| *v > 0.0).fold(high, f64::min).max(high / 1000.0) / 1.1,
+    };
     let (width, height) = (SIZE.0 as i32 - LEFT - RIGHT, SIZE.1 as i32 - ABOVE - BELOW);
+    let share = |value: f64| match axis {
+        Axis::Linear => value / high,
+        Axis::Logarithmic => (value.max(low) / low).ln() / (high / low).ln(),
+    };
+    let at = |share: f64| match axis {
+        Axis::Linear => high * share,
+        Axis::Logarithmic => low * (high / low).powf(share),
+    };
     let place = |(step, value): (f64, f64)| {
-        let y = (value / high).clamp(0.0, 1.0);
+        let y = share(value).clamp(0.0, 1.0);
         (LEFT + (f64::from(width) * step / last) as i32, ABOVE + (f64::from(height) * (1.0 - y)) as i32)
     };
     let mut svg = String::new();
@@ -176,11 +204,11 @@ fn draw(series: &[Series]) -> Result<String, Box<dyn Error>> {
         let text = TextStyle::from(("sans-serif", 13).into_font()).color(&INK);
         let thin = ShapeStyle::from(&INK.mix(0.35)).stroke_width(1);
         for part in 0..=4 {
-            let (step, value) = (last * f64::from(part) / 4.0, high * f64::from(part) / 4.0);
+            let (step, value) = (last * f64::from(part) / 4.0, at(f64::from(part) / 4.0));
             let (left, y) = place((0.0, value));
             area.draw(&PathElement::new(vec![(left, y), (left + width, y)], thin))?;
             area.draw(&Text::new(number(value), (6, y - 7), text.clone()))?;
-            let (x, bottom) = place((step, 0.0));
+            let (x, bottom) = place((step, low));
             area.draw(&Text::new(format!("{step:.0}"), (x - 10, bottom + 10), text.clone()))?;
         }
         for line in series {

@@ -337,18 +337,27 @@ impl Argument {
         Self::number(rng, name, format!("{word}{}", counted(count, smaller)), count)
     }
 
-    /// A day some days after another, counted through.
+    /// A day some days after another, counted through: the number beside each day tells when to
+    /// stop. The check counts back to where it began.
     fn later_day(rng: &mut Random, name: &'static str) -> Self {
         let (start, later) = (rng.random_range(0..DAYS.len()), rng.random_range(1..=5));
         let day = |steps: usize| DAYS[(start + steps) % DAYS.len()];
         let words = format!("{} after {}", counted(later as i64, "day"), day(0));
-        let mut argument = Self::base(name, words.clone(), json!(day(later)));
-        let passed: Vec<&str> = (1..=later).map(day).collect();
-        argument.work = words.clone();
-        argument.check = format!("after {}: {}", day(0), passed.join(" "));
+        // Counts through these days, which stand so many days after the start.
+        let count = |places: &mut dyn Iterator<Item = usize>| {
+            let counted: Vec<String> =
+                places.enumerate().map(|(index, place)| format!("{} {}", index + 1, day(place))).collect();
+            counted.join(" ")
+        };
+        let forward = |last: usize| format!("{} {}", day(0), count(&mut (1..=last)));
+        let mut argument = Self::base(name, words, json!(day(later)));
+        argument.work = forward(later);
+        argument.check = format!("{} {}", day(later), count(&mut (0..later).rev()));
         argument.risk = HARD;
-        for wrong in [later + 1, later + DAYS.len() - 1] {
-            argument.wrong.push((MistakeKind::Slip, words.clone(), json!(day(wrong)).to_string()));
+        // Counted too far, or not far enough.
+        for wrong in [later + 1, later - 1] {
+            let text = if wrong == 0 { String::new() } else { forward(wrong) };
+            argument.wrong.push((MistakeKind::Slip, text, json!(day(wrong)).to_string()));
         }
         argument.wrong.push((MistakeKind::WrongArgument, String::new(), json!(day(0)).to_string()));
         argument

@@ -173,26 +173,14 @@ impl Graph {
         }
     }
 
-    /// The steps, in the order in which a reader goes on: to what uses the newest result, else to
-    /// the next sentence that can be worked out.
+    /// The steps in the order of telling, where a sentence waits until what it builds on is known:
+    /// always the first that can be worked out. A small model can then read on instead of searching.
     fn solve(&self, rng: &mut Random, told: &[usize]) -> Vec<Step> {
         let mut order: Vec<usize> = Vec::new();
-        while order.len() < told.len() {
-            let ready = |index: &&usize| {
-                !order.contains(*index) && self.kinds[**index].operands().iter().all(|o| order.contains(o))
-            };
-            let newest = |index: &usize| {
-                let place = |operand: &usize| order.iter().position(|done| done == operand);
-                self.kinds[*index].operands().iter().filter_map(place).max()
-            };
-            let uses_newest = told
-                .iter()
-                .filter(ready)
-                .find(|index| newest(index) == order.len().checked_sub(1) && !order.is_empty());
-            match uses_newest.or_else(|| told.iter().find(ready)) {
-                Some(&next) => order.push(next),
-                None => break,
-            }
+        while let Some(&next) = told.iter().find(|index| {
+            !order.contains(*index) && self.kinds[**index].operands().iter().all(|o| order.contains(o))
+        }) {
+            order.push(next);
         }
         let mut chain = Chain::default();
         for (place, &index) in order.iter().enumerate() {

@@ -104,6 +104,28 @@ fn words_stay_few() {
 }
 
 #[test]
+fn days_are_counted_there_and_back() {
+    let all = problems(Family::Call, Split::Train, 1000).flat_map(|problem| problem.steps);
+    let step = all.into_iter().find(|step| step.text.starts_with("Friday 1 Saturday 2 Sunday, ")).unwrap();
+    assert_eq!(step.text, "Friday 1 Saturday 2 Sunday, day = \"Sunday\"");
+    assert_eq!(step.check, "Sunday 1 Saturday 2 Friday, day = \"Sunday\"");
+}
+
+#[test]
+fn graph_steps_come_as_they_are_told() {
+    let request = Request { difficulties: [0.0, 1.0, 0.0], ..Request::new(Family::Graph, 7) };
+    for problem in (0..200).map(|index| generate(&request, index).unwrap()) {
+        // Sentences that are not shuffled introduce the quantities in the order of their steps.
+        let text = &problem.messages[0].content;
+        let places = problem.steps.iter().map(|step| {
+            let name = step.text.split(' ').next().unwrap();
+            text.find(name).unwrap()
+        });
+        assert!(places.is_sorted(), "{text} {:?}", problem.steps);
+    }
+}
+
+#[test]
 fn a_problem_depends_on_seed_and_number_only() {
     let problem = generate(&Request::new(Family::Addition, 1), 5).unwrap();
     assert_eq!(problem, generate(&Request::new(Family::Addition, 1), 5).unwrap());

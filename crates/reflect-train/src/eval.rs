@@ -13,7 +13,9 @@ use std::path::Path;
 use reflect_data::{
     Difficulty, Problem,
     check::{StepCheck, check_answer, check_steps},
+    families::Family,
     judge::is_right,
+    words::{fingerprint, mix},
 };
 use reflect_llm::sampler::SamplingParams;
 use reflect_text::{Message, SegmentKind, Tag, presets};
@@ -106,6 +108,9 @@ pub enum Model {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
     pub id: String,
+    /// Of the problem as it was asked: under the same id a later version may ask something else.
+    #[serde(default)]
+    pub problem: u64,
     pub arm: Arm,
     pub family: String,
     pub difficulty: Difficulty,
@@ -117,7 +122,8 @@ pub struct Outcome {
     pub format: bool,
     pub right: bool,
     pub reflections: usize,
-    /// The attempted steps, up to the first wrong one that was not repaired. Empty without known steps.
+    /// The attempted steps, up to the first wrong one that was not repaired. Empty for problems of others:
+    /// their right steps can be worded in many ways.
     pub steps: Vec<StepCheck>,
     /// Of an injected mistake: its place among `steps`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -127,8 +133,13 @@ pub struct Outcome {
 impl Outcome {
     fn of(problem: &Problem, arm: Arm, answer: &Answer) -> Self {
         let opens = Tag { kind: SegmentKind::Reflection, opens: true }.spelling();
+        // A line that was cut off is no statement yet.
+        let lines = answer.text.rsplit_once('\n').map_or("", |(lines, _)| lines);
+        let lines = if answer.finished { &answer.text } else { lines };
+        let ours = Family::parse(&problem.family).is_some();
         Self {
             id: problem.id.clone(),
+            problem: version(problem),
             arm,
             family: problem.family.clone(),
             difficulty: problem.difficulty,
@@ -137,11 +148,17 @@ impl Outcome {
             format: answer.finished && check_answer(problem, &answer.text).format,
             right: answer.finished && is_right(problem, &answer.text),
             reflections: answer.text.matches(opens).count(),
-            steps: check_steps(problem, &answer.text),
+            steps: if ours { check_steps(problem, lines) } else { Vec::new() },
             injected_step: None,
             text: answer.text.clone(),
         }
     }
+}
+
+/// A hash of all that a problem says.
+fn version(problem: &Problem) -> u64 {
+    // A problem always has a JSON form; its keys are texts.
+    fingerprint(&serde_json::to_string(problem).unwrap_or_default())
 }
 
 /// How answers are asked for.
@@ -211,8 +228,10 @@ pub fn run_arm(
     outcomes: &mut Outcomes,
     mut told: impl FnMut(),
 ) -> Result<(), TrainError> {
-    let open: Vec<&Problem> =
-        problems.iter().filter(|problem| outcomes.get(arm, &problem.id).is_none()).collect();
+    let known = |problem: &&Problem| {
+        outcomes.get(arm, &problem.id).is_some_and(|outcome| outcome.problem == version(problem))
+    };
+    let open: Vec<&Problem> = problems.iter().filter(|problem| !known(problem)).collect();
     match arm {
         Arm::Majority => return majority(&open, model, settings, outcomes, told),
         Arm::Injected => return injected(&open, model, settings, outcomes, told),
@@ -267,7 +286,9 @@ fn majority(
             .iter()
             .map(|at| {
                 let mut prompt = prompt(Arm::Majority, problems[*at], settings, String::new());
-                let seed = settings.seed.wrapping_add((*at * VOTES + round) as u64);
+                // By the problem, not by its place: a run that was stopped draws the same votes.
+                let seed = mix(settings.seed) ^ fingerprint(&problems[*at].id);
+                let seed = seed.wrapping_add(round as u64);
                 prompt.sampling = SamplingParams {
                     temperature: settings.temperature,
                     top_k: 64,
@@ -284,15 +305,25 @@ fn majority(
         }
     }
     for (problem, votes) in problems.iter().zip(&votes) {
-        let output = |vote: &Answer| check_answer(problem, &vote.text).output;
-        let count = |vote: &Answer| votes.iter().filter(|other| output(other) == output(vote)).count();
-        let Some(winner) = votes.iter().rev().max_by_key(|vote| count(vote)) else { continue };
+        let Some(winner) = winner(problem, votes) else { continue };
         let mut outcome = Outcome::of(problem, Arm::Majority, winner);
         outcome.tokens = votes.iter().map(|vote| vote.tokens).sum();
         outcomes.push(outcome);
         told();
     }
     Ok(())
+}
+
+/// The vote that most others agree with, of equal ones the first. Two agree where one would be right if
+/// the other were the answer: `24` and `$24.00`, or a call with its arguments in another order.
+fn winner<'a>(problem: &Problem, votes: &'a [Answer]) -> Option<&'a Answer> {
+    let agrees = |vote: &Answer, other: &Answer| {
+        let answer = check_answer(problem, &other.text).output;
+        is_right(&Problem { answer, ..problem.clone() }, &vote.text)
+    };
+    let count =
+        |vote: &Answer| votes.iter().filter(|other| agrees(vote, other) || agrees(other, vote)).count();
+    votes.iter().rev().max_by_key(|vote| count(vote))
 }
 
 /// Forces a known wrong version of the riskiest step into the answer, as the right steps before it
@@ -345,3 +376,6 @@ fn wrong_prefix(problem: &Problem, seed: u64) -> Option<(usize, String)> {
     text.push('\n');
     Some((at, text))
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,5 +1,6 @@
 //! The problems of an evaluation.
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use reflect_data::{
@@ -9,11 +10,12 @@ use reflect_data::{
     io::read_jsonl,
 };
 
-/// `default`: held-out problems of all default families, as many of each and as many of each
-/// difficulty; the name of a family: held-out problems of that one; else a file of records.
+/// `default`: held-out problems of all default families, as many of each, and of each difficulty about
+/// a third; the name of a family: held-out problems of that one; else a file of records.
 ///
 /// # Errors
-/// One sentence: an unknown name that is no file either, or a file that can't be read.
+/// One sentence: an unknown name that is no file either, a file that can't be read, or one with an id
+/// twice: outcomes are kept by id.
 pub fn problems(tasks: &str, count: usize, seed: u64) -> Result<Vec<Problem>, String> {
     let families: Vec<Family> = match tasks {
         "default" => Family::DEFAULT.to_vec(),
@@ -37,6 +39,10 @@ pub fn problems(tasks: &str, count: usize, seed: u64) -> Result<Vec<Problem>, St
         ));
     }
     let records: Vec<Record> = read_jsonl(path).map_err(|error| error.to_string())?;
+    let mut ids = HashSet::new();
+    if let Some(record) = records.iter().find(|record| !ids.insert(record.problem.id.as_str())) {
+        return Err(format!("{tasks} has the id `{}` twice; give every problem its own", record.problem.id));
+    }
     Ok(records.into_iter().take(count).map(|record| record.problem).collect())
 }
 
@@ -61,5 +67,15 @@ mod tests {
     fn an_unknown_task_is_one_sentence() {
         let error = problems("no-such-task", 1, 0).unwrap_err();
         assert!(error.contains("no-such-task") && error.contains("multiplication"), "{error}");
+    }
+
+    #[test]
+    fn an_id_stands_for_one_problem() {
+        let path = std::env::temp_dir().join(format!("reflect-eval-ids-{}.jsonl", std::process::id()));
+        let problem = serde_json::to_string(&problems("state", 1, 0).unwrap()[0]).unwrap();
+        std::fs::write(&path, format!("{problem}\n{problem}\n")).unwrap();
+        let error = problems(path.to_str().unwrap(), 2, 0).unwrap_err();
+        assert!(error.contains("twice") && error.contains("state/held-out/000000"), "{error}");
+        std::fs::remove_file(path).unwrap();
     }
 }

@@ -1,0 +1,160 @@
+use std::collections::BTreeMap;
+
+use reflect_data::{MistakeKind, families, sample::Mistake, sample::Step};
+
+use super::{metrics::Rate, report::Report, *};
+
+const ONES: &str = "ones = 7 + 5 = 12, put 2 carry 1";
+const WRONG_ONES: &str = "ones = 7 + 5 = 11, put 1 carry 1";
+const TENS: &str = "tens = 4 + 1 = 5, put 5";
+const WRONG_TENS: &str = "tens = 4 + 1 = 6, put 6";
+const SUM: &str = "sum = 52";
+
+const CORRECTS: &str = "<reflection>7 + 5 = 12, not 11</reflection>";
+const CONFIRMS: &str = "<reflection>7 + 5 = 12, right</reflection>";
+const DOUBTS: &str = "<reflection>ones = 7 + 5 = 11, not 12</reflection>";
+
+/// Two easy problems without steps, two moderate and six hard ones.
+fn problems() -> Vec<Problem> {
+    let step = |text: &str, needs: &[usize], risk: u8, wrong: &str| Step {
+        text: text.to_owned(),
+        needs: needs.to_vec(),
+        risk,
+        check: String::new(),
+        mistakes: vec![Mistake { kind: MistakeKind::Slip, text: wrong.to_owned() }],
+    };
+    let steps = vec![
+        step(ONES, &[], 1, WRONG_ONES),
+        step(TENS, &[0], 3, WRONG_TENS),
+        step(SUM, &[0, 1], 0, "sum = 25"),
+    ];
+    let template = families::generate(&families::Request::new(Family::Addition, 1), 0).unwrap();
+    let problem = |number: usize| {
+        let difficulty = match number {
+            0 | 1 => Difficulty::Easy,
+            2 | 3 => Difficulty::Moderate,
+            _ => Difficulty::Hard,
+        };
+        let steps = if number < 2 { Vec::new() } else { steps.clone() };
+        Problem { id: number.to_string(), difficulty, steps, answer: "52".to_owned(), ..template.clone() }
+    };
+    (0..10).map(problem).collect()
+}
+
+fn solution(lines: &[&str], output: &str) -> String {
+    format!("<thinking>\n{}\n</thinking>\n<output>{output}</output>", lines.join("\n"))
+}
+
+fn answer(text: String) -> Answer {
+    let tokens = text.split_whitespace().count();
+    Answer { tokens, reasoning_tokens: 0, finished: text.ends_with("</output>"), text }
+}
+
+/// What a model says to each of the ten; the last answer is cut off.
+fn tuned(number: usize) -> String {
+    match number {
+        0 => "<output>52</output>".to_owned(),
+        1 => "<output>53</output>".to_owned(),
+        2 => solution(&[ONES, TENS, SUM], "52"),
+        3 => solution(&[WRONG_ONES, "tens = 4 + 1 = 5", "sum = 51"], "51"),
+        4 => solution(&[WRONG_ONES, CORRECTS, ONES, TENS, SUM], "52"),
+        5 => solution(&[ONES, CONFIRMS, TENS, SUM], "52"),
+        6 => solution(&[ONES, DOUBTS, WRONG_ONES, TENS, "sum = 51"], "51"),
+        7 => solution(&[ONES, WRONG_TENS, TENS, SUM], "52"),
+        // A reflection is judged by the last value it leads to: with the line repeated after it, it would
+        // have confirmed.
+        8 => solution(&[ONES, DOUBTS, TENS, SUM], "52"),
+        _ => format!("<thinking>\n{ONES}\ntens = 4"),
+    }
+}
+
+fn outcomes(arm: Arm, text: impl Fn(usize) -> String) -> Vec<Outcome> {
+    let problems = problems();
+    let all = problems.iter().enumerate();
+    all.map(|(number, problem)| Outcome::of(problem, arm, &answer(text(number)))).collect()
+}
+
+fn counts(rate: &Rate) -> (usize, usize) {
+    (rate.hits, rate.of)
+}
+
+#[test]
+fn rates_are_those_counted_by_hand() {
+    let all = outcomes(Arm::Tuned, tuned);
+    let found = metrics::Summary::of(&all.iter().collect::<Vec<_>>());
+    assert_eq!(counts(&found.accuracy), (6, 10), "0, 2, 4, 5, 7, 8");
+    assert_eq!(counts(&found.by_family["addition"]), (6, 10));
+    assert_eq!(counts(&found.format_valid), (9, 10), "all but 9, which was cut off");
+    let reflecting = ["easy", "moderate", "hard"].map(|name| counts(&found.reflection_rate[name]));
+    assert_eq!(reflecting, [(0, 2), (0, 2), (4, 6)], "4, 5, 6, 8");
+    assert_eq!(found.reflections_per_answer["hard"], Some(4.0 / 6.0));
+    // Attempts of 2 to 9: 3, 1, 3, 3, 1, 3, 3, 1.
+    assert_eq!(counts(&found.slip_rate), (3, 18), "3, 4, 7");
+    assert_eq!(counts(&found.detection_recall), (1, 3), "4");
+    assert_eq!(counts(&found.detection_precision), (1, 3), "4; 6 and 8 were right");
+    assert_eq!(counts(&found.correction_rate), (2, 3), "4, and 7 without a reflection");
+    assert_eq!(counts(&found.damage_rate), (1, 3), "6; 5 and 8 were not damaged");
+    assert_eq!(counts(&found.false_reflection_rate), (2, 15), "6, 8");
+    assert_eq!(counts(&found.idle_rate), (1, 15), "5");
+    assert_eq!(found.tokens_mean["easy"], Some(1.0));
+}
+
+#[test]
+fn the_report_says_what_speaks_against_reflection() {
+    let plain = |number: usize| match number {
+        0 | 1 => tuned(number),
+        _ => solution(&[ONES, TENS, SUM], "52"),
+    };
+    let arms = [(Arm::Tuned, outcomes(Arm::Tuned, tuned)), (Arm::Twin, outcomes(Arm::Twin, plain))];
+    let report = Report::new("a < b", "default", 0, &BTreeMap::from(arms));
+    let test = report.comparisons[&Arm::Twin];
+    assert_eq!((test.first_only, test.second_only), (0, 3), "3, 6, 9");
+    let text = report.markdown();
+    assert!(text.contains("**does not hold:** Slips: 16.7 % of the steps against 0.0 %"), "{text}");
+    assert!(text.contains("holds: Answers"), "three problems are too few to tell: {text}");
+    assert!(report.html().contains("a &lt; b") && !report.html().contains("a < b"));
+    let line = report.line();
+    assert_eq!((&line["accuracy"], &line["count"]), (&0.6.into(), &10.into()));
+    assert!(line["injected_correction_rate"].is_null());
+}
+
+#[test]
+fn forced_mistakes_are_found_at_their_step() {
+    let problems = problems();
+    let repaired = |number: usize| {
+        let (step, prefix) = wrong_prefix(&problems[number], 0).unwrap();
+        let rest = if number.is_multiple_of(2) { TENS } else { SUM };
+        let text = format!("{prefix}{rest}\n</thinking>\n<output>52</output>");
+        let mut outcome = Outcome::of(&problems[number], Arm::Injected, &answer(text));
+        outcome.injected_step = Some(step);
+        outcome
+    };
+    assert!((0..4).all(|number| wrong_prefix(&problems[number], 0).is_none()), "only hard ones");
+    let all: Vec<Outcome> = (4..10).map(repaired).collect();
+    let rate = metrics::injected_correction(&all.iter().collect::<Vec<_>>());
+    assert_eq!(counts(&rate), (3, 6), "4, 6, 8");
+}
+
+#[test]
+fn problems_of_others_have_answers_but_no_steps() {
+    let problem = Problem { family: "gsm8k".to_owned(), ..problems().remove(4) };
+    let text = solution(&["Seven and five are 12."], "52 clips");
+    let outcome = Outcome::of(&problem, Arm::Tuned, &answer(text));
+    assert!(outcome.right && outcome.format && outcome.steps.is_empty());
+}
+
+#[test]
+fn votes_agree_by_value() {
+    let wins = |problem: &Problem, texts: [&str; 3]| {
+        let votes = texts.map(|text| answer(format!("<output>{text}</output>")));
+        let won = winner(problem, &votes).unwrap().text.clone();
+        texts.iter().position(|text| won.contains(&format!(">{text}<"))).unwrap()
+    };
+    let ours = problems().remove(4);
+    assert_eq!(wins(&ours, ["1", "2", "2"]), 1);
+    assert_eq!(wins(&ours, ["1", "2", "3"]), 0, "of equal ones the first");
+    let call = Problem { family: "call".to_owned(), ..ours.clone() };
+    assert_eq!(wins(&call, ["{}", r#"{"x": 1, "y": 2}"#, r#"{"y":2,"x":1}"#]), 1);
+    let others = Problem { family: "gsm8k".to_owned(), ..ours };
+    assert_eq!(wins(&others, ["25", "24", "$24.00"]), 1);
+}

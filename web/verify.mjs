@@ -121,8 +121,12 @@ function judge(result) {
   for (const row of bad) {
     console.log(`  FAILED ${row.op} ${row.case}: NMSE ${row.nmse} (allowed ${row.tolerance}), max abs ${row.max_abs}`);
   }
-  if (rows.length === 0) throw new Failure("The page checked nothing: verify() returned no rows.");
-  return bad.length === 0;
+  const answers = result.answers ?? [];
+  const wrong = answers.filter((row) => !row.ok);
+  console.log(`web verify: ${answers.length - wrong.length} of ${answers.length} answers of reflect-tiny have the same tokens`);
+  for (const row of wrong) console.log(`  FAILED answer ${row.answer}: ${row.equal} of ${row.tokens} tokens equal`);
+  if (rows.length === 0 || answers.length === 0) throw new Failure("The page checked nothing: there are no rows or no answers.");
+  return bad.length === 0 && wrong.length === 0;
 }
 
 const options = readArgs();

@@ -6,6 +6,7 @@ use serde_json::json;
 use wasm_bindgen::prelude::*;
 
 mod launch_cost;
+mod tokens;
 
 unsafe extern "C" {
     fn __wasm_call_ctors();
@@ -35,6 +36,21 @@ pub async fn verify() -> Result<String, JsValue> {
     let rows = verify_kernels(&open.device, |_| {}).await.map_err(sentence)?;
     let launch = launch_cost::measure(&open.device).await.map_err(sentence)?;
     Ok(json!({ "adapter": adapter.row, "rows": rows, "launch": launch }).to_string())
+}
+
+/// Lets a checkpoint (`config.json`, `model.safetensors`) answer the prompts of a golden file and
+/// compares the tokens. Returns JSON: `[{answer, tokens, equal, ok}]`.
+///
+/// # Errors
+/// If the browser offers no adapter that fits, the checkpoint can't be loaded, or the device fails; a
+/// sentence.
+#[wasm_bindgen]
+pub async fn verify_tokens(config: Vec<u8>, weights: Vec<u8>, golden: String) -> Result<String, JsValue> {
+    let adapters = device::adapters().await;
+    let adapter = adapters.first().ok_or(device::DeviceError::NoAdapter).map_err(sentence)?;
+    let open = adapter.open().await.map_err(sentence)?;
+    let rows = tokens::compare(&open, &config, weights, &golden).await.map_err(sentence)?;
+    Ok(json!(rows).to_string())
 }
 
 fn sentence(error: impl std::fmt::Display) -> JsValue {

@@ -10,13 +10,8 @@ use std::process::Command;
 
 const NATIVE: [&str; 6] = ["--release", "--workspace", "--exclude", "reflect-web", "--exclude", "xtask"];
 
-/// Builds and starts reflect-run; a model is fetched when the arguments name none.
+/// Builds and starts reflect-run, which has a model inside.
 pub fn run(args: &[String]) -> Result<()> {
-    let names_model = args.iter().any(|arg| arg == "--model" || arg.starts_with("--model="));
-    if !names_model && !models::smollm2()?.is_file() {
-        setup::for_models()?;
-        models::fetch_smollm2()?;
-    }
     // Silent: standard output belongs to reflect-run.
     start(&mut cargo("build")?)?;
     let mut program = command(binary()?, args);

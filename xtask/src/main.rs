@@ -17,7 +17,7 @@ use std::process::ExitCode;
 const USAGE: &str = "\
 Usage: cargo xtask <command>
 
-  run [ARGS…]           fetch a model if there is none, build, and start `reflect-run ARGS…` (without ARGS: chat)
+  run [ARGS…]           build, and start `reflect-run ARGS…` (without ARGS: chat)
   test [--no-web]       set up, then every check and test, native and in a browser
   setup [--no-web]      install what tests and web builds need, or say what to install
   check [--full]        format, spelling, lints, docs; --full adds licences and advisories (cargo-deny)

@@ -66,7 +66,7 @@ pub fn build() -> Result<()> {
     let age = |file: &Path| fs::metadata(file).and_then(|found| found.modified());
     let built = age(&compiled)?;
     if age(&dist.join(module)).is_ok_and(|packed| packed >= built) {
-        return Ok(());
+        return copy_checkpoint(&dist);
     }
     let fresh = dist.with_extension("partial");
     let _ = fs::remove_dir_all(&fresh);
@@ -81,7 +81,20 @@ pub fn build() -> Result<()> {
         println!("Left as compiled: wasm-opt {OPTIMISER_SINCE} or newer (binaryen) would make it smaller.");
     }
     let _ = fs::remove_dir_all(&dist);
-    fs::rename(fresh, dist)?;
+    fs::rename(fresh, &dist)?;
+    copy_checkpoint(&dist)
+}
+
+/// Puts the shipped checkpoint, and the answers that it must give, beside the module.
+fn copy_checkpoint(dist: &Path) -> Result<()> {
+    let to = dist.join("reflect-tiny");
+    fs::create_dir_all(&to)?;
+    let model = root().join("models").join("reflect-tiny");
+    let golden = root().join("tests").join("golden").join("tiny").join("greedy.json");
+    for file in [model.join("config.json"), model.join("model.safetensors"), golden] {
+        let name = file.file_name().context("a file has a name")?;
+        fs::copy(&file, to.join(name)).with_context(|| format!("{} could not be copied.", file.display()))?;
+    }
     Ok(())
 }
 

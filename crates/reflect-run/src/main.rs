@@ -18,6 +18,7 @@ mod models;
 mod prompt;
 mod run;
 mod runtime;
+mod shipped;
 mod synthetic;
 mod train;
 mod verify;

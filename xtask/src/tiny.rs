@@ -1,27 +1,42 @@
 //! `reflect-tiny` and `reflect-micro`, each with its twin, from nothing: problems, tokenizer, training,
-//! evaluation. A step whose result is there is not done again, and training goes on from its last
-//! checkpoint, so the command may be stopped at any time.
+//! the model's own mistakes, training on those, evaluation. A step whose result is there is not done
+//! again, and training goes on from its last checkpoint, so the command may be stopped at any time.
 
 use crate::checks::{binary, build};
 use crate::process::{cache, command, root, step};
 use anyhow::{Context, Result};
 use std::fs;
+use std::io::{BufRead, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-/// The seed of everything.
+/// The seeds of all data but the second stage's, and of that.
 const SEED: &str = "20";
-/// Families with the problems of each group. What is found by following names (graph, state, program,
-/// deduction) is learned slowest, long sums with a scratchpad fastest.
-const GROUPS: [(&str, &str); 3] = [
-    ("graph,state,program,deduction", "240000"),
-    ("boolean,call,subtraction", "100000"),
-    ("addition,multiplication", "40000"),
+const SECOND_SEED: &str = "21";
+/// Families with the problems of each group. What is found by following names (graph, state) is learned
+/// slowest, long sums with a scratchpad fastest.
+const GROUPS: [(&str, &str); 4] = [
+    ("graph,state", "200000"),
+    ("deduction,program,boolean,call", "240000"),
+    ("subtraction", "50000"),
+    ("addition,multiplication", "60000"),
 ];
+/// Shares of easy, moderate and hard problems. Of the tokens that are learned, hard ones have most by far.
+const MIX: [&str; 4] = ["--mix", "0.4", "0.3", "0.3"];
+/// How likely a step of each risk gets a reflection.
+const RATES: [&str; 7] = ["--rates", "0", "0.2", "0.5", "1", "--max-reflections", "4"];
 const HELD_OUT: &str = "600";
-const VOCABULARY: &str = "512";
-/// Records that the tokenizer is trained on.
-const TOKENIZER_RECORDS: &str = "20000";
+const VOCABULARY: &str = "768";
+/// Problems that the tokenizer is trained on, of all families evenly.
+const TOKENIZER_PROBLEMS: &str = "27000";
+/// New problems whose solutions are searched for the model's own mistakes.
+const MINED: &str = "16000";
+const MINED_MIX: [&str; 4] = ["--mix", "0", "0.4", "0.6"];
+/// Answers written for each problem that was mined, each with other choices.
+const WRITTEN: [&str; 3] = ["31", "32", "33"];
+/// Records of the first stage that the second repeats, so that nothing is forgotten.
+const REPEATED: usize = 60_000;
 const EVALUATED: &str = "1000";
+const EVALUATION_SEED: &str = "5";
 
 /// A model's shape and training.
 struct Size {
@@ -31,11 +46,28 @@ struct Size {
     heads: usize,
     layers: usize,
     rate: &'static str,
+    second_rate: &'static str,
 }
 
 const SIZES: [Size; 2] = [
-    Size { name: "reflect-tiny", hidden: 128, ffn: 352, heads: 4, layers: 5, rate: "3e-3" },
-    Size { name: "reflect-micro", hidden: 64, ffn: 176, heads: 4, layers: 5, rate: "4e-3" },
+    Size {
+        name: "reflect-tiny",
+        hidden: 128,
+        ffn: 352,
+        heads: 4,
+        layers: 5,
+        rate: "2e-3",
+        second_rate: "5e-4",
+    },
+    Size {
+        name: "reflect-micro",
+        hidden: 64,
+        ffn: 168,
+        heads: 4,
+        layers: 5,
+        rate: "3e-3",
+        second_rate: "8e-4",
+    },
 ];
 
 /// What is trained on: reflections, or the same solutions without any.
@@ -54,26 +86,26 @@ pub fn train() -> Result<()> {
             .map(|(at, (families, count))| {
                 let part = path(&format!("part{at}.jsonl"));
                 let options = ["--families", families, "--count", count, "--seed", SEED];
-                data("generate", None, &part, &options)?;
+                generate(&part, &[&options[..], &MIX].concat())?;
                 Ok(part)
             })
             .collect::<Result<_>>()?;
         join(&parts, out)
     })?;
-    let held_out_problems = made(&path("held-out-problems.jsonl"), |out| {
-        data("generate", None, out, &["--split", "held-out", "--count", HELD_OUT, "--seed", SEED])
+    let held_out = made(&path("held-out-problems.jsonl"), |out| {
+        generate(out, &["--split", "held-out", "--count", HELD_OUT, "--seed", SEED])
     })?;
-    let written = |name: &str, problems: &Path, style: &str| {
-        made(&path(name), |out| data("reflect", Some(problems), out, &["--style", style, "--seed", SEED]))
-    };
     for (suffix, style) in STYLES {
-        written(&format!("train{suffix}.jsonl"), &problems, style)?;
-        written(&format!("held-out{suffix}.jsonl"), &held_out_problems, style)?;
+        written(&path(&format!("train{suffix}.jsonl")), &problems, style, SEED)?;
+        written(&path(&format!("held-out{suffix}.jsonl")), &held_out, style, SEED)?;
     }
     let tokenizer = path("tokenizer");
     if !tokenizer.join("tokenizer.json").is_file() {
-        let options = ["--count", TOKENIZER_RECORDS, "--vocab", VOCABULARY];
-        data("tokenizer", Some(&path("train.jsonl")), &tokenizer, &options)?;
+        let even = made(&path("even-problems.jsonl"), |out| {
+            generate(out, &["--count", TOKENIZER_PROBLEMS, "--seed", SEED])
+        })?;
+        let answers = made(&path("even.jsonl"), |out| data("reflect", Some(&even), out, &["--seed", SEED]))?;
+        data("tokenizer", Some(&answers), &tokenizer, &["--vocab", VOCABULARY])?;
     }
     for size in &SIZES {
         let base = path(&format!("{}-shape", size.name));
@@ -82,8 +114,14 @@ pub fn train() -> Result<()> {
             fs::copy(tokenizer.join(file), base.join(file))?;
         }
         fs::write(base.join("config.json"), config(size))?;
-        for (suffix, _) in STYLES {
-            train_one(size, &folder, &base, suffix)?;
+        for (suffix, style) in STYLES {
+            let first = path(&format!("{}-first{suffix}", size.name));
+            first_stage(size, &folder, &base, suffix, &first)?;
+            if suffix.is_empty() {
+                mine(size, &folder, &first)?;
+            }
+            let again = second_data(size, &folder, suffix, style)?;
+            second_stage(size, &folder, &again, suffix, &first)?;
         }
         evaluate(size, &folder)?;
         publish(size, &folder)?;
@@ -107,8 +145,31 @@ fn data(step_name: &str, input: Option<&Path>, out: &Path, options: &[&str]) -> 
     step(&format!("{step_name} {}", name_of(out)), run.arg("--out").arg(out).args(options))
 }
 
+fn generate(out: &Path, options: &[&str]) -> Result<()> {
+    data("generate", None, out, options)
+}
+
+/// Answers in one style to problems.
+fn written(out: &Path, problems: &Path, style: &str, seed: &str) -> Result<PathBuf> {
+    made(out, |out| {
+        let options = ["--style", style, "--seed", seed];
+        data("reflect", Some(problems), out, &[&options[..], &RATES].concat())
+    })
+}
+
 fn name_of(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// Copies about so many lines, evenly spread over the file.
+fn sparse(from: &Path, to: &Path, count: usize) -> Result<()> {
+    let lines = || Ok::<_, anyhow::Error>(BufReader::new(fs::File::open(from)?).lines());
+    let every = (lines()?.count() / count).max(1);
+    let mut file = BufWriter::new(fs::File::create(to)?);
+    for line in lines()?.step_by(every) {
+        writeln!(file, "{}", line?)?;
+    }
+    Ok(file.flush()?)
 }
 
 /// Writes files one after another into one.
@@ -152,24 +213,76 @@ fn config(size: &Size) -> String {
     )
 }
 
-fn train_one(size: &Size, folder: &Path, base: &Path, suffix: &str) -> Result<()> {
-    let out = folder.join(format!("{}{suffix}", size.name));
-    if out.join("model.safetensors").is_file() {
+fn is_trained(out: &Path) -> bool {
+    out.join("model.safetensors").is_file()
+}
+
+/// `reflect-run train`, with what both stages have in common.
+fn training(name: &str, folder: &Path, suffix: &str, from: &Path, out: &Path, options: &str) -> Result<()> {
+    let mut run = command(binary()?, ["train", "--device", "auto", "--seed", SEED, "--epochs", "1"]);
+    run.arg("--held-out").arg(folder.join(format!("held-out{suffix}.jsonl")));
+    run.arg("--model").arg(from).arg("--out").arg(out);
+    run.args("--micro-tokens 2048 --loss mistake=0,output=3 --eval-every 1000 --save-every 500".split(' '));
+    step(name, run.args(options.split(' ')))
+}
+
+fn first_stage(size: &Size, folder: &Path, base: &Path, suffix: &str, out: &Path) -> Result<()> {
+    if is_trained(out) {
         return Ok(());
     }
-    let mut run = command(binary()?, ["train", "--fresh", "--device", "auto"]);
-    run.arg("--data").arg(folder.join(format!("train{suffix}.jsonl")));
-    run.arg("--held-out").arg(folder.join(format!("held-out{suffix}.jsonl")));
-    run.arg("--model").arg(base).arg("--out").arg(&out);
-    run.args(["--rate", size.rate, "--seed", SEED]);
-    run.args("--epochs 1 --micro-tokens 4096 --warm-up 200 --final-share 0.03".split(' '));
-    run.args("--eval-every 500 --save-every 250".split(' '));
-    step(&format!("train {}{suffix}", size.name), &mut run)
+    let data = folder.join(format!("train{suffix}.jsonl"));
+    let options =
+        format!("--fresh --data {} --rate {} --warm-up 500 --final-share 0.03", data.display(), size.rate);
+    training(&format!("train {}{suffix}", size.name), folder, suffix, base, out, &options)
+}
+
+/// Lets the model solve new problems and keeps its own wrong steps.
+fn mine(size: &Size, folder: &Path, model: &Path) -> Result<()> {
+    let problems = made(&folder.join("second-problems.jsonl"), |out| {
+        generate(out, &[&["--count", MINED, "--seed", SECOND_SEED][..], &MINED_MIX].concat())
+    })?;
+    made(&folder.join(format!("{}-mined.jsonl", size.name)), |out| {
+        let partial = out.with_extension("partial");
+        let mut run = command(binary()?, ["data", "mine", "--device", "auto", "--seed", SECOND_SEED]);
+        run.args("--samples 4 --batch 64 --max-tokens 512".split(' '));
+        run.arg("--model").arg(model).arg("--in").arg(&problems).arg("--out").arg(&partial);
+        step(&format!("mine {}", size.name), &mut run)?;
+        Ok(fs::rename(partial, out)?)
+    })?;
+    Ok(())
+}
+
+/// Answers to the problems that were mined, and some of the first stage's again.
+fn second_data(size: &Size, folder: &Path, suffix: &str, style: &str) -> Result<PathBuf> {
+    let mined = folder.join(format!("{}-mined.jsonl", size.name));
+    made(&folder.join(format!("{}-second{suffix}.jsonl", size.name)), |out| {
+        let mut parts = Vec::new();
+        for seed in WRITTEN {
+            let part = folder.join(format!("{}-mined{suffix}-{seed}.jsonl", size.name));
+            written(&part, &mined, style, seed)?;
+            parts.push(part);
+        }
+        let repeated = folder.join(format!("repeated{suffix}.jsonl"));
+        sparse(&folder.join(format!("train{suffix}.jsonl")), &repeated, REPEATED)?;
+        parts.push(repeated);
+        join(&parts, out)
+    })
+}
+
+fn second_stage(size: &Size, folder: &Path, data: &Path, suffix: &str, from: &Path) -> Result<()> {
+    let out = folder.join(format!("{}{suffix}", size.name));
+    if is_trained(&out) {
+        return Ok(());
+    }
+    let options =
+        format!("--data {} --rate {} --warm-up 100 --final-share 0.03", data.display(), size.second_rate);
+    training(&format!("train {}{suffix} again", size.name), folder, suffix, from, &out, &options)
 }
 
 fn evaluate(size: &Size, folder: &Path) -> Result<()> {
     let model = folder.join(size.name);
-    let mut run = command(binary()?, ["eval", "--tasks", "default", "--count", EVALUATED, "--device", "cpu"]);
+    let mut run = command(binary()?, ["eval", "--tasks", "default", "--device", "auto"]);
+    run.args(["--count", EVALUATED, "--seed", EVALUATION_SEED]);
     run.arg("--model").arg(&model).arg("--twin").arg(folder.join(format!("{}-twin", size.name)));
     run.args(["--arms", "tuned,banned,majority,injected,twin"]);
     run.arg("--out").arg(folder.join(format!("{}-eval", size.name)));

@@ -177,11 +177,13 @@ impl Walk<'_> {
             self.done[step] = true;
             self.attempts.push(StepCheck::new(Some(step), line, true));
         } else if let Some(last) = last.filter(|_| reflected) {
-            if normal(&last.line) == line {
+            if self.current == line {
                 return true;
             }
-            if restates(&last.line, line) {
-                last.damaged = true;
+            if restates(&self.current, line) {
+                // A repair that is undone was none.
+                last.damaged = last.right;
+                last.repaired = false;
                 return false;
             }
             self.start_wrong(line);

@@ -86,11 +86,17 @@ fn keep(problem: &mut Problem, wrong: WrongStep, report: &mut MineReport) {
         report.misplaced += 1;
         return;
     };
-    if step.mistakes.iter().any(|known| known.text == wrong.text) {
-        report.repeated += 1;
-    } else {
-        step.mistakes.push(Mistake { kind: MistakeKind::Mined, text: wrong.text });
-        report.kept += 1;
+    match step.mistakes.iter_mut().find(|known| known.text == wrong.text) {
+        Some(known) if known.kind == MistakeKind::Mined => report.repeated += 1,
+        // A mistake that was made up, and that the model really makes.
+        Some(known) => {
+            known.kind = MistakeKind::Mined;
+            report.kept += 1;
+        }
+        None => {
+            step.mistakes.push(Mistake { kind: MistakeKind::Mined, text: wrong.text });
+            report.kept += 1;
+        }
     }
 }
 
@@ -116,6 +122,9 @@ mod tests {
             };
             Judged { right: answer == "4", wrong_steps }
         };
+        let mut records = records;
+        let made_up = Mistake { kind: MistakeKind::Slip, text: "2+2 = 5".to_owned() };
+        records[0].problem.steps[1].mistakes.push(made_up);
         let rounds = Rounds { samples: 4, ..Rounds::default() };
         let mut run = || {
             let mut output = Output::open(&path).unwrap();

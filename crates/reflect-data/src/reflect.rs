@@ -86,7 +86,8 @@ pub fn reflect_all(problems: Vec<Problem>, settings: &Settings) -> (Vec<Sample>,
 /// Writes an answer with reflections where the settings want them. It depends on nothing but the
 /// problem and the settings.
 pub fn reflect(problem: Problem, settings: &Settings) -> Sample {
-    if !settings.difficulties.contains(&problem.difficulty) {
+    // What a model got wrong itself was hard for it, whatever it looked like.
+    if !settings.difficulties.contains(&problem.difficulty) && !problem.steps.iter().any(is_own) {
         return twin(problem);
     }
     let mut rng = random(&problem, settings.seed);
@@ -145,8 +146,10 @@ enum Plan<'a> {
 
 fn plan<'a>(problem: &'a Problem, settings: &Settings, rng: &mut Random) -> Vec<Plan<'a>> {
     let mut plan: Vec<Plan> = problem.steps.iter().map(|_| Plan::Plain).collect();
-    let rate =
-        |step: &Step| settings.rates[usize::from(step.risk).min(settings.rates.len() - 1)].clamp(0.0, 1.0);
+    let rate = |step: &Step| match is_own(step) {
+        true => 1.0,
+        false => settings.rates[usize::from(step.risk).min(settings.rates.len() - 1)].clamp(0.0, 1.0),
+    };
     let can_reflect = |index: &usize| {
         let step = &problem.steps[*index];
         rate(step) > 0.0 && confirms(step, "")
@@ -159,6 +162,8 @@ fn plan<'a>(problem: &'a Problem, settings: &Settings, rng: &mut Random) -> Vec<
         chosen.extend(candidates.into_iter().max_by_key(|index| problem.steps[*index].risk));
     }
     chosen.shuffle(rng);
+    // The sort keeps the order of the others.
+    chosen.sort_by_key(|index| !is_own(&problem.steps[*index]));
     chosen.truncate(settings.max_reflections);
     let mut mistakes = 0;
     for index in chosen {
@@ -184,6 +189,11 @@ fn plan<'a>(problem: &'a Problem, settings: &Settings, rng: &mut Random) -> Vec<
         }
     }
     plan
+}
+
+/// Whether a model got this step wrong itself, so that it is one to reflect on.
+fn is_own(step: &Step) -> bool {
+    step.mistakes.iter().any(|mistake| mistake.kind == MistakeKind::Mined)
 }
 
 /// One of the mistakes, each kind as likely as the others. A model's own come first.

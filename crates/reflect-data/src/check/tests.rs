@@ -106,6 +106,16 @@ fn confirmed_and_damaged_steps() {
 }
 
 #[test]
+fn a_repair_that_is_undone_was_none() {
+    let wrong = "ones = 7 + 5 = 11, put 1 carry 1";
+    let right = "ones = 7 + 5 = 12, put 2 carry 1";
+    let found = summary(&format!(
+        "{wrong}\n<reflection>ones = 12</reflection>\n{right}\n<reflection>ones = 11</reflection>\n{wrong}"
+    ));
+    assert_eq!(found, [(Some(0), false, Reflected::Corrective, false, false)]);
+}
+
+#[test]
 fn nothing_counts_after_an_unrepaired_slip() {
     let found = summary("ones = 7 + 5 = 11, put 1 carry 1\ntens = 4 + 1 = 5, put 5");
     assert_eq!(found, [(Some(0), false, Reflected::None, false, false)]);

@@ -223,7 +223,14 @@ impl Program {
         needs.extend(self.test.take());
         // Where the tens change a carry or a borrow is easily missed.
         let risk = if a / 10 == value / 10 { RISKY } else { HARD };
-        let check = format!("{again}, {variable}{number} = {value}");
+        // What it builds on is looked up again, so that a wrong operand shows.
+        let mut known = format!("{from}{} = {a}", self.version(from).number);
+        if let Operand::Variable(other) = operation.1
+            && other != from
+        {
+            known.push_str(&format!(", {other}{} = {b}", self.version(other).number));
+        }
+        let check = format!("{known}, {again}, {variable}{number} = {value}");
         let step = self.chain.push(text, check, risk, &needs);
         self.variables.insert(variable, Version { number, value, step });
     }

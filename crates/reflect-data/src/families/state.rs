@@ -186,7 +186,7 @@ impl Piles {
             (true, None) => FACT,
             _ => RISKY,
         };
-        let check = format!("{again}, {name} = {value}");
+        let check = format!("{from} = {count}, {again}, {name} = {value}");
         let done = self.chain.push(line(&from, count, sign, value), check, risk, &[step]);
         self.chain.slips(rng, value, |wrong| line(&from, count, sign, wrong));
         // Taken where it should be put, or the other way round.

@@ -91,6 +91,23 @@ fn shares_and_caps_are_kept() {
 }
 
 #[test]
+fn own_mistakes_come_first_whatever_the_difficulty() {
+    let request = Request { difficulties: [0.0, 1.0, 0.0], ..Request::new(Family::Graph, 3) };
+    let settings = Settings { corrective_share: 1.0, max_reflections: 1, ..Settings::default() };
+    for index in 0..50 {
+        let mut problem = generate(&request, index).unwrap();
+        let step = problem.steps.iter_mut().rfind(|step| !step.mistakes.is_empty()).unwrap();
+        let own = step.mistakes.last_mut().unwrap();
+        own.kind = MistakeKind::Mined;
+        let own = own.text.clone();
+        let sample = reflect(problem, &settings);
+        let wrong: Vec<_> = sample.spans.iter().filter(|span| span.kind == SpanKind::Mistake).collect();
+        assert_eq!(wrong.len(), 1);
+        assert_eq!((wrong[0].text.trim_end(), wrong[0].mistake), (own.as_str(), Some(MistakeKind::Mined)));
+    }
+}
+
+#[test]
 fn easy_answers_are_output_only() {
     let request = Request { difficulties: [1.0, 0.0, 0.0], ..Request::new(Family::Boolean, 3) };
     let problem = generate(&request, 0).unwrap();

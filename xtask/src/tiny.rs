@@ -56,7 +56,7 @@ const SIZES: [Size; 2] = [
         ffn: 352,
         heads: 4,
         layers: 5,
-        rate: "2e-3",
+        rate: "1.5e-3",
         second_rate: "5e-4",
     },
     Size {

@@ -228,37 +228,59 @@ impl Graph {
         }
     }
 
-    /// `cups = pens+7=19+7=26-23=3`, with other values and another end for mistakes.
+    /// `cups pens 19 + 7, 26-23, cups = 3`, with other values and another end for mistakes. Every value
+    /// stands right behind its name, which is the kind of copying that a small model learns soonest.
     fn line(&self, index: usize, kind: Kind, values: &[i64], result: i64) -> String {
-        let (name, of) = (self.names[index], |index: usize| self.names[index]);
-        let worked = work(kind, values);
-        let told = match kind {
-            Kind::Given(_) => return format!("{name} = {result}"),
-            Kind::More(a, c) => format!("{}+{c}", of(a)),
-            Kind::Fewer(a, c) => format!("{}-{c}", of(a)),
-            Kind::Times(a, k) => format!("{k}*{}", of(a)),
-            Kind::Both(a, b) => format!("{}+{}", of(a), of(b)),
-            Kind::Without(a, b) => format!("{}-{}", of(a), of(b)),
-        };
-        format!("{name} = {told}={worked}{result}")
+        let name = self.names[index];
+        match self.told(kind, values, false) {
+            None => format!("{name} = {result}"),
+            Some((told, worked)) => {
+                let between = if worked.is_empty() { String::new() } else { format!(", {worked}") };
+                format!("{name} {told}{between}, {name} = {result}")
+            }
+        }
     }
 
-    /// The operands looked up again, and the operation the other way round.
+    /// The operands looked up and the operation done again, with its operands exchanged where that
+    /// changes nothing.
     fn check(&self, index: usize) -> String {
         let (name, result) = (self.names[index], self.values[index]);
-        let kind = self.kinds[index];
-        let known: Vec<String> =
-            kind.operands().iter().map(|&o| format!("{} = {}", self.names[o], self.values[o])).collect();
-        let of = |index: usize| self.values[index];
-        let again = match kind {
-            Kind::Given(_) => return format!("{name} = {result}"),
-            Kind::More(a, c) => wrapped(&format!("{c}+{}", of(a)), of(a) + c),
-            Kind::Times(a, k) => wrapped(&format!("{}*{k}", of(a)), of(a) * k),
-            Kind::Both(a, b) => wrapped(&format!("{}+{}", of(b), of(a)), of(a) + of(b)),
-            Kind::Fewer(_, c) => wrapped(&format!("{c}+{result}"), c + result),
-            Kind::Without(_, b) => wrapped(&format!("{}+{result}", of(b)), of(b) + result),
+        match self.told(self.kinds[index], &self.values, true) {
+            None => format!("{name} = {result}"),
+            Some((told, worked)) => {
+                let between = if worked.is_empty() { String::new() } else { format!("={worked}") };
+                format!("{told}{between}={result}, {name} = {result}")
+            }
+        }
+    }
+
+    /// An operation with the names and values of its operands, and what is left to work out where the
+    /// result goes round the modulus: `26-23`. Nothing for a given value.
+    fn told(&self, kind: Kind, values: &[i64], exchanged: bool) -> Option<(String, String)> {
+        let known = |index: usize| format!("{} {}", self.names[index], values[index]);
+        let of = |index: usize| values[index];
+        let (first, sign, second, (a, b)) = match kind {
+            Kind::Given(_) => return None,
+            Kind::More(a, c) => (known(a), '+', c.to_string(), (of(a), c)),
+            Kind::Fewer(a, c) => (known(a), '-', c.to_string(), (of(a), c)),
+            Kind::Times(a, k) => (k.to_string(), '*', known(a), (k, of(a))),
+            Kind::Both(a, b) => (known(a), '+', known(b), (of(a), of(b))),
+            Kind::Without(a, b) => (known(a), '-', known(b), (of(a), of(b))),
         };
-        format!("{}, {again}, {name} = {result}", known.join(", "))
+        let whole = match sign {
+            '+' => a + b,
+            '*' => a * b,
+            _ => a - b,
+        };
+        // Before a difference would go below zero 23 is added to what is taken from.
+        let worked = match whole / MODULUS {
+            _ if whole < 0 => format!("{}-{b}", a + MODULUS),
+            0 => String::new(),
+            rounds => format!("{whole}-{}", rounds * MODULUS),
+        };
+        let exchanged = exchanged && sign != '-';
+        let (first, second) = if exchanged { (second, first) } else { (first, second) };
+        Some((format!("{first} {sign} {second}"), worked))
     }
 
     fn risk(&self, index: usize) -> u8 {
@@ -284,34 +306,4 @@ fn value(kind: Kind, values: &[i64]) -> i64 {
         Kind::Without(a, b) => of(a) - of(b),
     };
     value.rem_euclid(MODULUS)
-}
-
-/// The work up to the last `=`: `19+7=26-23=`. Before a difference would go below zero 23
-/// is added to what is taken from.
-fn work(kind: Kind, values: &[i64]) -> String {
-    let of = |index: usize| values[index];
-    let above = |text: String, value: i64| match value / MODULUS {
-        0 => format!("{text}="),
-        rounds => format!("{text}={value}-{}=", rounds * MODULUS),
-    };
-    let below = |a: i64, b: i64| match a < b {
-        false => format!("{a}-{b}="),
-        true => format!("{a}-{b}={}-{b}=", a + MODULUS),
-    };
-    match kind {
-        Kind::Given(_) => String::new(),
-        Kind::More(a, c) => above(format!("{}+{c}", of(a)), of(a) + c),
-        Kind::Fewer(a, c) => below(of(a), c),
-        Kind::Times(a, k) => above(format!("{k}*{}", of(a)), of(a) * k),
-        Kind::Both(a, b) => above(format!("{}+{}", of(a), of(b)), of(a) + of(b)),
-        Kind::Without(a, b) => below(of(a), of(b)),
-    }
-}
-
-/// `7+19=26-23=3`.
-fn wrapped(text: &str, value: i64) -> String {
-    match value / MODULUS {
-        0 => format!("{text}={value}"),
-        rounds => format!("{text}={value}-{}={}", rounds * MODULUS, value % MODULUS),
-    }
 }

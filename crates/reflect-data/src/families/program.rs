@@ -198,8 +198,8 @@ impl Program {
         let turned = if greater { '<' } else { '>' };
         let holds = (value > bound) == greater;
         self.listing.push(format!("if {variable} {sign} {bound}:"));
-        let line = |holds: bool| format!("{value}{sign}{bound}, test = {holds}");
-        let check = format!("{bound}{turned}{value}, test = {holds}");
+        let line = |holds: bool| format!("{variable} {value} {sign} {bound}, test = {holds}");
+        let check = format!("{bound} {turned} {variable} {value}, test = {holds}");
         self.test = Some(self.chain.push(line(holds), check, FACT, &[step]));
         self.chain.mistake(MistakeKind::WrongBranch, line(!holds));
         holds
@@ -210,11 +210,11 @@ impl Program {
         let value = self.result(from, operation);
         let text = self.text(prefix, variable, from, operation);
         let number = self.next(variable);
-        let (a, b) = (self.value(from), self.operand(operation.1));
+        let a = self.value(from);
+        let (first, second) = (format!("{from} {a}"), self.known(operation.1));
         let again = match operation.0 {
-            Sign::Plus => format!("{b}+{a}={value}"),
-            Sign::Times => format!("{b}*{a}={value}"),
-            Sign::Minus => format!("{b}+{value}={a}"),
+            Sign::Minus => format!("{first} - {second}={value}"),
+            sign => format!("{second} {} {first}={value}", sign.symbol()),
         };
         let mut needs = vec![self.version(from).step];
         if let Operand::Variable(other) = operation.1 {
@@ -223,14 +223,7 @@ impl Program {
         needs.extend(self.test.take());
         // Where the tens change a carry or a borrow is easily missed.
         let risk = if a / 10 == value / 10 { RISKY } else { HARD };
-        // What it builds on is looked up again, so that a wrong operand shows.
-        let mut known = format!("{from}{} = {a}", self.version(from).number);
-        if let Operand::Variable(other) = operation.1
-            && other != from
-        {
-            known.push_str(&format!(", {other}{} = {b}", self.version(other).number));
-        }
-        let check = format!("{known}, {again}, {variable}{number} = {value}");
+        let check = format!("{again}, {variable}{number} = {value}");
         let step = self.chain.push(text, check, risk, &needs);
         self.variables.insert(variable, Version { number, value, step });
     }
@@ -246,9 +239,9 @@ impl Program {
         (sign, operand): (Sign, Operand),
     ) {
         let Some(text) = self.chain.steps.last().map(|step| step.text.clone()) else { return };
-        let Some(head) = text.rsplit_once('=').map(|(head, _)| head.to_owned()) else { return };
+        let Some(head) = text.rsplit_once("= ").map(|(head, _)| head.to_owned()) else { return };
         let value = self.value(variable);
-        self.chain.slips(rng, value, |wrong| format!("{head}={wrong}"));
+        self.chain.slips(rng, value, |wrong| format!("{head}= {wrong}"));
         let others: Vec<char> =
             self.variables.keys().copied().filter(|o| *o != from && *o != variable).collect();
         // An operand that this assignment changed has no old value to show any more.
@@ -260,24 +253,19 @@ impl Program {
         let wrong = sign.apply(self.value(other), self.operand(operand));
         if wrong != value && wrong >= 0 {
             let number = self.version(variable).number;
-            let (version, a, b) = (self.version(other).number, self.value(other), self.operand(operand));
-            let symbol = sign.symbol();
-            let shown = self.shown_version(operand);
-            let text = format!(
-                "{prefix}{variable}{number} = {other}{version}{symbol}{shown}={a}{symbol}{b}={wrong}"
-            );
+            let (a, symbol, b) = (self.value(other), sign.symbol(), self.known(operand));
+            let text = format!("{prefix}{other} {a} {symbol} {b}, {variable}{number} = {wrong}");
             self.chain.mistake(MistakeKind::WrongOperand, text);
         }
     }
 
-    /// `b1 = a2+4=7+4=11`, before the assignment has happened.
+    /// `a 7 + 4, b1 = 11`, before the assignment has happened. Values stand right behind the names that
+    /// they are looked up by.
     fn text(&self, prefix: &str, variable: char, from: char, (sign, operand): (Sign, Operand)) -> String {
-        let symbol = sign.symbol();
-        let (version, a, b) = (self.version(from).number, self.value(from), self.operand(operand));
-        let shown = self.shown_version(operand);
-        let result = sign.apply(a, b);
+        let (a, symbol, b) = (self.value(from), sign.symbol(), self.known(operand));
+        let result = self.result(from, (sign, operand));
         let number = self.next(variable);
-        format!("{prefix}{variable}{number} = {from}{version}{symbol}{shown}={a}{symbol}{b}={result}")
+        format!("{prefix}{from} {a} {symbol} {b}, {variable}{number} = {result}")
     }
 
     /// An operation on a variable whose result has at most two digits and is not negative.
@@ -310,10 +298,11 @@ impl Program {
         }
     }
 
-    fn shown_version(&self, operand: Operand) -> String {
+    /// A number, or a variable with its value.
+    fn known(&self, operand: Operand) -> String {
         match operand {
             Operand::Number(number) => number.to_string(),
-            Operand::Variable(variable) => format!("{variable}{}", self.version(variable).number),
+            Operand::Variable(variable) => format!("{variable} {}", self.value(variable)),
         }
     }
 

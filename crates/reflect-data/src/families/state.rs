@@ -175,29 +175,30 @@ impl Piles {
         let (sign, size) = if amount < 0 { ('-', -amount) } else { ('+', amount) };
         let name = format!("{place}{}", version + 1);
         let value = count + amount;
+        // The count stands right behind the place that it is looked up by.
         let line = |from: &str, count: i64, sign: char, value: i64| {
-            format!("{name} = {from}{sign}{size}={count}{sign}{size}={value}")
+            format!("{from} {count} {sign} {size}, {name} = {value}")
         };
-        let from = format!("{place}{version}");
-        let again =
-            if amount < 0 { format!("{size}+{value}={count}") } else { format!("{size}+{count}={value}") };
+        let again = match amount < 0 {
+            true => format!("{place} {count} - {size}={value}"),
+            false => format!("{size} + {place} {count}={value}"),
+        };
         let risk = match (value / 10 == count / 10, partner) {
             (false, Some(_)) => HARD,
             (true, None) => FACT,
             _ => RISKY,
         };
-        let check = format!("{from} = {count}, {again}, {name} = {value}");
-        let done = self.chain.push(line(&from, count, sign, value), check, risk, &[step]);
-        self.chain.slips(rng, value, |wrong| line(&from, count, sign, wrong));
+        let check = format!("{again}, {name} = {value}");
+        let done = self.chain.push(line(place, count, sign, value), check, risk, &[step]);
+        self.chain.slips(rng, value, |wrong| line(place, count, sign, wrong));
         // Taken where it should be put, or the other way round.
         let (other, turned) = if amount < 0 { ('+', count + size) } else { ('-', count - size) };
         if turned >= 0 {
-            self.chain.mistake(MistakeKind::WrongBranch, line(&from, count, other, turned));
+            self.chain.mistake(MistakeKind::WrongBranch, line(place, count, other, turned));
         }
         let stranger = &self.piles[(index + 1) % self.piles.len()];
         if stranger.count != count && stranger.count + amount >= 0 {
-            let from = format!("{}{}", stranger.place, stranger.version);
-            let text = line(&from, stranger.count, sign, stranger.count + amount);
+            let text = line(stranger.place, stranger.count, sign, stranger.count + amount);
             self.chain.mistake(MistakeKind::WrongOperand, text);
         }
         self.piles[index].version += 1;

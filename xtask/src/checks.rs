@@ -41,6 +41,7 @@ pub fn test(web: bool) -> Result<()> {
     check(false, web)?;
     build()?;
     step("test", with_drivers(&mut cargo("test")?)?)?;
+    step("test xtask", &mut command("cargo", ["test", "--quiet", "--package", "xtask"]))?;
     if web {
         wasm::build()?;
         wasm::verify()?;

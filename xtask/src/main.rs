@@ -7,7 +7,9 @@ mod checks;
 mod models;
 mod peers;
 mod process;
+mod recipe;
 mod setup;
+mod study;
 mod tiny;
 mod wasm;
 
@@ -26,6 +28,8 @@ Usage: cargo xtask <command>
   golden [SCRIPT ARGS…] list the scripts that make golden files, or run one
   acceptance            the full matrix of checkpoints, prompts and adapters
   train-tiny            make reflect-tiny and reflect-micro with their twins, and evaluate them; resumable
+  study --grid small|full
+                        what reflection data is worth, arm by arm, into docs/reflection-study.md; resumable
   bench-peers [cpu|gpu] our speed beside llama.cpp's, median of five
 ";
 
@@ -59,6 +63,10 @@ fn dispatch(args: &[String]) -> Result<()> {
         "golden" => checks::golden(rest),
         "acceptance" => checks::acceptance(),
         "train-tiny" => tiny::train(),
+        "study" => match rest {
+            [flag, grid] if flag == "--grid" => study::run(grid),
+            _ => bail!("`cargo xtask study` takes --grid small or --grid full."),
+        },
         "bench-peers" => peers::bench(rest),
         "help" | "--help" | "-h" => {
             print!("{USAGE}");

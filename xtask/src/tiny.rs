@@ -4,6 +4,7 @@
 
 use crate::checks::{binary, build};
 use crate::process::{cache, command, root, step};
+use crate::recipe::{self, Shape, data, generate, is_trained, join, made};
 use anyhow::{Context, Result};
 use std::fs;
 use std::io::{BufRead, BufReader, BufWriter, Write};
@@ -25,9 +26,6 @@ const MIX: [&str; 4] = ["--mix", "0.4", "0.3", "0.3"];
 /// How likely a step of each risk gets a reflection.
 const RATES: [&str; 7] = ["--rates", "0", "0.2", "0.5", "1", "--max-reflections", "4"];
 const HELD_OUT: &str = "600";
-const VOCABULARY: &str = "768";
-/// Problems that the tokenizer is trained on, of all families evenly.
-const TOKENIZER_PROBLEMS: &str = "27000";
 /// New problems whose solutions are searched for the model's own mistakes.
 const MINED: &str = "16000";
 const MINED_MIX: [&str; 4] = ["--mix", "0", "0.4", "0.6"];
@@ -41,10 +39,7 @@ const EVALUATION_SEED: &str = "5";
 /// A model's shape and training.
 struct Size {
     name: &'static str,
-    hidden: usize,
-    ffn: usize,
-    heads: usize,
-    layers: usize,
+    shape: Shape,
     rate: &'static str,
     second_rate: &'static str,
 }
@@ -52,19 +47,13 @@ struct Size {
 const SIZES: [Size; 2] = [
     Size {
         name: "reflect-tiny",
-        hidden: 128,
-        ffn: 352,
-        heads: 4,
-        layers: 5,
+        shape: Shape { hidden: 128, ffn: 352, heads: 4, layers: 5 },
         rate: "1.5e-3",
         second_rate: "5e-4",
     },
     Size {
         name: "reflect-micro",
-        hidden: 64,
-        ffn: 168,
-        heads: 4,
-        layers: 5,
+        shape: Shape { hidden: 64, ffn: 168, heads: 4, layers: 5 },
         rate: "3e-3",
         second_rate: "8e-4",
     },
@@ -99,21 +88,10 @@ pub fn train() -> Result<()> {
         written(&path(&format!("train{suffix}.jsonl")), &problems, style, SEED)?;
         written(&path(&format!("held-out{suffix}.jsonl")), &held_out, style, SEED)?;
     }
-    let tokenizer = path("tokenizer");
-    if !tokenizer.join("tokenizer.json").is_file() {
-        let even = made(&path("even-problems.jsonl"), |out| {
-            generate(out, &["--count", TOKENIZER_PROBLEMS, "--seed", SEED])
-        })?;
-        let answers = made(&path("even.jsonl"), |out| data("reflect", Some(&even), out, &["--seed", SEED]))?;
-        data("tokenizer", Some(&answers), &tokenizer, &["--vocab", VOCABULARY])?;
-    }
+    let tokenizer = recipe::tokenizer(&folder, SEED)?;
     for size in &SIZES {
         let base = path(&format!("{}-shape", size.name));
-        fs::create_dir_all(&base)?;
-        for file in ["tokenizer.json", "tokenizer_config.json"] {
-            fs::copy(tokenizer.join(file), base.join(file))?;
-        }
-        fs::write(base.join("config.json"), config(size))?;
+        recipe::shape(&base, &size.shape, &tokenizer)?;
         for (suffix, style) in STYLES {
             let first = path(&format!("{}-first{suffix}", size.name));
             first_stage(size, &folder, &base, suffix, &first)?;
@@ -129,36 +107,12 @@ pub fn train() -> Result<()> {
     Ok(())
 }
 
-/// Makes a file unless it is there.
-fn made(path: &Path, make: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
-    if !path.is_file() {
-        make(path)?;
-    }
-    Ok(path.to_owned())
-}
-
-fn data(step_name: &str, input: Option<&Path>, out: &Path, options: &[&str]) -> Result<()> {
-    let mut run = command(binary()?, ["data", step_name]);
-    if let Some(input) = input {
-        run.arg("--in").arg(input);
-    }
-    step(&format!("{step_name} {}", name_of(out)), run.arg("--out").arg(out).args(options))
-}
-
-fn generate(out: &Path, options: &[&str]) -> Result<()> {
-    data("generate", None, out, options)
-}
-
 /// Answers in one style to problems.
 fn written(out: &Path, problems: &Path, style: &str, seed: &str) -> Result<PathBuf> {
     made(out, |out| {
         let options = ["--style", style, "--seed", seed];
         data("reflect", Some(problems), out, &[&options[..], &RATES].concat())
     })
-}
-
-fn name_of(path: &Path) -> String {
-    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// Copies about so many lines, evenly spread over the file.
@@ -170,51 +124,6 @@ fn sparse(from: &Path, to: &Path, count: usize) -> Result<()> {
         writeln!(file, "{}", line?)?;
     }
     Ok(file.flush()?)
-}
-
-/// Writes files one after another into one.
-fn join(parts: &[PathBuf], out: &Path) -> Result<()> {
-    let partial = out.with_extension("partial");
-    let mut file = fs::File::create(&partial)?;
-    for part in parts {
-        std::io::copy(&mut fs::File::open(part)?, &mut file)?;
-    }
-    fs::rename(&partial, out)?;
-    Ok(())
-}
-
-fn config(size: &Size) -> String {
-    let Size { hidden, ffn, heads, layers, .. } = size;
-    let head_dim = hidden / heads;
-    format!(
-        r#"{{
-  "architectures": ["LlamaForCausalLM"],
-  "model_type": "llama",
-  "hidden_size": {hidden},
-  "intermediate_size": {ffn},
-  "num_hidden_layers": {layers},
-  "num_attention_heads": {heads},
-  "num_key_value_heads": {heads},
-  "head_dim": {head_dim},
-  "vocab_size": {VOCABULARY},
-  "max_position_embeddings": 1024,
-  "rms_norm_eps": 1e-5,
-  "rope_theta": 10000.0,
-  "rope_scaling": null,
-  "hidden_act": "silu",
-  "tie_word_embeddings": true,
-  "attention_bias": false,
-  "mlp_bias": false,
-  "bos_token_id": 0,
-  "eos_token_id": 4,
-  "torch_dtype": "float32"
-}}
-"#
-    )
-}
-
-fn is_trained(out: &Path) -> bool {
-    out.join("model.safetensors").is_file()
 }
 
 /// `reflect-run train`, with what both stages have in common.

@@ -122,6 +122,11 @@ pub fn twin(problem: Problem) -> Sample {
     finish(problem, spans)
 }
 
+/// The output alone.
+pub fn direct(problem: Problem) -> Sample {
+    finish(problem, Vec::new())
+}
+
 /// An answer with wrong steps that nobody corrects, and a right output all the same: each step is
 /// wrong with this probability.
 pub fn noisy(problem: Problem, rate: f64, seed: u64) -> Sample {

@@ -122,6 +122,7 @@ fn run_reflect(args: &ReflectArgs) -> Result<()> {
     let (samples, report): (Vec<Sample>, ReflectReport) = match args.style {
         Style::Reflections | Style::Retry => reflect_all(problems, &settings),
         Style::Twin => (problems.into_iter().map(reflect::twin).collect(), plain),
+        Style::Direct => (problems.into_iter().map(reflect::direct).collect(), plain),
         Style::Noisy => {
             let noisy = |problem| reflect::noisy(problem, args.mistake_rate, seed);
             (problems.into_iter().map(noisy).collect(), plain)

@@ -2,6 +2,7 @@
 //! several arms, every answer is checked step by step, and arms are compared on the same problems.
 
 pub mod metrics;
+mod plots;
 pub mod report;
 pub mod tasks;
 

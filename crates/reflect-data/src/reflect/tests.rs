@@ -113,6 +113,8 @@ fn easy_answers_are_output_only() {
     let problem = generate(&request, 0).unwrap();
     let text = reflect(problem.clone(), &Settings::default()).answer_text();
     assert_eq!(text, format!("<output>{}</output>", problem.answer));
+    let problem = hard(Family::Boolean, 1).next().unwrap();
+    assert_eq!(direct(problem.clone()).answer_text(), format!("<output>{}</output>", problem.answer));
 }
 
 #[test]

@@ -99,8 +99,8 @@ pub struct InjectArgs {
 pub struct ReflectArgs {
     #[command(flatten)]
     pub files: Files,
-    /// What is written: reflections; the plain twin without any; noisy, with wrong steps that nobody
-    /// corrects; or retry, where wrong steps are taken back without a word
+    /// What is written: reflections; the plain twin without any; direct, the output alone; noisy, with
+    /// wrong steps that nobody corrects; or retry, where wrong steps are taken back without a word
     #[arg(long, value_enum, value_name = "STYLE", default_value = "reflections")]
     pub style: Style,
     /// How many of the reflections correct a mistake, from 0 to 1
@@ -127,6 +127,7 @@ pub struct ReflectArgs {
 pub enum Style {
     Reflections,
     Twin,
+    Direct,
     Noisy,
     Retry,
 }

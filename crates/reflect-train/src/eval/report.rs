@@ -8,6 +8,7 @@ use reflect_data::html::{escape, page};
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::plots::{Bar, Group, figure};
 use super::{
     Arm, Outcome,
     metrics::{DIFFICULTIES, McNemar, Rate, Summary, injected_correction},
@@ -115,6 +116,50 @@ impl Report {
         findings
     }
 
+    /// What the arms that were run leave open.
+    fn notes(&self) -> impl Iterator<Item = &'static str> {
+        let missing = |arm| !self.arms.contains_key(&arm);
+        let notes = [
+            (Arm::Twin, "without --twin nobody knows whether reflection data costs slips or right answers."),
+            (Arm::Banned, "without the arm `banned` nobody knows whether reflecting itself helps."),
+            (
+                Arm::Majority,
+                "without the arm `majority` nobody knows whether votes would use the tokens better.",
+            ),
+        ];
+        notes.into_iter().filter(move |(arm, _)| missing(*arm)).map(|(_, note)| note)
+    }
+
+    /// Titles and figures: right answers by difficulty and by family, and tokens.
+    fn figures(&self) -> [(&'static str, String); 3] {
+        let names: Vec<&str> = self.arms.keys().map(|arm| arm.name()).collect();
+        let share = |rate: &Rate| {
+            let interval = rate.interval.map(|ends| ends.map(|end| 100.0 * end));
+            rate.rate.map(|value| Bar { value: 100.0 * value, interval, label: percent(Some(value)) })
+        };
+        let group = |name: &str, bar: &dyn Fn(&Summary) -> Option<Bar>| Group {
+            name: name.to_owned(),
+            bars: self.arms.values().map(bar).collect(),
+        };
+        let difficulties =
+            DIFFICULTIES.map(|(_, name)| group(name, &|summary| share(&summary.by_difficulty[name])));
+        let of_tuned = self.arms.get(&Arm::Tuned).into_iter().flat_map(|tuned| tuned.by_family.keys());
+        let families: Vec<Group> = of_tuned
+            .map(|family| group(family, &|summary| summary.by_family.get(family).and_then(share)))
+            .collect();
+        let tokens = DIFFICULTIES.map(|(_, name)| {
+            group(name, &|summary| {
+                let value = summary.tokens_mean[name]?;
+                Some(Bar { value, interval: None, label: format!("{value:.0}") })
+            })
+        });
+        [
+            ("Right answers by difficulty", figure(&names, &difficulties)),
+            ("Right answers by family", figure(&names, &families)),
+            ("Tokens of an answer", figure(&names, &tokens)),
+        ]
+    }
+
     /// The report as Markdown.
     pub fn markdown(&self) -> String {
         let mut text = format!(
@@ -124,6 +169,9 @@ impl Report {
         for Finding { text: finding, holds } in self.findings() {
             // Writing into a string can't fail.
             let _ = write!(text, "\n- {} {finding}", if holds { "holds:" } else { "**does not hold:**" });
+        }
+        for note in self.notes() {
+            let _ = write!(text, "\n- not tested: {note}");
         }
         text.push_str("\n\n");
         for table in self.tables() {
@@ -151,6 +199,12 @@ impl Report {
             let _ = write!(body, "<li><b class=\"{class}\">{word}</b> {}</li>", escape(&text));
         }
         body.push_str("</ul>\n");
+        for note in self.notes() {
+            let _ = writeln!(body, "<p>{}</p>", escape(note));
+        }
+        for (title, figure) in self.figures() {
+            let _ = writeln!(body, "<h2>{title}</h2>\n{figure}");
+        }
         for table in self.tables() {
             let _ = write!(body, "<h2>{}</h2>\n<table><tr><th></th>", escape(&table.title));
             for column in &table.columns {

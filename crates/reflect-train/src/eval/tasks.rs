@@ -1,12 +1,14 @@
 //! The problems of an evaluation.
 
 use std::collections::HashSet;
+use std::fs::File;
+use std::io::BufReader;
 use std::path::Path;
 
 use reflect_data::{
     Problem, Split,
     families::{Family, Request, generate},
-    import::Record,
+    import::{Record, import},
     io::read_jsonl,
 };
 
@@ -38,12 +40,35 @@ pub fn problems(tasks: &str, count: usize, seed: u64) -> Result<Vec<Problem>, St
             names.join(", ")
         ));
     }
-    let records: Vec<Record> = read_jsonl(path).map_err(|error| error.to_string())?;
+    let records = records(path)?;
     let mut ids = HashSet::new();
     if let Some(record) = records.iter().find(|record| !ids.insert(record.problem.id.as_str())) {
         return Err(format!("{tasks} has the id `{}` twice; give every problem its own", record.problem.id));
     }
     Ok(records.into_iter().take(count).map(|record| record.problem).collect())
+}
+
+/// The records of a file: our own, or rows as published that `import` knows, such as GSM8K's.
+fn records(path: &Path) -> Result<Vec<Record>, String> {
+    let ours = match read_jsonl(path) {
+        Ok(records) => return Ok(records),
+        Err(error) => error.to_string(),
+    };
+    let file = File::open(path).map_err(|error| format!("{} can't be read: {error}", path.display()))?;
+    let (records, report) = import(BufReader::new(file), &path.to_string_lossy(), None)
+        .map_err(|error| format!("{} can't be read: {error}", path.display()))?;
+    match report.complaints.first() {
+        None => Ok(records),
+        // What no row could be imported from was meant as records.
+        Some(_) if records.is_empty() => Err(ours),
+        Some(complaint) => Err(format!(
+            "{}:{}: {}; mend the {} such rows, or take them out with `reflect-run data import`",
+            path.display(),
+            complaint.line,
+            complaint.detail,
+            report.complaints.len()
+        )),
+    }
 }
 
 #[cfg(test)]
@@ -67,6 +92,19 @@ mod tests {
     fn an_unknown_task_is_one_sentence() {
         let error = problems("no-such-task", 1, 0).unwrap_err();
         assert!(error.contains("no-such-task") && error.contains("multiplication"), "{error}");
+    }
+
+    #[test]
+    fn published_rows_need_no_import() {
+        let path = std::env::temp_dir().join(format!("reflect-eval-rows-{}.jsonl", std::process::id()));
+        let row = r#"{"question": "q?", "answer": "1+1 = <<1+1=2>>2\n#### 2"}"#;
+        std::fs::write(&path, format!("{row}\n{row}\n")).unwrap();
+        let read = problems(path.to_str().unwrap(), 9, 0).unwrap();
+        assert_eq!(read.iter().map(|problem| problem.answer.as_str()).collect::<Vec<_>>(), ["2", "2"]);
+        std::fs::write(&path, format!("{row}\n{{\"question\": \n")).unwrap();
+        let error = problems(path.to_str().unwrap(), 9, 0).unwrap_err();
+        assert!(error.contains(":2:") && error.contains("data import"), "{error}");
+        std::fs::remove_file(path).unwrap();
     }
 
     #[test]

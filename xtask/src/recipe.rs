@@ -95,7 +95,7 @@ fn config(shape: &Shape) -> String {
   "vocab_size": {VOCABULARY},
   "max_position_embeddings": 1024,
   "rms_norm_eps": 1e-5,
-  "rope_theta": 10000.0,
+  "rope_theta": 200.0,
   "rope_scaling": null,
   "hidden_act": "silu",
   "tie_word_embeddings": true,

@@ -22,7 +22,7 @@ const GROUPS: [(&str, &str); 4] = [
     ("addition,multiplication", "60000"),
 ];
 /// Shares of easy, moderate and hard problems. Of the tokens that are learned, hard ones have most by far.
-const MIX: [&str; 4] = ["--mix", "0.4", "0.3", "0.3"];
+const MIX: [&str; 4] = ["--mix", "0.3", "0.4", "0.3"];
 /// How likely a step of each risk gets a reflection.
 const RATES: [&str; 7] = ["--rates", "0", "0.2", "0.5", "1", "--max-reflections", "4"];
 const HELD_OUT: &str = "600";
@@ -48,13 +48,13 @@ const SIZES: [Size; 2] = [
     Size {
         name: "reflect-tiny",
         shape: Shape { hidden: 128, ffn: 352, heads: 4, layers: 5 },
-        rate: "1.5e-3",
+        rate: "1.2e-3",
         second_rate: "5e-4",
     },
     Size {
         name: "reflect-micro",
         shape: Shape { hidden: 64, ffn: 168, heads: 4, layers: 5 },
-        rate: "3e-3",
+        rate: "2e-3",
         second_rate: "8e-4",
     },
 ];
@@ -131,7 +131,7 @@ fn training(name: &str, folder: &Path, suffix: &str, from: &Path, out: &Path, op
     let mut run = command(binary()?, ["train", "--device", "auto", "--seed", SEED, "--epochs", "1"]);
     run.arg("--held-out").arg(folder.join(format!("held-out{suffix}.jsonl")));
     run.arg("--model").arg(from).arg("--out").arg(out);
-    run.args("--micro-tokens 2048 --loss mistake=0,output=3 --eval-every 1000 --save-every 500".split(' '));
+    run.args("--micro-tokens 1024 --loss mistake=0,output=3 --eval-every 2000 --save-every 1000".split(' '));
     step(name, run.args(options.split(' ')))
 }
 

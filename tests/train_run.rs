@@ -220,6 +220,18 @@ fn a_loss_that_is_no_number_ends_the_run_with_its_step() {
 }
 
 #[test]
+fn what_does_not_fit_is_refused_before_it_is_loaded() {
+    let setting = Setting::new("large");
+    let output = setting.train(
+        &setting.folder.file("out"),
+        &["--fresh", "--micro-tokens", "1000000000", "--context", "1024"],
+    );
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success());
+    assert!(said.contains("training needs") && said.contains("--recompute"), "{said}");
+}
+
+#[test]
 fn adapters_train_on_a_model_and_evaluation_keeps_its_contract() {
     let setting = Setting::new("chain");
     let (full, adapter) = (setting.folder.file("full"), setting.folder.file("adapter"));
@@ -254,6 +266,20 @@ fn adapters_train_on_a_model_and_evaluation_keeps_its_contract() {
             .expect("JSON");
     assert_eq!(config["target_modules"], json!(["q_proj", "v_proj"]));
     assert!(fs::metadata(format!("{adapter}/adapter_model.safetensors")).expect("weights").len() > 1000);
+
+    let merged = setting.folder.file("merged");
+    must(&["merge", "--model", &full, "--adapter", &adapter, "--out", &merged]);
+    let size = |folder: &str| fs::metadata(format!("{folder}/model.safetensors")).expect("weights").len();
+    assert_eq!(size(&merged), size(&full));
+    let packed = setting.folder.file("packed");
+    let mut qlora = lora;
+    (qlora[6], qlora[10]) = (&packed, "qlora");
+    must(&qlora);
+    // The same data on a rounded model: other losses, but not far away.
+    for ((step, ours), (_, theirs)) in losses(&packed).into_iter().zip(losses(&adapter)) {
+        let (ours, theirs) = (f64::from_bits(ours), f64::from_bits(theirs));
+        assert!(ours != theirs && (ours - theirs).abs() < 0.2 * theirs, "step {step}: {ours} {theirs}");
+    }
 
     let out = setting.folder.file("eval");
     let eval = [

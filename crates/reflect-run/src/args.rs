@@ -9,6 +9,7 @@ use reflect_kernels::{Format, KvFormat, device::DeviceChoice};
 use crate::data::DataArgs;
 use crate::eval::EvalArgs;
 use crate::memory::parse_bytes;
+use crate::merge::MergeArgs;
 use crate::train::TrainArgs;
 
 /// Runs reflection-tuned language models on any GPU, or on the CPU.
@@ -39,6 +40,8 @@ pub enum Command {
     Data(DataArgs),
     /// Train a model or an adapter on reflection data.
     Train(TrainArgs),
+    /// Add an adapter to the weights of its model.
+    Merge(MergeArgs),
     /// Measure whether reflection repairs mistakes or adds them.
     Eval(EvalArgs),
 }

@@ -14,6 +14,7 @@ mod eval;
 mod interrupt;
 mod logits;
 mod memory;
+mod merge;
 mod models;
 mod prompt;
 mod run;
@@ -79,6 +80,7 @@ fn main() -> ExitCode {
         Command::Models(args) => models::models(&args),
         Command::Data(args) => data::data(&args),
         Command::Train(args) => train::train(&args),
+        Command::Merge(args) => merge::merge(&args).map(|()| ExitCode::SUCCESS),
         Command::Eval(args) => eval::eval(&args),
     });
     match outcome {

@@ -4,7 +4,7 @@ use anyhow::Result;
 use reflect_kernels::{Format, KvFormat, device::OpenDevice};
 use reflect_llm::{Engine, LlamaConfig, weights::TensorSource};
 
-use crate::input;
+use crate::{input, train::HEAD_ROWS};
 
 /// Makes freed memory stay with the process. A training step frees and asks for the same gigabytes
 /// over and over; given back to the system each time, its pages are zeroed and mapped anew, which
@@ -25,6 +25,8 @@ pub struct Need {
     pub cache: u64,
     /// Activations of the largest step, and the piece of the file being packed.
     pub scratch: u64,
+    /// Whether weights come with gradients and moments, and scratch is what the way back needs.
+    pub training: bool,
 }
 
 impl Need {
@@ -46,7 +48,36 @@ impl Need {
             weights: weight_bytes(source),
             cache: Engine::cache_bytes(config, positions, format),
             scratch: 4 * floats as u64 + STAGING,
+            training: false,
         }
+    }
+
+    /// The need of training: weights with their gradients and two moments, or packed weights beside
+    /// adapters of `adapter` numbers that have these; and what steps of `rows` rows keep for the way
+    /// back: every block's activations, or with `recompute` one block's and the inputs of all.
+    pub fn of_training(
+        config: &LlamaConfig,
+        source: &impl TensorSource,
+        adapter: Option<u64>,
+        rows: usize,
+        recompute: bool,
+    ) -> Self {
+        // A number with its gradient and AdamW's two moments, in f32.
+        const TRAINED: u64 = 16;
+        let numbers = || source.names().filter_map(|name| source.info(name));
+        let weights = match adapter {
+            None => TRAINED * numbers().map(|info| (info.rows() * info.cols()) as u64).sum::<u64>(),
+            Some(adapter) => weight_bytes(source) + TRAINED * adapter,
+        };
+        let heads = config.num_attention_heads + 2 * config.num_key_value_heads;
+        let block = 6 * config.hidden_size + 2 * heads * config.head_dim + 5 * config.intermediate_size;
+        let blocks = match recompute {
+            true => block + config.num_hidden_layers * config.hidden_size,
+            false => config.num_hidden_layers * block,
+        };
+        // Logits and their gradient, in chunks of the vocabulary.
+        let head = 2 * config.vocab_size.min(HEAD_ROWS);
+        Self { weights, cache: 0, scratch: 4 * (rows * (blocks + head)) as u64, training: true }
     }
 
     fn total(&self) -> u64 {
@@ -64,15 +95,27 @@ impl Need {
         let Some(free) = free.filter(|free| *free < self.total()) else {
             return Ok(());
         };
-        Err(input(format!(
-            "the model needs {} ({} of weights, {} of cache, {} of scratch) and {} {}; use a smaller model or format, or a shorter --context",
-            show(self.total()),
-            show(self.weights),
-            show(self.cache),
-            show(self.scratch),
-            if limit.is_some() { "--memory allows" } else { "this machine has free" },
-            show(free),
-        )))
+        let parts = match self.training {
+            true => format!(
+                "training needs {} ({} of weights, gradients and moments, {} of activations)",
+                show(self.total()),
+                show(self.weights),
+                show(self.scratch)
+            ),
+            false => format!(
+                "the model needs {} ({} of weights, {} of cache, {} of scratch)",
+                show(self.total()),
+                show(self.weights),
+                show(self.cache),
+                show(self.scratch)
+            ),
+        };
+        let way = match self.training {
+            true => "--recompute, fewer --micro-tokens, or --method qlora",
+            false => "a smaller model or format, or a shorter --context",
+        };
+        let has = if limit.is_some() { "--memory allows" } else { "this machine has free" };
+        Err(input(format!("{parts} and {has} {}; use {way}", show(free))))
     }
 }
 

@@ -22,7 +22,7 @@ use reflect_train::{
     examples::{Example, Limits, Report, examples},
     lora, plot,
     settings::{LoraSettings, Method, OptimizerSettings, Settings},
-    source::{Fresh, Widened},
+    source::{Fresh, Packed, Widened},
     trainer::{Ended, Happened, HeldOutRecord, Record, StepRecord, Trainer},
 };
 
@@ -31,7 +31,7 @@ pub use self::args::TrainArgs;
 use crate::{
     input,
     interrupt::Answering,
-    memory::keep_freed_memory,
+    memory::{Need, keep_freed_memory},
     runtime::{Checkpoint, Texts, open_device},
 };
 
@@ -39,7 +39,7 @@ use crate::{
 const LOG: &str = "log.jsonl";
 const PAGE: &str = "loss.html";
 /// Rows of the head whose logits exist at a time.
-const HEAD_ROWS: usize = 16_384;
+pub(crate) const HEAD_ROWS: usize = 16_384;
 /// Files beside the weights that a trained model needs as its base does.
 const COMPANIONS: [&str; 6] = [
     "config.json",
@@ -84,6 +84,7 @@ pub fn train(args: &TrainArgs) -> Result<ExitCode> {
     };
     let settings = settings(args, &train);
     let device = open_device(&args.device)?;
+    base.need(&settings).check(&device, None)?;
     fs::create_dir_all(&args.out).map_err(|source| TrainError::Write { path: args.out.clone(), source })?;
 
     let fingerprint = reflect_train::trainer::fingerprint(&settings, &train, &held_out);
@@ -146,7 +147,7 @@ impl Base {
         if !folder.is_dir() {
             return Err(input("--fresh wants a folder with config.json and tokenizer.json in --model"));
         }
-        if args.method == MethodName::Lora {
+        if args.method != MethodName::Full {
             return Err(input("adapters on random weights teach nothing; use --method full with --fresh"));
         }
         let texts = Texts::open(&folder)?;
@@ -165,6 +166,28 @@ impl Base {
         match self {
             Self::Fresh { folder, .. } => Some(folder),
             Self::Checkpoint(checkpoint) => Some(checkpoint.path.as_path()).filter(|path| path.is_dir()),
+        }
+    }
+
+    /// Memory that the run takes.
+    fn need(&self, settings: &Settings) -> Need {
+        let config = &self.texts().config;
+        let (rows, recompute) = (settings.micro_tokens, settings.recompute);
+        match (&settings.method, self) {
+            (_, Self::Fresh { .. }) => {
+                Need::of_training(config, &Fresh::new(config, 0), None, rows, recompute)
+            }
+            (Method::Full, Self::Checkpoint(checkpoint)) => {
+                Need::of_training(config, &checkpoint.weights, None, rows, recompute)
+            }
+            (Method::Lora(lora_settings), Self::Checkpoint(checkpoint)) => {
+                let adapter = Some(lora::numbers(config, lora_settings));
+                let source = &checkpoint.weights;
+                match lora_settings.packed {
+                    true => Need::of_training(config, &Packed::new(source), adapter, rows, recompute),
+                    false => Need::of_training(config, source, adapter, rows, recompute),
+                }
+            }
         }
     }
 
@@ -192,7 +215,10 @@ impl Base {
                 let Self::Checkpoint(checkpoint) = self else {
                     return Err(input("adapters need a model with weights"));
                 };
-                let mut model = load(config, &checkpoint.weights, device)?;
+                let mut model = match lora_settings.packed {
+                    true => load(config, &Packed::new(&checkpoint.weights), device)?,
+                    false => load(config, &checkpoint.weights, device)?,
+                };
                 match last {
                     Some(last) => drop(lora::load(&mut model, last, &device.device)?),
                     None => lora::attach(&mut model, lora_settings, args.seed, &device.device)?,
@@ -203,7 +229,7 @@ impl Base {
     }
 }
 
-fn load(config: &LlamaConfig, source: &impl TensorSource, device: &OpenDevice) -> Result<Llama> {
+pub(crate) fn load(config: &LlamaConfig, source: &impl TensorSource, device: &OpenDevice) -> Result<Llama> {
     let bar = ProgressBar::new(source.total_bytes());
     bar.set_style(ProgressStyle::with_template("loading {bar:32} {bytes} of {total_bytes}, {elapsed}")?);
     let head = 4 * HEAD_ROWS as u64 * Format::F32.row_words(config.hidden_size) as u64;
@@ -223,10 +249,11 @@ fn settings(args: &TrainArgs, train: &[Example]) -> Settings {
     Settings {
         method: match args.method {
             MethodName::Full => Method::Full,
-            MethodName::Lora => Method::Lora(LoraSettings {
+            method => Method::Lora(LoraSettings {
                 rank: args.lora.rank,
                 alpha: args.lora.alpha,
                 targets: args.lora.targets.clone(),
+                packed: method == MethodName::Qlora,
             }),
         },
         strategy: args.loss.clone(),
@@ -281,12 +308,7 @@ fn finish(args: &TrainArgs, settings: &Settings, base: &Base, trainer: &Trainer,
         (method, None) => checkpoint::write_weights(&args.out, &trainer.model, method, &args.model)?,
     }
     if let (Method::Full, Some(folder)) = (&settings.method, base.folder()) {
-        for name in COMPANIONS {
-            let (from, to) = (folder.join(name), args.out.join(name));
-            if from.is_file() && from != to {
-                copy(&from, &to)?;
-            }
-        }
+        copy_companions(folder, &args.out)?;
     }
     checkpoint::write_json(&args.out.join("settings.json"), settings)?;
     let why = match ended {
@@ -295,6 +317,17 @@ fn finish(args: &TrainArgs, settings: &Settings, base: &Base, trainer: &Trainer,
     };
     let kept = best.map_or(state.step, |best| best.step);
     eprintln!("{why}; the weights after step {kept} are in {}", args.out.display());
+    Ok(())
+}
+
+/// Copies the files that a Hugging Face folder has beside its weights.
+pub(crate) fn copy_companions(folder: &Path, out: &Path) -> Result<()> {
+    for name in COMPANIONS {
+        let (from, to) = (folder.join(name), out.join(name));
+        if from.is_file() && from != to {
+            copy(&from, &to)?;
+        }
+    }
     Ok(())
 }
 

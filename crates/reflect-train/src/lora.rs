@@ -11,6 +11,7 @@ use reflect_llm::{
     Llama, LlamaConfig,
     config::RopeLayout,
     model::{Adapter, AdapterPart, Linear, LowRank},
+    weights::expected_shapes,
 };
 use serde::{Deserialize, Serialize};
 
@@ -73,6 +74,14 @@ impl PeftConfig {
     }
 }
 
+/// Numbers of the adapters of a model with these settings.
+pub fn numbers(config: &LlamaConfig, settings: &LoraSettings) -> u64 {
+    let shapes = expected_shapes(config).into_iter().filter(|(name, _)| {
+        settings.targets.iter().any(|target| name.ends_with(&format!("{target}.weight")))
+    });
+    shapes.map(|(_, shape)| settings.rank as u64 * shape.iter().sum::<usize>() as u64).sum()
+}
+
 /// Hangs new adapters on the target projections: A uniform within `1 / sqrt(inputs)`, as PEFT begins
 /// (Kaiming uniform with a = √5), and B zero, so that the model begins as it was.
 ///
@@ -110,7 +119,12 @@ pub fn load(model: &mut Llama, folder: &Path, device: &Device) -> Result<LoraSet
     if config.peft_type != "LORA" || config.use_dora || config.use_rslora || config.fan_in_fan_out {
         return Err(damaged("only plain LoRA adapters are known".to_owned()));
     }
-    let settings = LoraSettings { rank: config.r, alpha: config.lora_alpha, targets: config.target_modules };
+    let settings = LoraSettings {
+        rank: config.r,
+        alpha: config.lora_alpha,
+        targets: config.target_modules,
+        packed: false,
+    };
     check_targets(&settings.targets)?;
     let mut tensors = read_safetensors(&folder.join(WEIGHTS))?;
     let layout = model.config.clone();

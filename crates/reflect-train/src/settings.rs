@@ -53,6 +53,9 @@ pub struct LoraSettings {
     pub alpha: f64,
     /// Projections by their Hugging Face names, without `model.layers.…`.
     pub targets: Vec<String>,
+    /// Whether the model beneath is packed to q4_0 (QLoRA, Dettmers et al. 2023, arXiv 2305.14314).
+    #[serde(default)]
+    pub packed: bool,
 }
 
 /// AdamW with a cosine schedule.

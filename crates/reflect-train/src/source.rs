@@ -1,4 +1,4 @@
-//! Weights to begin with: any checkpoint widened to f32, or new random ones.
+//! Weights to begin with: any checkpoint widened to f32 or packed to q4_0, or new random ones.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -8,7 +8,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use reflect_kernels::{
     Format,
-    format::{pack_row, unpack_row},
+    format::{encode_row, pack_row, unpack_row},
 };
 use reflect_llm::{
     LlamaConfig,
@@ -60,6 +60,63 @@ impl<S: TensorSource> TensorSource for Widened<'_, S> {
 
     fn total_bytes(&self) -> u64 {
         self.infos.values().map(TensorInfo::byte_len).sum()
+    }
+
+    fn release(&self, name: &str) {
+        self.source.release(name);
+    }
+}
+
+/// A checkpoint whose projections are packed to q4_0 while they are read; what is packed already, and
+/// rows that are no multiple of 32, stay as they are.
+pub struct Packed<'a, S> {
+    source: &'a S,
+    /// Tensors under their names, and whether they are packed here.
+    infos: BTreeMap<String, (TensorInfo, bool)>,
+}
+
+impl<'a, S: TensorSource> Packed<'a, S> {
+    pub fn new(source: &'a S) -> Self {
+        let info = |info: &TensorInfo| {
+            let wide = matches!(info.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16);
+            let fits = Dtype::Q4_0.row_bytes(info.cols()).is_some();
+            let packed = wide && fits && info.name.ends_with("_proj.weight");
+            let dtype = if packed { Dtype::Q4_0 } else { info.dtype };
+            (info.name.clone(), (TensorInfo { dtype, ..info.clone() }, packed))
+        };
+        let infos = source.names().filter_map(|name| source.info(name)).map(info).collect();
+        Self { source, infos }
+    }
+}
+
+impl<S: TensorSource> TensorSource for Packed<'_, S> {
+    fn info(&self, name: &str) -> Option<&TensorInfo> {
+        self.infos.get(name).map(|(info, _)| info)
+    }
+
+    fn names(&self) -> impl Iterator<Item = &str> {
+        self.infos.keys().map(String::as_str)
+    }
+
+    async fn read(&self, name: &str, rows: Range<usize>) -> Result<Cow<'_, [u8]>, LoadError> {
+        let bytes = self.source.read(name, rows).await?;
+        let (Some(info), Some((_, true))) = (self.source.info(name), self.infos.get(name)) else {
+            return Ok(bytes);
+        };
+        let (format, cols) = (Format::from(info.dtype), info.cols());
+        let mut words = vec![0u32; format.row_words(cols)];
+        let mut values = vec![0f32; cols];
+        let mut packed = Vec::new();
+        for row in bytes.chunks_exact(info.row_bytes().max(1)) {
+            pack_row(format, cols, row, &mut words);
+            unpack_row(format, cols, &words, &mut values);
+            packed.extend(encode_row(Format::Q4_0, &values).unwrap_or_default());
+        }
+        Ok(Cow::Owned(packed))
+    }
+
+    fn total_bytes(&self) -> u64 {
+        self.infos.values().map(|(info, _)| info.byte_len()).sum()
     }
 
     fn release(&self, name: &str) {

@@ -55,6 +55,8 @@ pub enum MethodName {
     Full,
     /// Low-rank adapters beside the weights
     Lora,
+    /// The same beside projections that are packed to q4_0
+    Qlora,
 }
 
 /// How long a run is and how it is cut.

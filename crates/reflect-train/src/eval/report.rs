@@ -200,7 +200,7 @@ impl Report {
         }
         body.push_str("</ul>\n");
         for note in self.notes() {
-            let _ = writeln!(body, "<p>{}</p>", escape(note));
+            let _ = writeln!(body, "<p>Not tested: {}</p>", escape(note));
         }
         for (title, figure) in self.figures() {
             let _ = writeln!(body, "<h2>{title}</h2>\n{figure}");

@@ -163,7 +163,8 @@ impl Walk<'_> {
         if self.wrong {
             let Some(last) = last else { return false };
             match found {
-                Some(step) if last.step.is_none_or(|expected| expected == step) => {
+                // Of a line that nobody can tell the meaning of, a reflection at least has to be the end.
+                Some(step) if last.step.map_or(reflected, |expected| expected == step) => {
                     last.repaired = true;
                     last.step = Some(step);
                     self.done[step] = true;

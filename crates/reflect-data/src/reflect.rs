@@ -157,14 +157,16 @@ fn plan<'a>(problem: &'a Problem, settings: &Settings, rng: &mut Random) -> Vec<
     };
     let can_reflect = |index: &usize| {
         let step = &problem.steps[*index];
-        rate(step) > 0.0 && confirms(step, "")
+        rate(step) > 0.0 && (confirms(step, "") || !usable(problem, step).is_empty())
     };
     let candidates: Vec<usize> = (0..plan.len()).filter(can_reflect).collect();
     let mut chosen: Vec<usize> =
         candidates.iter().copied().filter(|index| rng.random_bool(rate(&problem.steps[*index]))).collect();
-    if chosen.is_empty() {
+    let confirmable = |index: &usize| confirms(&problem.steps[*index], "");
+    if !chosen.iter().any(confirmable) {
         // A hard problem has a step that is worth a second look.
-        chosen.extend(candidates.into_iter().max_by_key(|index| problem.steps[*index].risk));
+        let candidates = candidates.into_iter().filter(confirmable);
+        chosen.extend(candidates.max_by_key(|index| problem.steps[*index].risk));
     }
     chosen.shuffle(rng);
     // The sort keeps the order of the others.
@@ -241,9 +243,9 @@ fn check(step: &Step) -> &str {
 fn correction(problem: &Problem, step: &Step, mistake: &Mistake) -> String {
     let mut text = check(step).to_owned();
     let Some(wrong) = claim(&mistake.text) else { return text };
-    let has_subject = |step: &&Step| claim(&step.text).is_some_and(|right| right.subject == wrong.subject);
-    if !has_subject(&step)
-        && let Some(meant) = problem.steps.iter().find(has_subject)
+    let restates = |part: &str| claim(part).is_some_and(|right| right.subject == wrong.subject);
+    if !text.split(", ").any(restates)
+        && let Some(meant) = problem.steps.iter().find(|step| restates(&step.text))
     {
         // What is looked up there may be all there is to say about this step.
         let again = check(meant);

@@ -27,7 +27,7 @@ pub struct Verdict {
 ///
 /// The doubted statement is the last one before the reflection that claims something. Its
 /// restatement is the last claim on the same subject in the reflection or in the first claiming
-/// statement after it. One differing value makes the step corrected.
+/// statement after it. One differing value makes the step corrected, and so does "unknown".
 pub fn verdict(before: &str, reflection: &str, after: &str) -> Verdict {
     let doubted = statements(before).map(|text| (text, claims(text))).filter(has_claims).last();
     let next = statements(after).map(|text| (text, claims(text))).find(has_claims);
@@ -99,6 +99,8 @@ mod tests {
             ("The answer is B.", "", "Thus the answer is B.", Confirmed),
             ("(3 + 4) * 2 = 14", "(3+4)*2 = 14", "", Confirmed),
             ("x = 5 and y = 10", "x = 5, but y = 15", "", Corrected),
+            ("x = y + 5 = 12", "y was not told, so x is unknown", "y = 3", Corrected),
+            ("x is unknown", "x is unknown.", "", Confirmed),
             ("Speed is 3.5 km.", "Speed is 3.5 km.", "", Confirmed),
             // Nothing to compare.
             ("x = 5", "y = 6", "z = 7", Unknown),

@@ -50,7 +50,7 @@ pub(super) fn generate(rng: &mut Random, difficulty: Difficulty) -> Draft {
     };
     let steps = match difficulty {
         Difficulty::Easy => Vec::new(),
-        _ => solve(expression.with_values(&values)).steps,
+        _ => solve(&expression, names, &values).steps,
     };
     Draft::single(structure, prompt, steps, answer.to_string())
 }
@@ -160,10 +160,16 @@ impl Expression {
     }
 }
 
-fn solve(mut expression: Expression) -> Chain {
+/// The expression is written with a value behind each name, then with the values alone, then ever
+/// shorter. Put in one go, values are looked up in the midst of copying, which a small model gets wrong.
+fn solve(expression: &Expression, names: &[&str], values: &[bool]) -> Chain {
     let mut chain = Chain::default();
+    let told: Vec<String> = names.iter().zip(values).map(|(name, value)| format!("{name} {value}")).collect();
+    let told: Vec<&str> = told.iter().map(String::as_str).collect();
+    let read = chain.push(format!("read {}", expression.show(&told, false)), String::new(), COPY, &[]);
+    let mut expression = expression.with_values(values);
     let text = format!("now {}", expression.show(&[], false));
-    let mut before = chain.push(text, String::new(), COPY, &[]);
+    let mut before = chain.push(text, String::new(), COPY, &[read]);
     let mut flipped = expression.clone();
     for number in 1.. {
         let Some(part) = expression.first_known() else { break };

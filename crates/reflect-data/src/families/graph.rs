@@ -63,6 +63,13 @@ struct Graph {
     values: Vec<i64>,
 }
 
+/// A solution while it is being written.
+struct Solution {
+    /// The step that gives a quantity its value, where there is one.
+    step_of: Vec<Option<usize>>,
+    chain: Chain,
+}
+
 /// Easy problems have one operation, moderate ones two or three, hard ones four to six in any
 /// order.
 pub(super) fn generate(rng: &mut Random, difficulty: Difficulty) -> Draft {
@@ -91,7 +98,7 @@ pub(super) fn generate(rng: &mut Random, difficulty: Difficulty) -> Draft {
     }
     let shapes: Vec<String> = told.iter().map(|&index| graph.kinds[index].shape()).collect();
     let structure = format!("{told:?} {shapes:?}");
-    let steps = graph.solve(rng, &told);
+    let steps = graph.solve(rng);
     Draft::single(structure, prompt, steps, answer)
 }
 
@@ -173,35 +180,41 @@ impl Graph {
         }
     }
 
-    /// The steps in the order of telling, where a sentence waits until what it builds on is known:
-    /// always the first that can be worked out. A small model can then read on instead of searching.
-    fn solve(&self, rng: &mut Random, told: &[usize]) -> Vec<Step> {
-        let mut order: Vec<usize> = Vec::new();
-        while let Some(&next) = told.iter().find(|index| {
-            !order.contains(*index) && self.kinds[**index].operands().iter().all(|o| order.contains(o))
-        }) {
-            order.push(next);
-        }
-        let mut chain = Chain::default();
-        for (place, &index) in order.iter().enumerate() {
-            let step_of = |operand: &usize| order.iter().position(|other| other == operand);
-            let needs: Vec<usize> = self.kinds[index].operands().iter().filter_map(step_of).collect();
-            let kind = self.kinds[index];
-            let right = self.values[index];
-            let text = self.line(index, kind, &self.values, right);
-            chain.push(text, self.check(index), self.risk(index), &needs);
-            self.add_mistakes(rng, &mut chain, &order, place);
-        }
-        chain.steps
+    /// Backwards from the target: a line that comes to an operand nobody knows yet breaks off there,
+    /// the operand is worked out, and the line is written again. What to write next then follows from
+    /// the lines before, where finding a sentence that can be worked out would be a search of all.
+    fn solve(&self, rng: &mut Random) -> Vec<Step> {
+        let mut solution = Solution { step_of: vec![None; self.kinds.len()], chain: Chain::default() };
+        self.work_out(rng, self.kinds.len() - 1, &mut solution);
+        solution.chain.steps
     }
 
-    fn add_mistakes(&self, rng: &mut Random, chain: &mut Chain, order: &[usize], place: usize) {
-        let index = order[place];
+    /// Adds the lines that end with the value of a quantity.
+    fn work_out(&self, rng: &mut Random, index: usize, solution: &mut Solution) {
         let kind = self.kinds[index];
+        let mut needs = Vec::new();
+        for operand in kind.operands() {
+            if solution.step_of[operand].is_none() {
+                let (text, check) = self.open_line(index, operand);
+                needs.push(solution.chain.push(text, check, FACT, &needs));
+                self.guess(rng, index, operand, solution);
+                self.work_out(rng, operand, solution);
+            }
+            needs.extend(solution.step_of[operand]);
+        }
+        let text = self.line(index, kind, &self.values, self.values[index]);
+        let step = solution.chain.push(text, self.check(index), self.risk(index), &needs);
+        self.add_mistakes(rng, index, solution);
+        solution.step_of[index] = Some(step);
+    }
+
+    fn add_mistakes(&self, rng: &mut Random, index: usize, solution: &mut Solution) {
+        let kind = self.kinds[index];
+        let chain = &mut solution.chain;
         chain.slips(rng, self.values[index], |wrong| self.line(index, kind, &self.values, wrong));
-        let done = &order[..place];
         let operands = kind.operands();
-        let strangers: Vec<usize> = done.iter().copied().filter(|other| !operands.contains(other)).collect();
+        let is_stranger = |other: &usize| solution.step_of[*other].is_some() && !operands.contains(other);
+        let strangers: Vec<usize> = (0..self.kinds.len()).filter(is_stranger).collect();
         if !operands.is_empty() && !strangers.is_empty() {
             let wrong = kind.with_operand(pick(rng, &strangers));
             let result = value(wrong, &self.values);
@@ -209,23 +222,33 @@ impl Graph {
                 chain.mistake(MistakeKind::WrongOperand, self.line(index, wrong, &self.values, result));
             }
         }
-        // A later quantity, worked out with a guess for this one.
-        let later = order[place + 1..].iter().find(|later| {
-            let operands = self.kinds[**later].operands();
-            operands.contains(&index) && operands.iter().all(|o| *o == index || done.contains(o))
-        });
-        if let Some(&later) = later {
-            let mut guessed = self.values.clone();
-            guessed[index] = match done.last() {
-                Some(&other) if self.values[other] != self.values[index] => self.values[other],
-                _ => (self.values[index] + rng.random_range(1..MODULUS)) % MODULUS,
-            };
-            let result = value(self.kinds[later], &guessed);
-            if result != self.values[later] {
-                let text = self.line(later, self.kinds[later], &guessed, result);
-                chain.mistake(MistakeKind::PrematureParameter, text);
-            }
+    }
+
+    /// Adds the mistake of working a quantity out with a guess for an operand.
+    fn guess(&self, rng: &mut Random, index: usize, operand: usize, solution: &mut Solution) {
+        let mut guessed = self.values.clone();
+        let known: Vec<i64> =
+            (0..guessed.len()).filter(|i| solution.step_of[*i].is_some()).map(|i| self.values[i]).collect();
+        guessed[operand] = if known.is_empty() { rng.random_range(2..=19) } else { pick(rng, &known) };
+        let result = value(self.kinds[index], &guessed);
+        if result != self.values[index] {
+            let text = self.line(index, self.kinds[index], &guessed, result);
+            solution.chain.mistake(MistakeKind::PrematureParameter, text);
         }
+    }
+
+    /// `coins shells 3 + bells ?`: a line as far as it is known, and what its reflection says.
+    fn open_line(&self, index: usize, unknown: usize) -> (String, String) {
+        let name = self.names[index];
+        let known = |index: usize| format!("{} {}", self.names[index], self.values[index]);
+        let before = match self.kinds[index] {
+            Kind::Both(a, b) if b == unknown => format!("{} + ", known(a)),
+            Kind::Without(a, b) if b == unknown => format!("{} - ", known(a)),
+            Kind::Times(_, k) => format!("{k} * "),
+            _ => String::new(),
+        };
+        let operand = self.names[unknown];
+        (format!("{name} {before}{operand} ?"), format!("{operand} ?, {name} is unknown"))
     }
 
     /// `cups pens 19 + 7, 26-23, cups = 3`, with other values and another end for mistakes. Every value

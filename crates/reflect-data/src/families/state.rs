@@ -205,8 +205,21 @@ impl Piles {
         self.piles[index].step = done;
     }
 
+    /// Adds the line that looks up what was asked: an output is a number without the name that it could
+    /// be found by.
+    fn close(&mut self, asked: usize) {
+        let line = |pile: &Pile| format!("{} {}, asked = {}", pile.place, pile.count, pile.count);
+        let text = line(&self.piles[asked]);
+        let needs: Vec<usize> = self.piles.iter().map(|pile| pile.step).collect();
+        self.chain.push(text.clone(), text, FACT, &needs);
+        let others = self.piles.iter().filter(|pile| pile.count != self.piles[asked].count);
+        for other in others {
+            self.chain.mistake(MistakeKind::WrongOperand, line(other));
+        }
+    }
+
     fn ask(
-        self,
+        mut self,
         rng: &mut Random,
         thing: &str,
         said: &str,
@@ -217,6 +230,9 @@ impl Piles {
         let pile = rng.random_range(0..self.piles.len());
         let place = self.piles[pile].place;
         let all = difficulty != Difficulty::Easy && rng.random_bool(0.5);
+        if !all {
+            self.close(pile);
+        }
         let question =
             if all { "What is in each?".to_owned() } else { format!("How many {thing} are in the {place}?") };
         messages.push(Message::new("user", format!("{said} {question}")));

@@ -112,16 +112,22 @@ fn days_are_counted_there_and_back() {
 }
 
 #[test]
-fn graph_steps_come_as_they_are_told() {
-    let request = Request { difficulties: [0.0, 1.0, 0.0], ..Request::new(Family::Graph, 7) };
+fn graph_steps_look_for_what_is_not_known() {
+    let request = Request { difficulties: [0.0, 0.0, 1.0], ..Request::new(Family::Graph, 7) };
     for problem in (0..200).map(|index| generate(&request, index).unwrap()) {
-        // Sentences that are not shuffled introduce the quantities in the order of their steps.
-        let text = &problem.messages[0].content;
-        let places = problem.steps.iter().map(|step| {
-            let name = step.text.split(' ').next().unwrap();
-            text.find(name).unwrap()
-        });
-        assert!(places.is_sorted(), "{text} {:?}", problem.steps);
+        let lines: Vec<&str> = problem.steps.iter().map(|step| step.text.as_str()).collect();
+        let subject = |line: &str| line.split(' ').next().unwrap().to_owned();
+        let states = |line: &&str, name: &str| line.contains(&format!("{name} = "));
+        for (place, line) in lines.iter().enumerate() {
+            let Some(open) = line.strip_suffix(" ?") else { continue };
+            let name = open.rsplit(' ').next().unwrap();
+            assert!(!lines[..place].iter().any(|line| states(line, name)), "{lines:?}");
+            assert_eq!(subject(lines[place + 1]), name, "{lines:?}");
+            assert!(lines[place + 2..].iter().any(|later| later.starts_with(open)), "{lines:?}");
+        }
+        let asked = subject(lines[0]);
+        assert!(states(lines.last().unwrap(), &asked), "{lines:?}");
+        assert!(problem.messages[0].content.contains(&asked));
     }
 }
 

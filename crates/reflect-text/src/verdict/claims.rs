@@ -21,11 +21,16 @@ pub(super) enum Subject {
 pub(super) enum Value {
     Number(f64),
     Name(String),
+    /// Nothing that could be told yet: another value than any that was claimed.
+    Unknown,
 }
 
 impl Claim {
     pub(super) fn is_restated_by(&self, other: &Claim) -> bool {
-        let same_sort = matches!(self.value, Value::Number(_)) == matches!(other.value, Value::Number(_));
+        let same_sort = match (&self.value, &other.value) {
+            (Value::Unknown, _) | (_, Value::Unknown) => true,
+            (a, b) => matches!(a, Value::Number(_)) == matches!(b, Value::Number(_)),
+        };
         let same_subject = match &other.subject {
             Subject::Named(_) => self.subject == other.subject,
             // "It takes 2 steps" says nothing about a sum of apples.
@@ -220,6 +225,7 @@ fn value(tokens: &[Token]) -> Option<(Value, Option<String>)> {
         [Token::Sign('"' | '\'' | '“' | '‘'), Token::Word(word), ..] => {
             Some((Value::Name(word.to_lowercase()), None))
         }
+        [Token::Word(word), ..] if word == "unknown" => Some((Value::Unknown, None)),
         [Token::Word(word), ..] if is_name(word) => Some((Value::Name(word.to_lowercase()), None)),
         _ => None,
     }

@@ -1,5 +1,6 @@
 //! The grammar of a step: `work, subject = value, rest`. Only the first part with a relation claims
-//! something; what stands around it shows the work or what to carry on.
+//! something; what stands around it shows the work or what to carry on. A line may also break off:
+//! `subject work operand ?` claims that its subject waits for that operand.
 
 /// What a line claims.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -10,8 +11,20 @@ pub(crate) struct Claim<'a> {
 
 const RELATIONS: [&str; 2] = ["=", " is "];
 
+/// How a line ends that breaks off.
+const OPEN: &str = " ?";
+
+/// Whether a line breaks off at an operand that nobody knows yet.
+pub(crate) fn is_open(line: &str) -> bool {
+    line.ends_with(OPEN)
+}
+
 /// The claim of a line: in `tens = 4+8=12, put 2` it is that `tens` has the value `12`.
 pub(crate) fn claim(line: &str) -> Option<Claim<'_>> {
+    if let Some(open) = line.strip_suffix(OPEN) {
+        let (subject, value) = (open.split(' ').next()?, open.rsplit(' ').next()?);
+        return (open.contains(' ') && !subject.is_empty()).then_some(Claim { subject, value });
+    }
     line.split(", ").find_map(|clause| {
         let places = |find: fn(&str, &str) -> Option<usize>| {
             RELATIONS.map(|relation| find(clause, relation).map(|place| (place, relation.len())))
@@ -43,6 +56,9 @@ mod tests {
             ("tens top = 4-1=3", Some(("tens top", "3"))),
             ("a: tens 4 ones 7", None),
             (" = , = ", None),
+            ("coins shells 3 + bells ?", Some(("coins", "bells"))),
+            ("bells ?", None),
+            (" ?", None),
         ];
         for (line, expected) in cases {
             let found = claim(line).map(|claim| (claim.subject, claim.value));

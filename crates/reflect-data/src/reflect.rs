@@ -10,7 +10,7 @@ use reflect_text::{VerdictKind, verdict};
 use serde::{Deserialize, Serialize};
 
 use crate::families::Random;
-use crate::line::claim;
+use crate::line::{claim, is_open};
 use crate::sample::{Difficulty, Mistake, MistakeKind, Problem, Sample, Span, SpanKind, Step};
 use crate::words::{fingerprint, mix};
 
@@ -218,11 +218,13 @@ fn choose_mistake<'a>(mistakes: &[&'a Mistake], rng: &mut Random) -> Option<&'a 
     of_kind.choose(rng).copied()
 }
 
-/// The mistakes of a step that its reflection is seen to correct.
+/// The mistakes of a step that its reflection is seen to correct. A line that breaks off states no
+/// value that a verdict could compare: there the right line has to follow.
 fn usable<'a>(problem: &Problem, step: &'a Step) -> Vec<&'a Mistake> {
     let corrects = |mistake: &&Mistake| {
         let reflection = correction(problem, step, mistake);
-        verdict(&mistake.text, &reflection, &step.text).kind == VerdictKind::Corrected
+        let kind = verdict(&mistake.text, &reflection, &step.text).kind;
+        kind == VerdictKind::Corrected || (kind == VerdictKind::Unknown && is_open(&mistake.text))
     };
     step.mistakes.iter().filter(corrects).collect()
 }

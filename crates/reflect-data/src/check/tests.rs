@@ -116,6 +116,22 @@ fn a_repair_that_is_undone_was_none() {
 }
 
 #[test]
+fn lines_that_break_off_have_a_step_too() {
+    let steps: [(&str, &[usize]); 4] =
+        [("a b ?", &[]), ("b = 2", &[0]), ("a b 2 + c ?", &[1]), ("c = 3", &[2])];
+    let problem = problem(Family::Graph, "5", &steps);
+    let text = "<thinking>\na c ?\n<reflection>b ?, a is unknown, not c</reflection>\na b ?\nb = 2\n\
+                a b 2 + 4, a = 6\n<reflection>c ?, a is unknown, not 6</reflection>\na b 2 + c ?\nc = 3\n";
+    let found: Vec<_> = check_steps(&problem, text)
+        .iter()
+        .map(|step| (step.step, step.right, step.reflected, step.repaired))
+        .collect();
+    let repaired = |step| (Some(step), false, Reflected::Corrective, true);
+    let right = |step| (Some(step), true, Reflected::None, false);
+    assert_eq!(found, [repaired(0), right(1), repaired(2), right(3)]);
+}
+
+#[test]
 fn nothing_counts_after_an_unrepaired_slip() {
     let found = summary("ones = 7 + 5 = 11, put 1 carry 1\ntens = 4 + 1 = 5, put 5");
     assert_eq!(found, [(Some(0), false, Reflected::None, false, false)]);

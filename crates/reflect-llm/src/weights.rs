@@ -6,13 +6,19 @@
 //! Nothing is decoded here: a packed format stays packed until a kernel reads it.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::ops::Range;
 
-use half::{bf16, f16};
 use reflect_kernels::Format;
 
 use crate::config::{ConfigError, LlamaConfig};
+
+mod bytes;
+mod extended;
+
+pub use self::bytes::MemoryFile;
+#[cfg(not(target_family = "wasm"))]
+pub use self::bytes::MmapFile;
+pub use self::extended::ExtendedVocabulary;
 
 /// How the numbers of a tensor are stored, in the layout of the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -202,95 +208,6 @@ pub trait ByteSource {
     }
 }
 
-/// A file that is wholly in memory: a fetched small checkpoint, or a test's.
-#[derive(Debug, Clone)]
-pub struct MemoryFile {
-    name: String,
-    bytes: Vec<u8>,
-}
-
-impl MemoryFile {
-    pub fn new(name: impl Into<String>, bytes: Vec<u8>) -> Self {
-        MemoryFile { name: name.into(), bytes }
-    }
-}
-
-impl ByteSource for MemoryFile {
-    fn name(&self) -> &str {
-        &self.name
-    }
-
-    fn size(&self) -> u64 {
-        self.bytes.len() as u64
-    }
-
-    async fn read(&self, range: Range<u64>) -> Result<Cow<'_, [u8]>, LoadError> {
-        slice(&self.name, &self.bytes, range)
-    }
-}
-
-/// A memory-mapped file.
-#[cfg(not(target_family = "wasm"))]
-#[derive(Debug)]
-pub struct MmapFile {
-    name: String,
-    map: memmap2::Mmap,
-}
-
-#[cfg(not(target_family = "wasm"))]
-impl MmapFile {
-    /// Maps the file at `path` for reading.
-    ///
-    /// # Errors
-    /// [`LoadError::Read`] if it cannot be opened or mapped.
-    pub fn open(path: &std::path::Path) -> Result<Self, LoadError> {
-        let name = path.display().to_string();
-        let read_error = |e: std::io::Error| LoadError::Read { file: name.clone(), problem: e.to_string() };
-        let file = std::fs::File::open(path).map_err(read_error)?;
-        // A directory opens like a file on Unix; mapping it would give a puzzling message.
-        if !file.metadata().map_err(read_error)?.is_file() {
-            return Err(LoadError::Read { file: name, problem: "it is not a file".into() });
-        }
-        // SAFETY: the map is private to this process and only read. Checkpoints are not written
-        // while they are in use; a program that truncates one under us gets the same bus error
-        // that any memory-mapped reader gets.
-        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(read_error)?;
-        Ok(MmapFile { name, map })
-    }
-}
-
-#[cfg(not(target_family = "wasm"))]
-impl ByteSource for MmapFile {
-    fn name(&self) -> &str {
-        &self.name
-    }
-
-    fn size(&self) -> u64 {
-        self.map.len() as u64
-    }
-
-    async fn read(&self, range: Range<u64>) -> Result<Cow<'_, [u8]>, LoadError> {
-        slice(&self.name, &self.map, range)
-    }
-
-    /// Gives the pages back: otherwise a load counts every weight twice in resident memory.
-    #[cfg(unix)]
-    fn release(&self, range: Range<u64>) {
-        let (start, end) = (range.start.min(self.size()), range.end.min(self.size()));
-        if start < end {
-            // SAFETY: the map is file-backed and never written, so dropped pages come back from
-            // the file with the same content. A refused hint changes nothing.
-            let _ = unsafe {
-                self.map.unchecked_advise_range(
-                    memmap2::UncheckedAdvice::DontNeed,
-                    start as usize,
-                    (end - start) as usize,
-                )
-            };
-        }
-    }
-}
-
 /// A checkpoint: tensors by name, read by rows.
 #[allow(
     async_fn_in_trait,
@@ -413,122 +330,6 @@ pub fn check_tokenizer(embedding_rows: usize, tokens: usize) -> Result<(), LoadE
     Ok(())
 }
 
-/// A checkpoint whose embedding and head got extra rows, each the mean of the existing ones.
-///
-/// This is the repair of uploads that lost the rows of their added tokens. The mean is what keeps
-/// an untrained token from standing out: its logit is the average logit.
-pub struct ExtendedVocabulary<S> {
-    source: S,
-    /// By tensor name: the new info, the number of rows in the source, and the bytes of the rest.
-    extended: BTreeMap<&'static str, (TensorInfo, usize, Vec<u8>)>,
-}
-
-impl<S: TensorSource> ExtendedVocabulary<S> {
-    /// Adds `extra` rows to the embedding and, where the checkpoint has one, to the head. Reads
-    /// both tensors once.
-    ///
-    /// # Errors
-    /// If they cannot be read, or are in a block format, whose means cannot be stored exactly.
-    pub async fn new(source: S, extra: usize) -> Result<Self, LoadError> {
-        let mut extended = BTreeMap::new();
-        for name in ["model.embed_tokens.weight", "lm_head.weight"] {
-            let Some(mut info) = source.info(name).cloned() else {
-                continue;
-            };
-            let &[rows, cols] = info.shape.as_slice() else {
-                return Err(LoadError::Unsupported {
-                    file: name.into(),
-                    problem: "vocabulary rows can only be added to a matrix; use another checkpoint".into(),
-                });
-            };
-            let mean = mean_row(&source, &info).await?;
-            info.shape = vec![rows.saturating_add(extra), cols];
-            if info.checked_byte_len().is_none() {
-                return Err(no_such_tensor(name, 0..extra));
-            }
-            extended.insert(name, (info, rows, mean.repeat(extra)));
-        }
-        Ok(ExtendedVocabulary { source, extended })
-    }
-}
-
-impl<S: TensorSource> TensorSource for ExtendedVocabulary<S> {
-    fn info(&self, name: &str) -> Option<&TensorInfo> {
-        self.extended.get(name).map(|(info, ..)| info).or_else(|| self.source.info(name))
-    }
-
-    fn names(&self) -> impl Iterator<Item = &str> {
-        self.source.names()
-    }
-
-    async fn read(&self, name: &str, rows: Range<usize>) -> Result<Cow<'_, [u8]>, LoadError> {
-        let Some((info, available, tail)) = self.extended.get(name) else {
-            return self.source.read(name, rows).await;
-        };
-        if rows.end <= *available {
-            return self.source.read(name, rows).await;
-        }
-        let whole = Located { info: info.clone(), file: 0, start: 0 };
-        whole.range(rows.clone())?;
-        let row = info.row_bytes();
-        let tail_from = (rows.start.max(*available) - available) * row;
-        let tail = &tail[tail_from..(rows.end - available) * row];
-        if rows.start >= *available {
-            return Ok(Cow::Borrowed(tail));
-        }
-        let mut bytes = self.source.read(name, rows.start..*available).await?.into_owned();
-        bytes.extend_from_slice(tail);
-        Ok(Cow::Owned(bytes))
-    }
-
-    fn total_bytes(&self) -> u64 {
-        let added: usize = self.extended.values().map(|(.., tail)| tail.len()).sum();
-        self.source.total_bytes() + added as u64
-    }
-
-    fn release(&self, name: &str) {
-        self.source.release(name);
-    }
-}
-
-/// The mean of all rows of a matrix, encoded like them.
-async fn mean_row(source: &impl TensorSource, info: &TensorInfo) -> Result<Vec<u8>, LoadError> {
-    const ROWS_AT_ONCE: usize = 1024;
-    let decode: fn(&[u8]) -> f64 = match info.dtype {
-        Dtype::F32 => |b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]).into(),
-        Dtype::F16 => |b| f16::from_le_bytes([b[0], b[1]]).into(),
-        Dtype::BF16 => |b| bf16::from_le_bytes([b[0], b[1]]).into(),
-        Dtype::Q8_0 | Dtype::Q4_0 | Dtype::Q4_1 => {
-            return Err(LoadError::Unsupported {
-                file: info.name.clone(),
-                problem: format!(
-                    "missing vocabulary rows can only be added to F32, F16 or BF16 weights, not {}; repair the checkpoint before it is quantised",
-                    info.dtype.name()
-                ),
-            });
-        }
-    };
-    let mut sums = vec![0f64; info.cols()];
-    for start in (0..info.rows()).step_by(ROWS_AT_ONCE) {
-        let rows = start..info.rows().min(start + ROWS_AT_ONCE);
-        let bytes = source.read(&info.name, rows).await?;
-        for row in bytes.chunks_exact(info.row_bytes().max(1)) {
-            let values = row.chunks_exact(info.dtype.block_bytes());
-            sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += decode(value));
-        }
-    }
-    let count = info.rows().max(1) as f64;
-    Ok(sums.iter().flat_map(|sum| encode(info.dtype, sum / count)).collect())
-}
-
-fn encode(dtype: Dtype, value: f64) -> Vec<u8> {
-    match dtype {
-        Dtype::F16 => f16::from_f64(value).to_le_bytes().to_vec(),
-        Dtype::BF16 => bf16::from_f64(value).to_le_bytes().to_vec(),
-        _ => (value as f32).to_le_bytes().to_vec(),
-    }
-}
-
 fn slice<'a>(name: &str, bytes: &'a [u8], range: Range<u64>) -> Result<Cow<'a, [u8]>, LoadError> {
     usize::try_from(range.start)
         .ok()
@@ -558,6 +359,8 @@ pub(crate) fn ready<T>(future: impl Future<Output = T>) -> T {
 
 #[cfg(test)]
 pub(crate) mod testing {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     /// Tensors of zeros unless given; total control over shapes for `check_shapes`.
@@ -596,84 +399,4 @@ pub(crate) mod testing {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::testing::Tensors;
-    use super::*;
-
-    fn tiny() -> LlamaConfig {
-        let mut config = LlamaConfig::by_name("smollm2-135m").unwrap();
-        config.num_hidden_layers = 2;
-        config.vocab_size = 10;
-        config.attention_bias = true;
-        config.tie_word_embeddings = false;
-        config
-    }
-
-    #[test]
-    fn row_bytes_follow_the_block_formats() {
-        assert_eq!(Dtype::Q4_1.row_bytes(64), Some(40));
-        assert_eq!(Dtype::Q4_0.row_bytes(33), None);
-        assert_eq!(Dtype::F32.row_bytes(usize::MAX), None);
-    }
-
-    #[test]
-    fn shapes_are_checked_against_the_configuration() {
-        let config = tiny();
-        let mut source = Tensors::of(expected_shapes(&config), Dtype::BF16);
-        assert_eq!(check_shapes(&config, &source), Ok(()));
-
-        source.0.get_mut("model.layers.1.mlp.up_proj.weight").unwrap().0.shape = vec![576, 1536];
-        let error = check_shapes(&config, &source).unwrap_err().to_string();
-        assert!(error.contains("mlp.up_proj.weight"), "{error}");
-        assert!(error.contains("[576, 1536]") && error.contains("[1536, 576]"), "{error}");
-
-        source.0.remove("model.layers.0.self_attn.q_proj.bias");
-        let error = check_shapes(&config, &source).unwrap_err();
-        assert!(matches!(error, LoadError::MissingTensor { .. }), "{error}");
-    }
-
-    #[test]
-    fn every_element_of_the_model_is_counted() {
-        for name in ["8b", "70b", "405b", "reflection-70b", "smollm2-135m"] {
-            let config = LlamaConfig::by_name(name).unwrap();
-            let elements = |(_, shape): &(_, Vec<usize>)| shape.iter().map(|&d| d as u64).product::<u64>();
-            let total: u64 = expected_shapes(&config).iter().map(elements).sum();
-            assert_eq!(total, config.param_count(), "{name}");
-        }
-    }
-
-    #[test]
-    fn extended_rows_are_the_mean_and_join_the_source() {
-        let shape = vec![("model.embed_tokens.weight".to_string(), vec![3, 2])];
-        for dtype in [Dtype::F32, Dtype::F16, Dtype::BF16] {
-            let mut source = Tensors::of(shape.clone(), dtype);
-            let rows = [1.0, 2.0, 3.0, 4.0, 8.0, 0.0];
-            let bytes: Vec<u8> = rows.iter().flat_map(|&v| encode(dtype, v)).collect();
-            source.0.get_mut("model.embed_tokens.weight").unwrap().1 = bytes.clone();
-            let source = ready(ExtendedVocabulary::new(source, 2)).unwrap();
-
-            let name = "model.embed_tokens.weight";
-            assert_eq!(source.info(name).unwrap().shape, [5, 2]);
-            assert_eq!(source.total_bytes(), 10 * dtype.block_bytes() as u64);
-            let mean: Vec<u8> = [4.0, 2.0, 4.0, 2.0].iter().flat_map(|&v| encode(dtype, v)).collect();
-            let all = [bytes, mean].concat();
-            let row = 2 * dtype.block_bytes();
-            for start in 0..=5 {
-                for end in start..=5 {
-                    let read = ready(source.read(name, start..end)).unwrap();
-                    assert_eq!(&*read, &all[start * row..end * row], "{start}..{end}");
-                }
-            }
-            assert!(ready(source.read(name, 0..6)).is_err());
-        }
-        let packed = Tensors::of(vec![("lm_head.weight".into(), vec![2, 32])], Dtype::Q4_0);
-        assert!(ready(ExtendedVocabulary::new(packed, 6)).is_err());
-    }
-
-    #[test]
-    fn a_tokenizer_may_be_smaller_but_not_larger() {
-        assert!(check_tokenizer(128, 100).is_ok());
-        let error = check_tokenizer(128_256, 128_262).unwrap_err().to_string();
-        assert!(error.contains("128262") && error.contains("128256"), "{error}");
-    }
-}
+mod tests;

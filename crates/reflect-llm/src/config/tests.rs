@@ -1,0 +1,143 @@
+use super::*;
+
+const BASE: &str = r#"{"architectures":["LlamaForCausalLM"],"hidden_size":64,
+    "intermediate_size":96,"num_hidden_layers":2,"num_attention_heads":4,"vocab_size":101,
+    "eos_token_id":[2,3],"bos_token_id":1"#;
+
+fn parse(extra: &str) -> Result<LlamaConfig, ConfigError> {
+    LlamaConfig::from_hf_json(format!("{BASE}{extra}}}").as_bytes())
+}
+
+#[test]
+fn published_shapes_have_the_published_sizes() {
+    let sizes = [
+        ("8b", 8_030_261_248, 128),
+        ("70b", 70_553_706_496, 320),
+        ("405b", 405_853_388_800, 504),
+        ("reflection-70b", 70_553_804_800, 320),
+    ];
+    for (name, params, kv_kib) in sizes {
+        let config = LlamaConfig::by_name(name).unwrap();
+        config.validate().unwrap();
+        assert_eq!(config.param_count(), params, "{name}");
+        assert_eq!(config.kv_bytes_per_token(2), kv_kib * 1024, "{name}");
+    }
+    assert_eq!(LlamaConfig::by_name("smollm2-135m").unwrap().param_count(), 134_515_008);
+    assert!(LlamaConfig::by_name("9b").unwrap_err().to_string().contains("reflection-70b"));
+}
+
+#[test]
+fn hugging_face_defaults_and_both_rope_spellings() {
+    let config = parse("").unwrap();
+    assert_eq!((config.head_dim, config.num_key_value_heads), (16, 4));
+    assert_eq!((config.rope_theta, config.rms_norm_eps), (10_000.0, 1e-6));
+    assert_eq!((config.bos_token_id, config.eos_token_ids), (Some(1), vec![2, 3]));
+
+    let llama3 = r#""rope_type":"llama3","type":"llama3","factor":8.0,"low_freq_factor":1,
+        "high_freq_factor":4,"original_max_position_embeddings":8192"#;
+    let classic = parse(&format!(r#","rope_theta":500000.0,"rope_scaling":{{{llama3}}}"#)).unwrap();
+    let modern = parse(&format!(r#","rope_parameters":{{"rope_theta":500000.0,{llama3}}}"#)).unwrap();
+    assert_eq!(classic, modern);
+    assert_eq!(classic.rope_scaling, LLAMA31_ROPE_SCALING);
+    let linear = parse(r#","rope_scaling":{"type":"linear","factor":2.0}"#).unwrap();
+    assert_eq!(linear.rope_scaling, RopeScaling::Linear { factor: 2.0 });
+    assert_eq!(parse(r#","rope_scaling":null,"head_dim":null"#).unwrap().head_dim, 16);
+}
+
+#[test]
+fn generation_config_adds_end_tokens() {
+    let mut config = parse("").unwrap();
+    config.add_generation_config(br#"{"eos_token_id":[3,7]}"#).unwrap();
+    assert_eq!(config.eos_token_ids, [2, 3, 7]);
+    config.add_generation_config(b"{}").unwrap();
+    assert!(config.add_generation_config(br#"{"eos_token_id":101}"#).is_err());
+}
+
+#[test]
+fn unusable_configurations_are_one_sentence() {
+    let cases = [
+        (r#","rope_scaling":{"type":"yarn","factor":2.0}"#, "rope_type = yarn"),
+        (r#","num_key_value_heads":3"#, "num_key_value_heads = 3"),
+        (r#","num_key_value_heads":0"#, "num_key_value_heads = 0"),
+        (r#","head_dim":15"#, "head_dim = 15"),
+        (r#","head_dim":18446744073709551615"#, "head_dim"),
+        (r#","hidden_act":"gelu""#, "hidden_act = gelu"),
+        (r#","rms_norm_eps":0"#, "rms_norm_eps = 0"),
+        (r#","rope_theta":1e300"#, "rope_theta"),
+        (r#","quantization_config":{"bits":4}"#, "quantization_config"),
+        (r#","rope_scaling":{"rope_type":"llama3","factor":8}"#, "low_freq_factor"),
+        (r#","max_position_embeddings":-4"#, "config.json"),
+    ];
+    for (extra, part) in cases {
+        let error = parse(extra).unwrap_err().to_string();
+        assert!(error.contains(part), "{extra}: {error}");
+        assert!(!error.contains('\n'), "{error}");
+    }
+    let other = br#"{"architectures":["Qwen2ForCausalLM"],"model_type":"qwen2"}"#;
+    let error = LlamaConfig::from_hf_json(other).unwrap_err().to_string();
+    assert!(error.contains("Qwen2ForCausalLM"), "{error}");
+    let odd = BASE.replace("\"hidden_size\":64", "\"hidden_size\":65") + "}";
+    let error = LlamaConfig::from_hf_json(odd.as_bytes()).unwrap_err().to_string();
+    assert!(error.contains("divisible"), "{error}");
+    assert!(LlamaConfig::from_hf_json(b"{").is_err());
+    assert!(LlamaConfig::from_hf_json(b"[]").is_err());
+}
+
+#[test]
+fn inv_freq_has_no_scaling_linear_scaling_and_stored_factors() {
+    let mut config = parse(r#","head_dim":128"#).unwrap();
+    let plain = config.inv_freq();
+    assert_eq!(plain.len(), 64);
+    assert_eq!(plain[0], 1.0);
+    assert!((f64::from(plain[32]) - 0.01).abs() < 1e-9);
+
+    config.rope_scaling = RopeScaling::Linear { factor: 4.0 };
+    assert!(config.inv_freq().iter().zip(&plain).all(|(a, b)| *a == b / 4.0));
+
+    config.rope_scaling = RopeScaling::None;
+    config.rope_freq_factors = Some(vec![2.0; 64]);
+    assert!(config.inv_freq().iter().zip(&plain).all(|(a, b)| *a == b / 2.0));
+    config.rope_freq_factors = Some(vec![2.0; 63]);
+    assert!(config.validate().is_err());
+}
+
+/// Meta's formula in f64, written from its description rather than from the code above.
+#[test]
+fn llama3_scaling_matches_the_published_formula() {
+    let config = LlamaConfig::by_name("8b").unwrap();
+    let mut regions = [0; 3];
+    for (pair, found) in config.inv_freq().into_iter().enumerate() {
+        let freq = 500_000f64.powf(-(2.0 * pair as f64) / 128.0);
+        let turns = 8192.0 * freq / std::f64::consts::TAU;
+        let (region, expected) = match turns {
+            t if t < 1.0 => (0, freq / 8.0),
+            t if t > 4.0 => (1, freq),
+            t => (2, freq * ((1.0 - (t - 1.0) / 3.0) / 8.0 + (t - 1.0) / 3.0)),
+        };
+        regions[region] += 1;
+        assert!((f64::from(found) / expected - 1.0).abs() < 1e-6, "{pair}");
+    }
+    assert!(regions.iter().all(|&n| n > 0), "{regions:?}");
+}
+
+#[test]
+fn broken_reflection_uploads_are_recognised_and_repaired() {
+    let good = LlamaConfig::by_name("reflection-70b").unwrap();
+    assert_eq!(diagnose(&good, 128_262, 128_262), []);
+
+    let mut broken = good.clone();
+    broken.vocab_size = 128_256;
+    broken.rope_scaling = RopeScaling::None;
+    broken.max_position_embeddings = 8192;
+    let found = diagnose(&broken, 128_256, 128_262);
+    assert_eq!(found.len(), 2);
+    found.iter().for_each(|d| d.repair.apply(&mut broken));
+    assert_eq!(broken, good);
+    assert_eq!(found[0].repair, Repair::ExtendVocabulary { rows: 6 });
+
+    // Llama 3.0 has these settings rightly.
+    let mut llama30 = LlamaConfig::by_name("8b").unwrap();
+    llama30.rope_scaling = RopeScaling::None;
+    llama30.max_position_embeddings = 8192;
+    assert_eq!(diagnose(&llama30, 128_256, 128_256), []);
+}

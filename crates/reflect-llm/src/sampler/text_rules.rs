@@ -1,0 +1,97 @@
+//! Rules about the text that tokens make: banned strings and stop strings.
+
+use super::Candidates;
+
+/// Texts that must not be written, whatever tokens they would be made of.
+#[derive(Debug, Clone, Default)]
+pub struct TextBan {
+    texts: Vec<String>,
+}
+
+impl TextBan {
+    /// Empty texts are ignored: they could never be avoided.
+    pub fn new(texts: impl IntoIterator<Item = String>) -> Self {
+        TextBan { texts: texts.into_iter().filter(|text| !text.is_empty()).collect() }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.texts.is_empty()
+    }
+
+    /// How many bytes of the text so far decide: a longer tail changes nothing.
+    pub fn tail_len(&self) -> usize {
+        self.texts.iter().map(String::len).max().unwrap_or(1) - 1
+    }
+
+    /// Bans the candidates that would complete a banned text after `tail`. A token that only
+    /// extends a beginning stays allowed.
+    pub fn apply<'a>(&self, candidates: &mut Candidates, tail: &[u8], token_text: impl Fn(u32) -> &'a [u8]) {
+        if self.is_empty() {
+            return;
+        }
+        let endings = self.endings(tail);
+        candidates.ban(|id| self.completes(&endings, token_text(id)));
+    }
+
+    /// What would complete a banned text that `tail` has begun.
+    fn endings(&self, tail: &[u8]) -> Vec<&[u8]> {
+        let of_text = |text: &'_ String| -> Vec<usize> {
+            (1..text.len()).filter(|&n| tail.ends_with(&text.as_bytes()[..n])).collect()
+        };
+        let texts = self.texts.iter();
+        texts.flat_map(|t| of_text(t).into_iter().map(|n| &t.as_bytes()[n..])).collect()
+    }
+
+    fn completes(&self, endings: &[&[u8]], token: &[u8]) -> bool {
+        let contains = |text: &String| token.windows(text.len()).any(|part| part == text.as_bytes());
+        endings.iter().any(|ending| token.starts_with(ending)) || self.texts.iter().any(contains)
+    }
+}
+
+/// Finds stop strings in text that arrives in pieces, and holds back what may be their beginning.
+/// The result does not depend on how the text was cut.
+#[derive(Debug, Clone, Default)]
+pub struct StopMatcher {
+    stops: Vec<String>,
+    held: String,
+}
+
+/// What a piece of text released.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Released {
+    /// Text that no stop string can claim any more.
+    pub text: String,
+    /// The stop string that was reached, by its index. All text after it is dropped.
+    pub stop: Option<usize>,
+}
+
+impl StopMatcher {
+    /// Empty stop strings are never reached.
+    pub fn new(stops: Vec<String>) -> Self {
+        StopMatcher { stops, held: String::new() }
+    }
+
+    /// Adds text. Of several stop strings the one that ends first counts, and of those the longest.
+    pub fn push(&mut self, text: &str) -> Released {
+        self.held.push_str(text);
+        let found = |(index, stop): (usize, &String)| {
+            let start = self.held.find(stop.as_str()).filter(|_| !stop.is_empty())?;
+            Some((start + stop.len(), start, index))
+        };
+        if let Some((_, start, index)) = self.stops.iter().enumerate().filter_map(found).min() {
+            let text = self.held[..start].to_string();
+            self.held.clear();
+            return Released { text, stop: Some(index) };
+        }
+        let may_begin = |tail: &str| self.stops.iter().any(|stop| stop.starts_with(tail));
+        let mut starts = self.held.char_indices().map(|(start, _)| start);
+        let keep = starts.find(|&start| may_begin(&self.held[start..]));
+        let held = self.held.split_off(keep.unwrap_or(self.held.len()));
+        Released { text: std::mem::replace(&mut self.held, held), stop: None }
+    }
+
+    /// The text still held back, when no more follows.
+    pub fn finish(&mut self) -> String {
+        std::mem::take(&mut self.held)
+    }
+}

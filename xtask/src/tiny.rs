@@ -28,9 +28,11 @@ const GROUPS: [(&str, &str, [&str; 3]); 7] = [
 /// How likely a step of each risk gets a reflection.
 const RATES: [&str; 7] = ["--rates", "0", "0.2", "0.5", "1", "--max-reflections", "4"];
 const HELD_OUT: &str = "600";
-/// New problems whose solutions are searched for the model's own mistakes.
-const MINED: &str = "12000";
-const MINED_MIX: [&str; 4] = ["--mix", "0", "0.4", "0.6"];
+/// New problems whose solutions are searched for the model's own mistakes, most of them of the families
+/// in which it makes most.
+const MINED: [(&str, &str); 2] =
+    [("graph,program", "8000"), ("addition,subtraction,multiplication,boolean,deduction,call,state", "4000")];
+const MINED_MIX: [&str; 4] = ["--mix", "0", "0.3", "0.7"];
 /// Answers written for each problem that was mined, each with other choices.
 const WRITTEN: [&str; 3] = ["31", "32", "33"];
 /// Records of the first stage that the second repeats, so that nothing is forgotten.
@@ -71,17 +73,13 @@ pub fn train() -> Result<()> {
     fs::create_dir_all(&folder)?;
     let path = |name: &str| folder.join(name);
     let problems = made(&path("problems.jsonl"), |out| {
-        let parts: Vec<PathBuf> = GROUPS
-            .iter()
-            .enumerate()
-            .map(|(at, (families, count, mix))| {
-                let part = path(&format!("part{at}.jsonl"));
-                let options = ["--families", families, "--count", count, "--seed", SEED];
-                generate(&part, &[&options[..], &["--mix"], mix].concat())?;
-                Ok(part)
-            })
-            .collect::<Result<_>>()?;
-        join(&parts, out)
+        let parts = GROUPS.iter().enumerate().map(|(at, (families, count, mix))| {
+            let part = path(&format!("part{at}.jsonl"));
+            let options = ["--families", families, "--count", count, "--seed", SEED];
+            generate(&part, &[&options[..], &["--mix"], mix].concat())?;
+            Ok(part)
+        });
+        join(&parts.collect::<Result<Vec<_>>>()?, out)
     })?;
     let held_out = made(&path("held-out-problems.jsonl"), |out| {
         generate(out, &["--split", "held-out", "--count", HELD_OUT, "--seed", SEED])
@@ -150,7 +148,13 @@ fn first_stage(size: &Size, folder: &Path, base: &Path, suffix: &str, out: &Path
 /// Lets the model solve new problems and keeps its own wrong steps.
 fn mine(size: &Size, folder: &Path, model: &Path) -> Result<()> {
     let problems = made(&folder.join("second-problems.jsonl"), |out| {
-        generate(out, &[&["--count", MINED, "--seed", SECOND_SEED][..], &MINED_MIX].concat())
+        let parts = MINED.iter().enumerate().map(|(at, (families, count))| {
+            let part = folder.join(format!("second-part{at}.jsonl"));
+            let options = ["--families", families, "--count", count, "--seed", SECOND_SEED];
+            generate(&part, &[&options[..], &MINED_MIX].concat())?;
+            Ok(part)
+        });
+        join(&parts.collect::<Result<Vec<_>>>()?, out)
     })?;
     made(&folder.join(format!("{}-mined.jsonl", size.name)), |out| {
         let partial = out.with_extension("partial");

@@ -31,7 +31,7 @@ const HELD_OUT: &str = "600";
 /// New problems whose solutions are searched for the model's own mistakes, most of them of the families
 /// in which it makes most.
 const MINED: [(&str, &str); 2] =
-    [("graph,program", "8000"), ("addition,subtraction,multiplication,boolean,deduction,call,state", "4000")];
+    [("graph,program", "6000"), ("addition,subtraction,multiplication,boolean,deduction,call,state", "1400")];
 const MINED_MIX: [&str; 4] = ["--mix", "0", "0.3", "0.7"];
 /// Answers written for each problem that was mined, each with other choices.
 const WRITTEN: [&str; 3] = ["31", "32", "33"];

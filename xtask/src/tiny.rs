@@ -115,13 +115,16 @@ fn written(out: &Path, problems: &Path, style: &str, seed: &str) -> Result<PathB
     })
 }
 
-/// Copies about so many lines, evenly spread over the file.
+/// Copies about so many lines: of each block of lines one, and of each block another one, since families
+/// and difficulties may take turns in the file.
 fn sparse(from: &Path, to: &Path, count: usize) -> Result<()> {
     let lines = || Ok::<_, anyhow::Error>(BufReader::new(fs::File::open(from)?).lines());
-    let every = (lines()?.count() / count).max(1);
+    let block = (lines()?.count() / count).max(1);
     let mut file = BufWriter::new(fs::File::create(to)?);
-    for line in lines()?.step_by(every) {
-        writeln!(file, "{}", line?)?;
+    for (index, line) in lines()?.enumerate() {
+        if index % block == index / block % block {
+            writeln!(file, "{}", line?)?;
+        }
     }
     Ok(file.flush()?)
 }

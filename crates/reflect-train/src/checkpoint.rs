@@ -20,6 +20,8 @@ use crate::{
 
 /// Folder of the checkpoints inside the run's folder.
 pub const FOLDER: &str = "checkpoints";
+/// How the folder of a checkpoint begins while it is being written.
+const PARTIAL: &str = ".partial-";
 /// Weights of a full run, under the name that other programs look for.
 pub const WEIGHTS: &str = "model.safetensors";
 const MOMENTS: &str = "optimizer.safetensors";
@@ -78,16 +80,20 @@ pub fn save(
     base: &str,
 ) -> Result<PathBuf, TrainError> {
     let folder = run.join(FOLDER);
-    let partial = folder.join(format!(".partial-{}", std::process::id()));
-    let _ = fs::remove_dir_all(&partial);
+    let place = folder.join(name(state.step));
+    let saved = Saved { state: state.clone(), fingerprint: fingerprint.clone() };
+    // A run that was resumed and stopped at once has this checkpoint, and the same seed gives the same
+    // weights: only what is known of the best step may be new. It must not be removed to be written again.
+    if place.join(STATE).is_file() {
+        write_json(&place.join(STATE), &saved)?;
+        return Ok(place);
+    }
+    remove_partial(&folder);
+    let partial = folder.join(format!("{PARTIAL}{}", std::process::id()));
     fs::create_dir_all(&partial).map_err(|source| TrainError::Write { path: partial.clone(), source })?;
     write_weights(&partial, model, &fingerprint.settings.method, base)?;
     write_tensors(&partial.join(MOMENTS), &export::moments(optimizer)?)?;
-    let saved = Saved { state: state.clone(), fingerprint: fingerprint.clone() };
     write_json(&partial.join(STATE), &saved)?;
-    let place = folder.join(name(state.step));
-    // A checkpoint of this step is there already when a run was resumed and stopped at once.
-    let _ = fs::remove_dir_all(&place);
     let failed = |source| TrainError::Write { path: place.clone(), source };
     fs::rename(&partial, &place).map_err(failed)?;
     sync_folder(&folder);
@@ -110,6 +116,16 @@ pub fn write_weights(folder: &Path, model: &Llama, method: &Method, base: &str) 
         Method::Lora(settings) => {
             write_json(&folder.join(lora::CONFIG), &PeftConfig::new(settings, base))?;
             write_tensors(&folder.join(lora::WEIGHTS), &lora::tensors(model)?)
+        }
+    }
+}
+
+/// Removes what runs that were killed while they saved have left.
+fn remove_partial(folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(PARTIAL) {
+            // What stays costs space only.
+            let _ = fs::remove_dir_all(entry.path());
         }
     }
 }

@@ -367,7 +367,9 @@ fn wrong_prefix(problem: &Problem, seed: u64) -> Option<(usize, String)> {
     let with_mistakes = problem.steps.iter().enumerate().filter(|(_, step)| !step.mistakes.is_empty());
     // Of equally risky steps the last, so that most of the thinking stands before it.
     let (at, step) = with_mistakes.max_by_key(|(_, step)| step.risk)?;
-    let mistake = &step.mistakes[seed as usize % step.mistakes.len()];
+    // By the problem too: the kinds stand in one order in every list.
+    let choice = mix(mix(seed) ^ fingerprint(&problem.id)) % step.mistakes.len() as u64;
+    let mistake = &step.mistakes[choice as usize];
     let mut text = format!("{}\n", Tag { kind: SegmentKind::Thinking, opens: true }.spelling());
     for step in &problem.steps[..at] {
         text.push_str(&step.text);

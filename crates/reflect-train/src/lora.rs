@@ -93,7 +93,7 @@ pub fn attach(
     seed: u64,
     device: &Device,
 ) -> Result<(), TrainError> {
-    check_targets(&settings.targets)?;
+    check(settings)?;
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     let rank = settings.rank;
     attach_with(model, settings, &mut |_, _, part, cols| {
@@ -125,7 +125,7 @@ pub fn load(model: &mut Llama, folder: &Path, device: &Device) -> Result<LoraSet
         targets: config.target_modules,
         packed: false,
     };
-    check_targets(&settings.targets)?;
+    check(&settings)?;
     let mut tensors = read_safetensors(&folder.join(WEIGHTS))?;
     let layout = model.config.clone();
     attach_with(model, &settings, &mut |layer, name, part, cols| {
@@ -151,7 +151,13 @@ pub fn load(model: &mut Llama, folder: &Path, device: &Device) -> Result<LoraSet
     }
 }
 
-fn check_targets(targets: &[String]) -> Result<(), TrainError> {
+fn check(settings: &LoraSettings) -> Result<(), TrainError> {
+    let targets = &settings.targets;
+    if settings.rank == 0 {
+        return Err(TrainError::Unsupported(
+            "an adapter of rank 0 changes nothing; give a rank from 1".to_owned(),
+        ));
+    }
     let wrong = targets.iter().find(|target| !TARGETS.contains(&target.as_str()));
     match wrong {
         Some(target) => Err(TrainError::Unsupported(format!(

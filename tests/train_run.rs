@@ -115,7 +115,8 @@ fn a_killed_run_goes_on_with_the_same_losses() {
     // A folder that a killed save leaves behind, and one that never got its state.
     fs::create_dir_all(format!("{killed}/checkpoints/.partial-1")).expect("a folder");
     fs::write(format!("{killed}/checkpoints/.partial-1/model.safetensors"), b"half").expect("a file");
-    fs::create_dir_all(format!("{killed}/checkpoints/step-00000150")).expect("a folder");
+    fs::create_dir_all(format!("{killed}/checkpoints/step-00000154")).expect("a folder");
+    fs::write(format!("{killed}/checkpoints/step-00000154/model.safetensors"), b"half").expect("a file");
     let mut kills = 0;
     for until in [9, 23, 60, 101, 140] {
         let mut child = setting.start(&killed, &more);

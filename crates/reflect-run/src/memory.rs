@@ -52,23 +52,18 @@ impl Need {
         }
     }
 
-    /// The need of training: weights with their gradients and two moments, or packed weights beside
-    /// adapters of `adapter` numbers that have these; and what steps of `rows` rows keep for the way
-    /// back: every block's activations, or with `recompute` one block's and the inputs of all.
+    /// The need of training: `frozen` bytes of weights, `trained` numbers with their gradients and two
+    /// moments, and what steps of `rows` rows keep for the way back: every block's activations, or with
+    /// `recompute` one block's and the inputs of all.
     pub fn of_training(
         config: &LlamaConfig,
-        source: &impl TensorSource,
-        adapter: Option<u64>,
+        frozen: u64,
+        trained: u64,
         rows: usize,
         recompute: bool,
     ) -> Self {
         // A number with its gradient and AdamW's two moments, in f32.
         const TRAINED: u64 = 16;
-        let numbers = || source.names().filter_map(|name| source.info(name));
-        let weights = match adapter {
-            None => TRAINED * numbers().map(|info| (info.rows() * info.cols()) as u64).sum::<u64>(),
-            Some(adapter) => weight_bytes(source) + TRAINED * adapter,
-        };
         let heads = config.num_attention_heads + 2 * config.num_key_value_heads;
         let block = 6 * config.hidden_size + 2 * heads * config.head_dim + 5 * config.intermediate_size;
         let blocks = match recompute {
@@ -77,6 +72,7 @@ impl Need {
         };
         // Logits and their gradient, in chunks of the vocabulary.
         let head = 2 * config.vocab_size.min(HEAD_ROWS);
+        let weights = frozen + TRAINED * trained;
         Self { weights, cache: 0, scratch: 4 * (rows * (blocks + head)) as u64, training: true }
     }
 
@@ -120,7 +116,7 @@ impl Need {
 }
 
 /// Bytes of all weights as they lie on a device.
-fn weight_bytes(source: &impl TensorSource) -> u64 {
+pub fn weight_bytes(source: &impl TensorSource) -> u64 {
     let infos = source.names().filter_map(|name| source.info(name));
     infos.map(|info| 4 * (info.rows() * Format::from(info.dtype).row_words(info.cols())) as u64).sum()
 }

@@ -14,7 +14,11 @@ use pollster::block_on;
 use reflect_data::import::Record as DataRecord;
 use reflect_data::io::read_jsonl;
 use reflect_kernels::{Format, device::OpenDevice};
-use reflect_llm::{Llama, LlamaConfig, load_model, safetensors_dir::open_dir, weights::TensorSource};
+use reflect_llm::{
+    Llama, LlamaConfig, load_model,
+    safetensors_dir::open_dir,
+    weights::{TensorSource, expected_shapes},
+};
 use reflect_train::{
     TrainError,
     batch::pack,
@@ -31,7 +35,7 @@ pub use self::args::TrainArgs;
 use crate::{
     input,
     interrupt::Answering,
-    memory::{Need, keep_freed_memory},
+    memory::{Need, keep_freed_memory, weight_bytes},
     runtime::{Checkpoint, Texts, open_device},
 };
 
@@ -172,23 +176,20 @@ impl Base {
     /// Memory that the run takes.
     fn need(&self, settings: &Settings) -> Need {
         let config = &self.texts().config;
-        let (rows, recompute) = (settings.micro_tokens, settings.recompute);
-        match (&settings.method, self) {
-            (_, Self::Fresh { .. }) => {
-                Need::of_training(config, &Fresh::new(config, 0), None, rows, recompute)
-            }
-            (Method::Full, Self::Checkpoint(checkpoint)) => {
-                Need::of_training(config, &checkpoint.weights, None, rows, recompute)
-            }
+        let (frozen, trained) = match (&settings.method, self) {
             (Method::Lora(lora_settings), Self::Checkpoint(checkpoint)) => {
-                let adapter = Some(lora::numbers(config, lora_settings));
-                let source = &checkpoint.weights;
-                match lora_settings.packed {
-                    true => Need::of_training(config, &Packed::new(source), adapter, rows, recompute),
-                    false => Need::of_training(config, source, adapter, rows, recompute),
-                }
+                let frozen = match lora_settings.packed {
+                    true => weight_bytes(&Packed::new(&checkpoint.weights)),
+                    false => weight_bytes(&checkpoint.weights),
+                };
+                (frozen, lora::numbers(config, lora_settings))
             }
-        }
+            _ => {
+                let shapes = expected_shapes(config).into_iter();
+                (0, shapes.map(|(_, shape)| shape.iter().product::<usize>() as u64).sum())
+            }
+        };
+        Need::of_training(config, frozen, trained, settings.micro_tokens, settings.recompute)
     }
 
     /// The model of a run with its adapters, as it began or as its last checkpoint has it.

@@ -82,8 +82,8 @@ pub fn save(
     let folder = run.join(FOLDER);
     let place = folder.join(name(state.step));
     let saved = Saved { state: state.clone(), fingerprint: fingerprint.clone() };
-    // A run that was resumed and stopped at once has this checkpoint, and the same seed gives the same
-    // weights: only what is known of the best step may be new. It must not be removed to be written again.
+    // A run that was resumed and stopped at once began with this checkpoint: only what is known of the
+    // best step may be new. It must not be removed to be written again.
     if place.join(STATE).is_file() {
         write_json(&place.join(STATE), &saved)?;
         return Ok(place);
@@ -94,6 +94,8 @@ pub fn save(
     write_weights(&partial, model, &fingerprint.settings.method, base)?;
     write_tensors(&partial.join(MOMENTS), &export::moments(optimizer)?)?;
     write_json(&partial.join(STATE), &saved)?;
+    // Without its state it is what a removal or another program left.
+    let _ = fs::remove_dir_all(&place);
     let failed = |source| TrainError::Write { path: place.clone(), source };
     fs::rename(&partial, &place).map_err(failed)?;
     sync_folder(&folder);

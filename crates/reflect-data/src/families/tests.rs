@@ -112,6 +112,52 @@ fn days_are_counted_there_and_back() {
 }
 
 #[test]
+fn boolean_expressions_are_read_with_their_values() {
+    let request = Request { difficulties: [0.0, 0.5, 0.5], ..Request::new(Family::Boolean, 7) };
+    for problem in (0..200).map(|index| generate(&request, index).unwrap()) {
+        let prompt = &problem.messages[0].content;
+        let read = problem.steps[0].text.strip_prefix("read ").unwrap();
+        let now = problem.steps[1].text.strip_prefix("now ").unwrap();
+        let words: Vec<&str> = read.split(' ').collect();
+        let is_name = |word: &str| word.trim_start_matches('(').len() == 1;
+        let mut bare = Vec::new();
+        let mut brackets = "";
+        for (place, word) in words.iter().enumerate() {
+            if is_name(word) {
+                let value = words[place + 1].trim_end_matches(')');
+                let name = word.trim_start_matches('(');
+                assert!(prompt.contains(&format!("{name} is {value}")), "{prompt} {read}");
+                brackets = &word[..word.len() - name.len()];
+            } else {
+                bare.push(format!("{brackets}{word}"));
+                brackets = "";
+            }
+        }
+        let bare = bare.join(" ");
+        assert_eq!(bare, now, "{read}");
+    }
+}
+
+#[test]
+fn conversations_end_with_what_was_asked() {
+    let request = Request { difficulties: [0.0, 0.5, 0.5], ..Request::new(Family::State, 7) };
+    let mut asked = 0;
+    for problem in (0..200).map(|index| generate(&request, index).unwrap()) {
+        let question = &problem.messages.last().unwrap().content;
+        let last = &problem.steps.last().unwrap().text;
+        let Some((place, value)) = last.split_once(", asked = ") else {
+            assert!(question.ends_with("What is in each?"), "{question} {last}");
+            continue;
+        };
+        asked += 1;
+        let (name, count) = place.split_once(' ').unwrap();
+        assert!(question.ends_with(&format!("are in the {name}?")), "{question} {last}");
+        assert_eq!((count, value), (problem.answer.as_str(), problem.answer.as_str()));
+    }
+    assert!(asked > 50, "{asked}");
+}
+
+#[test]
 fn graph_steps_look_for_what_is_not_known() {
     let request = Request { difficulties: [0.0, 0.0, 1.0], ..Request::new(Family::Graph, 7) };
     for problem in (0..200).map(|index| generate(&request, index).unwrap()) {

@@ -103,12 +103,12 @@ impl Report {
             };
             findings.push(Finding {
                 text: format!(
-                    "Answers: {} right against {} of {what}; {} problems only with reflection, {} only without, p = {:.3}.",
+                    "Answers: {} right against {} of {what}; {} problems only with reflection, {} only without, {}.",
                     percent(tuned.accuracy.rate),
                     percent(other.accuracy.rate),
                     test.first_only,
                     test.second_only,
-                    test.p
+                    p_value(test.p)
                 ),
                 holds: !test.second_is_better(),
             });
@@ -298,6 +298,11 @@ struct Table {
 const STYLE: &str = "\
 td.bar{background:linear-gradient(to right,color-mix(in srgb,#2c7fb8 28%,transparent) var(--share),transparent var(--share))}\
 .holds{color:#2a9147}.fails{color:#d0382b}";
+
+/// A p value to three places; smaller ones are never said to be nothing.
+fn p_value(p: f64) -> String {
+    if p < 0.001 { "p < 0.001".to_owned() } else { format!("p = {p:.3}") }
+}
 
 fn percent(share: Option<f64>) -> String {
     share.map_or_else(|| "–".to_owned(), |share| format!("{:.1} %", 100.0 * share))

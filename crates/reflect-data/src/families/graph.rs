@@ -4,7 +4,7 @@ use rand::Rng;
 use rand::seq::SliceRandom;
 
 use super::addition::THINGS;
-use super::chain::{Chain, FACT, HARD, RISKY};
+use super::chain::{COPY, Chain, FACT, HARD, RISKY};
 use super::{Draft, Random, pick};
 use crate::sample::{Difficulty, MistakeKind, Step};
 
@@ -65,6 +65,8 @@ struct Graph {
 
 /// A solution while it is being written.
 struct Solution {
+    /// The step that reads a quantity's sentence.
+    read: Vec<usize>,
     /// The step that gives a quantity its value, where there is one.
     step_of: Vec<Option<usize>>,
     chain: Chain,
@@ -98,7 +100,7 @@ pub(super) fn generate(rng: &mut Random, difficulty: Difficulty) -> Draft {
     }
     let shapes: Vec<String> = told.iter().map(|&index| graph.kinds[index].shape()).collect();
     let structure = format!("{told:?} {shapes:?}");
-    let steps = graph.solve(rng);
+    let steps = graph.solve(rng, &told);
     Draft::single(structure, prompt, steps, answer)
 }
 
@@ -180,19 +182,45 @@ impl Graph {
         }
     }
 
-    /// Backwards from the target: a line that comes to an operand nobody knows yet breaks off there,
-    /// the operand is worked out, and the line is written again. What to write next then follows from
-    /// the lines before, where finding a sentence that can be worked out would be a search of all.
-    fn solve(&self, rng: &mut Random) -> Vec<Step> {
-        let mut solution = Solution { step_of: vec![None; self.kinds.len()], chain: Chain::default() };
-        self.work_out(rng, self.kinds.len() - 1, &mut solution);
+    /// First the sentences in the order of telling, in one form: `coins shells + bells`. Then backwards
+    /// from the target: a line that comes to an operand nobody knows yet breaks off there, the operand
+    /// is worked out, and the line is written again. What to write next then follows from the lines
+    /// before, where finding a sentence that can be worked out would be a search of all.
+    fn solve(&self, rng: &mut Random, told: &[usize]) -> Vec<Step> {
+        let count = self.kinds.len();
+        let chain = Chain::default();
+        let mut solution = Solution { read: vec![0; count], step_of: vec![None; count], chain };
+        for &index in told {
+            self.read(rng, index, &mut solution);
+        }
+        self.work_out(rng, count - 1, &mut solution);
         solution.chain.steps
+    }
+
+    /// Adds the line that says what a sentence says.
+    fn read(&self, rng: &mut Random, index: usize, solution: &mut Solution) {
+        let (name, of) = (self.names[index], |index: usize| self.names[index]);
+        let text = match self.kinds[index] {
+            Kind::Given(value) => {
+                let text = self.line(index, self.kinds[index], &self.values, value);
+                let step = solution.chain.push(text, self.check(index), FACT, &[]);
+                self.add_mistakes(rng, index, solution);
+                (solution.read[index], solution.step_of[index]) = (step, Some(step));
+                return;
+            }
+            Kind::More(a, c) => format!("{name} {} + {c}", of(a)),
+            Kind::Fewer(a, c) => format!("{name} {} - {c}", of(a)),
+            Kind::Times(a, k) => format!("{name} {k} * {}", of(a)),
+            Kind::Both(a, b) => format!("{name} {} + {}", of(a), of(b)),
+            Kind::Without(a, b) => format!("{name} {} - {}", of(a), of(b)),
+        };
+        solution.read[index] = solution.chain.push(text, String::new(), COPY, &[]);
     }
 
     /// Adds the lines that end with the value of a quantity.
     fn work_out(&self, rng: &mut Random, index: usize, solution: &mut Solution) {
         let kind = self.kinds[index];
-        let mut needs = Vec::new();
+        let mut needs = vec![solution.read[index]];
         for operand in kind.operands() {
             if solution.step_of[operand].is_none() {
                 let (text, check) = self.open_line(index, operand);
@@ -309,7 +337,6 @@ impl Graph {
     fn risk(&self, index: usize) -> u8 {
         let of = |index: usize| self.values[index];
         match self.kinds[index] {
-            Kind::Given(_) => FACT,
             Kind::Times(a, k) if of(a) * k >= MODULUS => HARD,
             Kind::Both(a, b) if of(a) + of(b) >= MODULUS => HARD,
             Kind::Without(a, b) if of(a) < of(b) => HARD,

@@ -14,11 +14,13 @@ use crate::sample::{Mistake, MistakeKind, Problem, Step};
 /// More wrong versions than this of one line add bytes to the files and nothing to learn.
 const MISTAKES_OF_A_STEP: usize = 4;
 
-/// Two wrong values near a right one: one off by one, and one off by ten or with its last digits
-/// swapped. Never negative, never the value itself.
+/// Two wrong values near a right one: one off by one, and one with another of its digits off by one
+/// or its last digits swapped. Never negative, never the value itself.
 pub fn slips(rng: &mut Random, value: i64) -> [i64; 2] {
     let by_one = if value > 0 && rng.random_bool(0.5) { value - 1 } else { value.saturating_add(1) };
-    let mut others = vec![value.saturating_add(10), value - 10, swap_digits(value)];
+    let places = value.checked_ilog10().unwrap_or(0).max(1);
+    let unit = 10_i64.pow(rng.random_range(1..=places));
+    let mut others = vec![value.saturating_add(unit), value - unit, swap_digits(value)];
     others.retain(|other| *other >= 0 && *other != value && *other != by_one);
     others.shuffle(rng);
     [by_one, others.first().copied().unwrap_or(value.saturating_add(2))]

@@ -4,6 +4,8 @@
 //! out once more and states the value. If that differs from the step, the right step follows at
 //! once; if not, the chain goes on. What it did can therefore be seen from the statements alone.
 
+use std::cmp::Reverse;
+
 use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{Rng, SeedableRng};
 use reflect_text::{VerdictKind, verdict};
@@ -169,8 +171,11 @@ fn plan<'a>(problem: &'a Problem, settings: &Settings, rng: &mut Random) -> Vec<
         chosen.extend(candidates.max_by_key(|index| problem.steps[*index].risk));
     }
     chosen.shuffle(rng);
-    // The sort keeps the order of the others.
-    chosen.sort_by_key(|index| !is_own(&problem.steps[*index]));
+    // The sort keeps the order of equal ones.
+    chosen.sort_by_key(|index| {
+        let step = &problem.steps[*index];
+        Reverse((is_own(step), step.risk))
+    });
     chosen.truncate(settings.max_reflections);
     let mut mistakes = 0;
     for index in chosen {

@@ -3,9 +3,9 @@
 use rand::Rng;
 
 use super::chain::Chain;
-use super::digits::{add_columns, assemble, digits, number_of, spell};
+use super::digits::{add_at_once, add_by_columns, number_of, spell};
 use super::{Draft, Random, pick};
-use crate::sample::Difficulty;
+use crate::sample::{Difficulty, Step};
 
 pub(super) const NAMES: [&str; 8] = ["Tom", "Ann", "Sam", "Kim", "Leo", "Mia", "Max", "Zoe"];
 pub(super) const THINGS: [&str; 20] = [
@@ -14,7 +14,7 @@ pub(super) const THINGS: [&str; 20] = [
 ];
 
 /// Easy sums need no carry, moderate ones have two short numbers, hard ones two numbers of three
-/// digits or three numbers.
+/// digits or three numbers, and are done in one go before they are checked by columns.
 pub(super) fn generate(rng: &mut Random, difficulty: Difficulty) -> Draft {
     let terms = match difficulty {
         Difficulty::Easy => without_carry(rng),
@@ -31,7 +31,11 @@ pub(super) fn generate(rng: &mut Random, difficulty: Difficulty) -> Draft {
     sorted.sort_unstable();
     let structure = format!("{sorted:?}");
     let prompt = prompt(rng, &terms);
-    let steps = if difficulty == Difficulty::Easy { Vec::new() } else { solve(rng, &terms).steps };
+    let steps = match difficulty {
+        Difficulty::Easy => Vec::new(),
+        Difficulty::Moderate => by_columns(rng, &terms),
+        Difficulty::Hard => at_once(rng, &terms),
+    };
     Draft::single(structure, prompt, steps, answer.to_string())
 }
 
@@ -64,20 +68,23 @@ fn prompt(rng: &mut Random, terms: &[i64]) -> String {
     }
 }
 
-fn solve(rng: &mut Random, terms: &[i64]) -> Chain {
+/// The terms digit by digit, and the steps that say so.
+fn spelled(chain: &mut Chain, terms: &[i64]) -> Vec<usize> {
+    ["a", "b", "c"].iter().zip(terms).map(|(name, term)| spell(chain, name, *term)).collect()
+}
+
+/// The scratchpad: a column a line.
+fn by_columns(rng: &mut Random, terms: &[i64]) -> Vec<Step> {
     let mut chain = Chain::default();
-    let mut columns: Vec<Vec<i64>> = Vec::new();
-    let mut spelled = Vec::new();
-    for (name, term) in ["a", "b", "c"].iter().zip(terms) {
-        spelled.push(spell(&mut chain, name, *term));
-        for (place, digit) in digits(*term).into_iter().enumerate() {
-            if columns.len() == place {
-                columns.push(Vec::new());
-            }
-            columns[place].push(digit);
-        }
-    }
-    let (written, steps) = add_columns(rng, &mut chain, 0, &columns, &spelled);
-    assemble(rng, &mut chain, "sum", &written, &steps);
-    chain
+    let spelled = spelled(&mut chain, terms);
+    add_by_columns(rng, &mut chain, "sum", terms, &spelled);
+    chain.steps
+}
+
+/// The whole sum in one line.
+fn at_once(rng: &mut Random, terms: &[i64]) -> Vec<Step> {
+    let mut chain = Chain::default();
+    let spelled = spelled(&mut chain, terms);
+    add_at_once(rng, &mut chain, "sum", terms, &spelled);
+    chain.steps
 }

@@ -3,8 +3,8 @@
 use rand::Rng;
 
 use super::Random;
-use super::chain::{COPY, Chain, FACT, HARD, RISKY};
-use crate::sample::MistakeKind;
+use super::chain::{COPY, Chain, FACT, HARD, LEAP, RISKY};
+use crate::sample::{MistakeKind, Step};
 
 /// The names of the places, ones first.
 pub(super) const PLACES: [&str; 6] =
@@ -57,19 +57,57 @@ pub(super) fn sum_again(terms: &[i64]) -> String {
     if terms.len() == 1 { format!("only {total}") } else { sum(&terms, total) }
 }
 
-/// Adds the lines of a column addition: `columns` has the digits of each place from `first_place`
-/// on, ones first. Returns the digits written (of the last place perhaps two) and the steps.
-pub(super) fn add_columns(
+/// Adds the lines of a column addition of numbers, and the one with their sum.
+pub(super) fn add_by_columns(
     rng: &mut Random,
     chain: &mut Chain,
-    first_place: usize,
+    name: &str,
+    terms: &[i64],
+    needs: &[usize],
+) {
+    let mut columns: Vec<Vec<i64>> = Vec::new();
+    for term in terms {
+        for (place, digit) in digits(*term).into_iter().enumerate() {
+            if columns.len() == place {
+                columns.push(Vec::new());
+            }
+            columns[place].push(digit);
+        }
+    }
+    let (written, steps) = add_columns(rng, chain, &columns, needs);
+    assemble(rng, chain, name, &written, &steps);
+}
+
+/// Adds the line with a sum, to be checked by columns.
+pub(super) fn add_at_once(rng: &mut Random, chain: &mut Chain, name: &str, terms: &[i64], needs: &[usize]) {
+    let mut scratchpad = Chain::default();
+    add_by_columns(rng, &mut scratchpad, name, terms, &[]);
+    let work: Vec<String> = terms.iter().map(i64::to_string).collect();
+    let work = work.join("+");
+    let line = |value: i64| format!("{name} = {work}={value}");
+    in_one_go(rng, chain, line, terms.iter().sum(), &scratchpad.steps, needs);
+    let without_carries = terms.iter().fold(0, |total, term| add_without_carries(total, *term));
+    chain.mistake(MistakeKind::SkippedCarry, line(without_carries));
+}
+
+fn add_without_carries(a: i64, b: i64) -> i64 {
+    match (a, b) {
+        (0, 0) => 0,
+        _ => 10 * add_without_carries(a / 10, b / 10) + (a % 10 + b % 10) % 10,
+    }
+}
+
+/// Adds the lines of a column addition: `columns` has the digits of each place, ones first. Returns the digits written (of the last place perhaps two) and the steps.
+fn add_columns(
+    rng: &mut Random,
+    chain: &mut Chain,
     columns: &[Vec<i64>],
     needs: &[usize],
 ) -> (Vec<i64>, Vec<usize>) {
     let (mut written, mut steps) = (Vec::new(), Vec::new());
     let mut carry = 0;
     for (index, column) in columns.iter().enumerate() {
-        let place = PLACES[(first_place + index).min(PLACES.len() - 1)];
+        let place = PLACES[index.min(PLACES.len() - 1)];
         let last = index + 1 == columns.len();
         let line = |terms: &[i64], total: i64| {
             let (put, out) = (total % 10, total / 10);
@@ -110,12 +148,35 @@ pub(super) fn add_columns(
 }
 
 /// Adds the line that puts the digits together, highest first: `sum = 632`.
-pub(super) fn assemble(rng: &mut Random, chain: &mut Chain, name: &str, written: &[i64], needs: &[usize]) {
+pub(super) fn assemble(
+    rng: &mut Random,
+    chain: &mut Chain,
+    name: &str,
+    written: &[i64],
+    needs: &[usize],
+) -> usize {
     let value = number(written);
     let digits: Vec<String> = written.iter().rev().map(i64::to_string).collect();
     let check = format!("put {}, {name} = {value}", digits.join(" "));
-    chain.push(format!("{name} = {value}"), check, FACT, needs);
+    let step = chain.push(format!("{name} = {value}"), check, FACT, needs);
     chain.slips(rng, value, |wrong| format!("{name} = {wrong}"));
+    step
+}
+
+/// Adds a line that is too much for one go, `sum = 345+678=1023`, with the lines of a scratchpad as what
+/// its reflection works out: whoever slips in the head finds it on paper.
+pub(super) fn in_one_go(
+    rng: &mut Random,
+    chain: &mut Chain,
+    line: impl Fn(i64) -> String,
+    value: i64,
+    scratchpad: &[Step],
+    needs: &[usize],
+) -> usize {
+    let lines: Vec<&str> = scratchpad.iter().map(|step| step.text.as_str()).collect();
+    let step = chain.push(line(value), lines.join(", "), LEAP, needs);
+    chain.slips(rng, value, line);
+    step
 }
 
 /// A number of this many digits whose first digit is not 0.

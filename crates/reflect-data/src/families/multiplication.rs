@@ -4,11 +4,12 @@ use rand::Rng;
 
 use super::addition::{NAMES, THINGS};
 use super::chain::{Chain, FACT, HARD, RISKY};
-use super::digits::{PLACES, add_columns, assemble, digits, number, number_of, spell, sum};
+use super::digits::{PLACES, add_at_once, assemble, digits, number, number_of, spell, sum};
 use super::{Draft, Random, pick};
-use crate::sample::{Difficulty, MistakeKind};
+use crate::sample::{Difficulty, MistakeKind, Step};
 
-/// Easy products carry nothing, moderate ones have a factor of one digit, hard ones of two.
+/// Easy products carry nothing, moderate ones have a factor of one digit, hard ones
+/// of two: the sum of their rows is done in one go before it is checked by columns.
 pub(super) fn generate(rng: &mut Random, difficulty: Difficulty) -> Draft {
     let (a, b) = match difficulty {
         Difficulty::Easy => without_carry(rng),
@@ -22,7 +23,7 @@ pub(super) fn generate(rng: &mut Random, difficulty: Difficulty) -> Draft {
             (number, factor)
         }
         Difficulty::Hard => {
-            let places = if rng.random_bool(0.2) { 3 } else { 2 };
+            let places = if rng.random_bool(0.4) { 3 } else { 2 };
             (number_of(rng, places), number_of(rng, 2))
         }
     };
@@ -30,8 +31,8 @@ pub(super) fn generate(rng: &mut Random, difficulty: Difficulty) -> Draft {
     let prompt = prompt(rng, a, b);
     let steps = match difficulty {
         Difficulty::Easy => Vec::new(),
-        Difficulty::Moderate => one_row(rng, a, b).steps,
-        Difficulty::Hard => two_rows(rng, a, b).steps,
+        Difficulty::Moderate => one_row(rng, a, b),
+        Difficulty::Hard => two_rows(rng, a, b),
     };
     Draft::single(structure, prompt, steps, (a * b).to_string())
 }
@@ -60,47 +61,39 @@ fn prompt(rng: &mut Random, a: i64, b: i64) -> String {
     }
 }
 
-/// A row of a multiplication: a factor times one digit of the other.
-struct Row {
+/// Adds the scratchpad of a product with a digit: a digit of the other factor a line, and the product
+/// called `name`. Lines of several rows are told apart by their `row`.
+fn by_digits(
+    rng: &mut Random,
+    chain: &mut Chain,
+    (name, row): (&str, &str),
+    a: i64,
     digit: i64,
-    /// How the lines are called: by place, or `p1`, `p2`, …
-    name: fn(usize) -> String,
-    /// The place of the first result.
-    shift: usize,
-    /// Whether the last line names both of its digits by place, for the sum of rows.
-    named: bool,
-}
-
-/// Adds the lines of a row; the digits of its result from its first place on, and the steps.
-fn add_row(rng: &mut Random, chain: &mut Chain, factor: &[i64], row: &Row, needs: &[usize]) -> Written {
-    let mut written = Written::default();
+    needs: &[usize],
+) -> usize {
+    let factor = digits(a);
+    let (mut written, mut steps) = (Vec::new(), Vec::new());
     let mut carry = 0;
     for (index, &upper) in factor.iter().enumerate() {
         let last = index + 1 == factor.len();
-        let name = (row.name)(index);
-        let place = PLACES[row.shift + index];
+        let place = format!("{row}{}", PLACES[index]);
         let line = |factors: (i64, i64), carry: i64, total: i64| {
             let (put, out) = (total % 10, total / 10);
-            let rest = match (row.named, last) {
-                (false, false) => format!("put {put} carry {out}"),
-                (false, true) => format!("put {total}"),
-                (true, false) => format!("{place} {put} carry {out}"),
-                (true, true) => format!("{place} {put} {} {out}", PLACES[row.shift + index + 1]),
-            };
+            let rest = if last { format!("put {total}") } else { format!("put {put} carry {out}") };
             let product = factors.0 * factors.1;
             let work = format!("{}*{}", factors.0, factors.1);
             if carry > 0 {
-                format!("{name} = {work}+{carry}={}, {rest}", sum(&[product, carry], total))
+                format!("{place} = {work}+{carry}={}, {rest}", sum(&[product, carry], total))
             } else {
-                format!("{name} = {work}={total}, {rest}")
+                format!("{place} = {work}={total}, {rest}")
             }
         };
-        let total = upper * row.digit + carry;
+        let product = upper * digit;
+        let total = product + carry;
         let check = if carry > 0 {
-            let product = upper * row.digit;
-            format!("{}*{upper}={product}, {carry}+{product}={total}, {name} = {total}", row.digit)
+            format!("{digit}*{upper}={product}, {carry}+{product}={total}, {place} = {total}")
         } else {
-            format!("{}*{upper}={total}, {name} = {total}", row.digit)
+            format!("{digit}*{upper}={total}, {place} = {total}")
         };
         let risk = match (carry > 0, total >= 10) {
             (true, true) => HARD,
@@ -108,66 +101,41 @@ fn add_row(rng: &mut Random, chain: &mut Chain, factor: &[i64], row: &Row, needs
             _ => FACT,
         };
         let mut needs = needs.to_vec();
-        needs.extend(written.steps.last());
-        let factors = (upper, row.digit);
-        written.steps.push(chain.push(line(factors, carry, total), check, risk, &needs));
+        needs.extend(steps.last());
+        steps.push(chain.push(line((upper, digit), carry, total), check, risk, &needs));
         if carry > 0 {
-            chain.mistake(MistakeKind::SkippedCarry, line(factors, 0, upper * row.digit));
+            chain.mistake(MistakeKind::SkippedCarry, line((upper, digit), 0, product));
         }
-        chain.slips(rng, total, |wrong| line(factors, carry, wrong));
+        chain.slips(rng, total, |wrong| line((upper, digit), carry, wrong));
         let other = factor[if index == 0 { factor.len() - 1 } else { index - 1 }];
-        if other != upper && row.digit > 0 {
-            let wrong = line((other, row.digit), carry, other * row.digit + carry);
+        if other != upper && digit > 0 {
+            let wrong = line((other, digit), carry, other * digit + carry);
             chain.mistake(MistakeKind::WrongOperand, wrong);
         }
-        if last && !row.named {
-            written.digits.push(total);
-        } else {
-            written.digits.push(total % 10);
-        }
+        written.push(if last { total } else { total % 10 });
         carry = total / 10;
     }
-    if row.named {
-        written.digits.push(carry);
-    }
-    written
+    assemble(rng, chain, name, &written, &steps)
 }
 
-/// The digits that lines have written, ones first, and those lines.
-#[derive(Default)]
-struct Written {
-    digits: Vec<i64>,
-    steps: Vec<usize>,
-}
-
-fn one_row(rng: &mut Random, a: i64, b: i64) -> Chain {
+fn one_row(rng: &mut Random, a: i64, b: i64) -> Vec<Step> {
     let mut chain = Chain::default();
     let needs = [spell(&mut chain, "a", a), spell(&mut chain, "b", b)];
-    let row = Row { digit: b, name: |index| PLACES[index].to_owned(), shift: 0, named: false };
-    let written = add_row(rng, &mut chain, &digits(a), &row, &needs);
-    assemble(rng, &mut chain, "product", &written.digits, &written.steps);
-    chain
+    by_digits(rng, &mut chain, ("product", ""), a, b, &needs);
+    chain.steps
 }
 
-fn two_rows(rng: &mut Random, a: i64, b: i64) -> Chain {
+/// Both rows by digits, then their sum in one go.
+fn two_rows(rng: &mut Random, a: i64, b: i64) -> Vec<Step> {
     let mut chain = Chain::default();
     let needs = [spell(&mut chain, "a", a), spell(&mut chain, "b", b)];
-    let (factor, digits_of_b) = (digits(a), digits(b));
-    let row = Row { digit: b % 10, name: |index| format!("p{}", index + 1), shift: 0, named: true };
-    let ones = add_row(rng, &mut chain, &factor, &row, &needs);
-    let digit = digits_of_b.get(1).copied().unwrap_or(0);
-    let row = Row { digit, name: |index| format!("q{}", index + 1), shift: 1, named: true };
-    let tens = add_row(rng, &mut chain, &factor, &row, &needs);
-
-    // The ones come from the first row alone.
-    let (first, upper) = ones.digits.split_first().map_or((0, &[][..]), |(first, rest)| (*first, rest));
-    let columns: Vec<Vec<i64>> = (0..tens.digits.len())
-        .map(|place| [upper.get(place), tens.digits.get(place)].into_iter().flatten().copied().collect())
-        .collect();
-    let rows: Vec<usize> = ones.steps.iter().chain(&tens.steps).copied().collect();
-    let (mut written, mut sums) = add_columns(rng, &mut chain, 1, &columns, &rows);
-    written.insert(0, first);
-    sums.extend(rows);
-    assemble(rng, &mut chain, "product", &written, &sums);
-    chain
+    // The second row counts tens.
+    let rows = [("p", "p ", b % 10, 1), ("q", "q ", b / 10, 10)].map(|(name, row, digit, unit)| {
+        let product = by_digits(rng, &mut chain, (name, row), a, digit, &needs);
+        let step = spell(&mut chain, name, a * digit * unit);
+        chain.steps[step].needs.push(product);
+        step
+    });
+    add_at_once(rng, &mut chain, "product", &[a * (b % 10), a * (b - b % 10)], &rows);
+    chain.steps
 }

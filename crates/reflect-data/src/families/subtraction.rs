@@ -4,12 +4,12 @@ use rand::Rng;
 
 use super::addition::{NAMES, THINGS};
 use super::chain::{Chain, FACT, HARD, RISKY};
-use super::digits::{PLACES, assemble, digits, number_of, spell};
+use super::digits::{PLACES, assemble, digits, in_one_go, number, number_of, spell};
 use super::{Draft, Random, pick};
-use crate::sample::{Difficulty, MistakeKind};
+use crate::sample::{Difficulty, MistakeKind, Step};
 
 /// Easy differences need no borrowing, moderate ones take a number of two digits away, hard ones
-/// have three digits on both sides.
+/// have three digits on both sides and are done in one go before they are checked by columns.
 pub(super) fn generate(rng: &mut Random, difficulty: Difficulty) -> Draft {
     let (mut a, mut b) = match difficulty {
         Difficulty::Easy => without_borrowing(rng),
@@ -26,7 +26,11 @@ pub(super) fn generate(rng: &mut Random, difficulty: Difficulty) -> Draft {
         (a, b) = (b, a);
     }
     let prompt = prompt(rng, a, b);
-    let steps = if difficulty == Difficulty::Easy { Vec::new() } else { solve(rng, a, b).steps };
+    let steps = match difficulty {
+        Difficulty::Easy => Vec::new(),
+        Difficulty::Moderate => by_columns(rng, a, b),
+        Difficulty::Hard => at_once(rng, a, b),
+    };
     Draft::single(format!("{a} {b}"), prompt, steps, (a - b).to_string())
 }
 
@@ -52,9 +56,34 @@ fn prompt(rng: &mut Random, a: i64, b: i64) -> String {
     }
 }
 
-fn solve(rng: &mut Random, a: i64, b: i64) -> Chain {
+fn spelled(chain: &mut Chain, a: i64, b: i64) -> [usize; 2] {
+    [spell(chain, "a", a), spell(chain, "b", b)]
+}
+
+/// The scratchpad: a column a line.
+fn by_columns(rng: &mut Random, a: i64, b: i64) -> Vec<Step> {
     let mut chain = Chain::default();
-    let mut needs = vec![spell(&mut chain, "a", a), spell(&mut chain, "b", b)];
+    let needs = spelled(&mut chain, a, b);
+    take_by_columns(rng, &mut chain, a, b, &needs);
+    chain.steps
+}
+
+/// The whole difference in one line.
+fn at_once(rng: &mut Random, a: i64, b: i64) -> Vec<Step> {
+    let mut chain = Chain::default();
+    let needs = spelled(&mut chain, a, b);
+    let mut scratchpad = Chain::default();
+    take_by_columns(rng, &mut scratchpad, a, b, &[]);
+    let line = |value: i64| format!("difference = {a}-{b}={value}");
+    in_one_go(rng, &mut chain, line, a - b, &scratchpad.steps, &needs);
+    let apart = digits(a).into_iter().zip(digits(b).into_iter().chain([0, 0]));
+    let without_borrowing: Vec<i64> = apart.map(|(upper, lower)| (upper - lower).abs()).collect();
+    chain.mistake(MistakeKind::SkippedCarry, line(number(&without_borrowing)));
+    chain.steps
+}
+
+fn take_by_columns(rng: &mut Random, chain: &mut Chain, a: i64, b: i64, needs: &[usize]) {
+    let mut needs = needs.to_vec();
     let (upper, lower) = (digits(a), digits(b));
     let (mut written, mut columns) = (Vec::new(), Vec::new());
     let mut borrow = 0;
@@ -102,6 +131,5 @@ fn solve(rng: &mut Random, a: i64, b: i64) -> Chain {
         written.push(result);
         borrow = if borrows { 1 } else { out };
     }
-    assemble(rng, &mut chain, "difference", &written, &columns);
-    chain
+    assemble(rng, chain, "difference", &written, &columns);
 }

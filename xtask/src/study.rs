@@ -8,7 +8,7 @@ use crate::checks::{binary, build};
 use crate::process::{cache, command, root, step};
 use crate::recipe::{self, Shape, data, generate, is_trained, made};
 use anyhow::{Context, Result, bail};
-use arms::{Arm, QUESTIONS};
+use arms::{Arm, QUESTIONS, Question};
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
@@ -81,7 +81,7 @@ pub fn run(grid: &str) -> Result<()> {
             for seed in grid.seeds {
                 done += 1;
                 println!("==> arm {done} of {total}: {}, {}, seed {seed}", question.name, arm.name);
-                of_arm.push(run_arm(&grid, &folder, &base, question.name, arm, seed)?);
+                of_arm.push(run_arm(&grid, &folder, &base, question, arm, seed)?);
             }
             of_question.push(of_arm);
         }
@@ -103,16 +103,18 @@ fn run_arm(
     grid: &Grid,
     folder: &Path,
     base: &Path,
-    question: &str,
+    question: &Question,
     arm: &Arm,
     seed: &str,
 ) -> Result<Outcome> {
-    let run = folder.join(format!("{question}-{}-{seed}", arm.name.replace([' ', '%', ','], "_")));
+    let name = question.name;
+    let run = folder.join(format!("{name}-{}-{seed}", arm.name.replace([' ', '%', ','], "_")));
     fs::create_dir_all(&run)?;
     let result = run.join("report.json");
     if !result.is_file() {
         let mix: Vec<&str> = arm.mix.split(' ').collect();
-        let families = ["--families", arm.families, "--mix"];
+        let system = question.system.map_or_else(Vec::new, |text| vec!["--system", text]);
+        let families = [&system[..], &["--families", arm.families, "--mix"]].concat();
         let problems = made(&run.join("problems.jsonl"), |out| {
             let count = arm.problems.to_string();
             generate(out, &[&families[..], &mix, &["--count", &count, "--seed", seed]].concat())
@@ -126,7 +128,7 @@ fn run_arm(
             train(grid, base, arm, seed, &records, &model)?;
         }
         // The same problems for every arm of a question and every seed.
-        let tasks = made(&folder.join(format!("{question}-held-out.jsonl")), |out| {
+        let tasks = made(&folder.join(format!("{name}-held-out.jsonl")), |out| {
             let count = grid.evaluated.to_string();
             let split = ["--split", "held-out", "--count", &count, "--seed", "100"];
             generate(out, &[&families[..], &mix, &split].concat())

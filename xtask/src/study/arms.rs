@@ -1,5 +1,8 @@
 //! The questions and their arms.
 
+use Measure::{Accuracy, Repaired, Slips};
+use Relation::{Less, More, Same};
+
 /// A question with the arms that answer it; the first arm is what the others are compared with.
 pub struct Question {
     pub name: &'static str,
@@ -7,8 +10,36 @@ pub struct Question {
     /// What is claimed, and by whom.
     pub claim: &'static str,
     pub arms: &'static [Arm],
-    /// Arms that are compared, as (better, worse) by the claim.
-    pub expected: &'static [(usize, usize)],
+    /// What the claim says about pairs of arms.
+    pub expected: &'static [Expected],
+    /// System prompt of all its problems.
+    pub system: Option<&'static str>,
+}
+
+/// What a claim says about a measure of two arms: the first has more of it, less, or neither.
+pub struct Expected {
+    pub first: usize,
+    pub second: usize,
+    pub measure: Measure,
+    pub relation: Relation,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Measure {
+    Accuracy,
+    Slips,
+    Repaired,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Relation {
+    More,
+    Less,
+    Same,
+}
+
+const fn expected(first: usize, relation: Relation, second: usize, measure: Measure) -> Expected {
+    Expected { first, second, measure, relation }
 }
 
 /// One training set and one loss.
@@ -23,8 +54,9 @@ pub struct Arm {
     pub loss: &'static str,
 }
 
+/// Sums by columns: those that are called hard are done in one go.
 const fn sums(name: &'static str, problems: usize, style: &'static str) -> Arm {
-    Arm { name, families: "addition", mix: "0 0 1", problems, style, loss: "none" }
+    Arm { name, families: "addition", mix: "0 1 0", problems, style, loss: "none" }
 }
 
 const fn graphs(name: &'static str, style: &'static str, loss: &'static str) -> Arm {
@@ -36,6 +68,9 @@ const fn mixed(name: &'static str, style: &'static str, loss: &'static str) -> A
 }
 
 const RETRY: &str = "--style retry --mistake-rate 0.5 --max-mistakes 8 --difficulties moderate,hard";
+
+/// It names the tags, as the prompts of published models do: where `published` looks for one.
+const SYSTEM: &str = "Think in <thinking>, check in <reflection>, answer in <output>.";
 
 pub const QUESTIONS: [Question; 4] = [
     Question {
@@ -51,7 +86,13 @@ pub const QUESTIONS: [Question; 4] = [
             sums("plain, 10000", 10_000, "--style direct"),
             sums("noisy, 10000", 10_000, "--style noisy --mistake-rate 0.5"),
         ],
-        expected: &[(0, 1), (0, 2), (3, 4), (3, 5)],
+        expected: &[
+            expected(0, More, 1, Accuracy),
+            expected(0, More, 2, Accuracy),
+            expected(3, More, 4, Accuracy),
+            expected(3, More, 5, Accuracy),
+        ],
+        system: None,
     },
     Question {
         name: "retry",
@@ -63,31 +104,53 @@ pub const QUESTIONS: [Question; 4] = [
             graphs("retry 0.5", RETRY, "none"),
             graphs("retry 0.5, masked", RETRY, "mask-mistakes"),
         ],
-        expected: &[(1, 0), (2, 0), (1, 2)],
+        expected: &[
+            expected(1, More, 0, Accuracy),
+            expected(2, More, 0, Accuracy),
+            expected(2, Same, 1, Accuracy),
+        ],
+        system: None,
     },
     Question {
         name: "loss",
         title: "Loss strategies",
-        claim: "The interview: a model learns to repair mistakes if the loss does not teach the mistakes.",
+        claim: "The interview: a model learns to repair mistakes without learning to make them, if the loss does not \
+                teach the mistakes. The released collator masks all before the first `<reflection>` of one of two copies, \
+                and finds that tag in the system prompt.",
         arms: &[
             mixed("mask-mistakes", "--style reflections", "mask-mistakes"),
             mixed("none", "--style reflections", "none"),
             mixed("intended", "--style reflections", "intended"),
             mixed("published", "--style reflections", "published"),
         ],
-        expected: &[(0, 1), (0, 2), (0, 3)],
+        expected: &[
+            expected(0, Less, 1, Slips),
+            expected(0, Less, 2, Slips),
+            expected(0, Less, 3, Slips),
+            expected(2, Less, 3, Slips),
+            expected(0, More, 1, Accuracy),
+            expected(0, More, 3, Accuracy),
+        ],
+        system: Some(SYSTEM),
     },
     Question {
         name: "share",
         title: "Share of corrective reflections",
         claim: "The interview wants corrections and confirmations side by side; First Try Matters (Kang et al. 2025, \
-                arXiv 2510.08308) saw no gain in accuracy from corrections. At 0 % every reflection confirms a right step.",
+                arXiv 2510.08308) saw no gain in accuracy from corrections. At 0 % every reflection confirms a right \
+                step, at 100 % every one corrects a mistake.",
         arms: &[
-            mixed("0 %", "--style reflections --corrective-share 0", "mask-mistakes"),
-            mixed("25 %", "--style reflections --corrective-share 0.25", "mask-mistakes"),
-            mixed("50 %", "--style reflections --corrective-share 0.5", "mask-mistakes"),
-            mixed("100 %", "--style reflections --corrective-share 1", "mask-mistakes"),
+            mixed("0 %", "--style reflections --max-mistakes 3 --corrective-share 0", "mask-mistakes"),
+            mixed("25 %", "--style reflections --max-mistakes 3 --corrective-share 0.25", "mask-mistakes"),
+            mixed("50 %", "--style reflections --max-mistakes 3 --corrective-share 0.5", "mask-mistakes"),
+            mixed("100 %", "--style reflections --max-mistakes 3 --corrective-share 1", "mask-mistakes"),
         ],
-        expected: &[(1, 0), (2, 0), (3, 0)],
+        expected: &[
+            expected(2, More, 0, Repaired),
+            expected(1, Same, 0, Accuracy),
+            expected(2, Same, 0, Accuracy),
+            expected(3, Same, 0, Accuracy),
+        ],
+        system: None,
     },
 ];

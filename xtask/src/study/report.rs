@@ -1,6 +1,6 @@
 //! Tables, plain words and a figure from the outcomes of all arms.
 
-use super::arms::{Arm, QUESTIONS};
+use super::arms::{Arm, Expected, Measure, QUESTIONS, Relation};
 use super::{Grid, Outcome};
 use anyhow::{Result, anyhow};
 use plotters::prelude::*;
@@ -55,10 +55,26 @@ fn counted(outcomes: &[Outcome], path: &str) -> Option<Counted> {
     (sum.of > 0.0).then_some(sum)
 }
 
-const ACCURACY: &str = "/report/arms/tuned/accuracy";
+impl Measure {
+    fn path(self) -> &'static str {
+        match self {
+            Self::Accuracy => "/report/arms/tuned/accuracy",
+            Self::Slips => "/report/arms/tuned/slip_rate",
+            Self::Repaired => "/report/arms/tuned/correction_rate",
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Accuracy => "right answers",
+            Self::Slips => "wrong first statements",
+            Self::Repaired => "of those repaired",
+        }
+    }
+}
 
 fn accuracy(outcomes: &[Outcome]) -> Counted {
-    counted(outcomes, ACCURACY).unwrap_or(Counted { hits: 0.0, of: f64::NAN })
+    counted(outcomes, Measure::Accuracy.path()).unwrap_or(Counted { hits: 0.0, of: f64::NAN })
 }
 
 fn percent(share: f64) -> String {
@@ -78,21 +94,33 @@ fn cell(rate: Option<Counted>) -> String {
 
 /// What the figures say about one comparison that the claim makes. A difference counts if its interval
 /// leaves out zero and every seed has the same sign.
-fn verdict(better: &[Outcome], worse: &[Outcome]) -> (String, &'static str) {
-    let (by, low, high) = difference(accuracy(better), accuracy(worse));
-    let seeds = better
-        .iter()
-        .zip(worse)
-        .map(|(a, b)| accuracy(std::slice::from_ref(a)).share() - accuracy(std::slice::from_ref(b)).share());
-    let seeds: Vec<f64> = seeds.collect();
-    let words = match () {
-        () if low > 0.0 && seeds.iter().all(|by| *by > 0.0) => "held",
-        () if high < 0.0 && seeds.iter().all(|by| *by < 0.0) => "the other way round",
-        () => "no difference shown",
+fn verdict(first: &[Outcome], second: &[Outcome], expected: &Expected) -> String {
+    let of = |outcomes: &[Outcome]| counted(outcomes, expected.measure.path());
+    let (Some(a), Some(b)) = (of(first), of(second)) else {
+        return "– | – | nothing was counted".to_owned();
     };
+    let (by, low, high) = difference(a, b);
+    let single = |outcome: &Outcome| of(std::slice::from_ref(outcome)).map_or(f64::NAN, Counted::share);
+    let seeds: Vec<f64> = first.iter().zip(second).map(|(a, b)| single(a) - single(b)).collect();
+    let words = words(expected.relation, (low, high), &seeds);
     let point = |by: f64| format!("{:+.1}", 100.0 * by);
-    let seeds: Vec<String> = seeds.into_iter().map(point).collect();
-    (format!("{} ({} to {}) | {}", point(by), point(low), point(high), seeds.join(", ")), words)
+    let each: Vec<String> = seeds.into_iter().map(point).collect();
+    format!("{} ({} to {}) | {} | {words}", point(by), point(low), point(high), each.join(", "))
+}
+
+fn words(relation: Relation, (low, high): (f64, f64), seeds: &[f64]) -> &'static str {
+    let more = low > 0.0 && seeds.iter().all(|by| *by > 0.0);
+    let less = high < 0.0 && seeds.iter().all(|by| *by < 0.0);
+    match relation {
+        Relation::More if more => "held",
+        Relation::Less if less => "held",
+        Relation::More if less => "the other way round",
+        Relation::Less if more => "the other way round",
+        Relation::Same if more => "the first has more",
+        Relation::Same if less => "the second has more",
+        Relation::Same => "no difference shown, as claimed",
+        Relation::More | Relation::Less => "no difference shown",
+    }
 }
 
 /// The whole report; `results` has the outcomes by question, arm and seed.
@@ -103,10 +131,10 @@ pub fn markdown(grid: &Grid, results: &[Vec<Vec<Outcome>>]) -> String {
     let mut text = format!(
         "# What reflection data is worth to a small model\n\n\
          Written by `cargo xtask study --grid {}`. {runs} runs: models of {} M parameters from nothing, {} M tokens each, \
-         {seeds} seeds for data and weights, {} held-out problems for each, greedy answers. Rates are per cent over both \
+         {seeds} seeds for data and weights, {} held-out problems for each, greedy answers. Rates are per cent over all \
          seeds, with Wilson's 95 % intervals; differences of accuracy are in points, with Newcombe's. Near 50 % such a \
          difference has to be {:.1} points, near 90 % {:.1}, to be seen four times out of five; smaller ones are not decided \
-         here. Intervals know the chance of problems, not that of training: hence the column of seeds. A claim held if its \
+         here. Intervals know the chance of problems, not that of training: hence the column of seeds. A difference counts if its \
          interval leaves out zero and every seed agrees.\n\n![Accuracy of every arm](reflection-study.svg)\n",
         grid.name,
         grid.weights,
@@ -129,17 +157,23 @@ pub fn markdown(grid: &Grid, results: &[Vec<Vec<Outcome>>]) -> String {
                 "| {} | {} | {} | {} | {} | {:.0} |\n",
                 arm.name,
                 cell(Some(accuracy(outcomes))),
-                cell(counted(outcomes, "/report/arms/tuned/slip_rate")),
-                cell(counted(outcomes, "/report/arms/tuned/correction_rate")),
+                cell(counted(outcomes, Measure::Slips.path())),
+                cell(counted(outcomes, Measure::Repaired.path())),
                 cell(counted(outcomes, "/report/injected")),
                 tokens / outcomes.len() as f64,
             ));
         }
         text.push_str("\n| by the claim | difference | each seed | |\n| --- | ---: | ---: | --- |\n");
-        for (better, worse) in question.expected {
-            let (figures, words) = verdict(&of_question[*better], &of_question[*worse]);
-            let (better, worse) = (question.arms[*better].name, question.arms[*worse].name);
-            text.push_str(&format!("| {better} above {worse} | {figures} | {words} |\n"));
+        for expected in question.expected {
+            let figures = verdict(&of_question[expected.first], &of_question[expected.second], expected);
+            let arms = [expected.first, expected.second].map(|arm| question.arms[arm].name);
+            let relation = match expected.relation {
+                Relation::More => "above",
+                Relation::Less => "below",
+                Relation::Same => "as",
+            };
+            let measure = expected.measure.name();
+            text.push_str(&format!("| {measure}: {} {relation} {} | {figures} |\n", arms[0], arms[1]));
         }
     }
     text
@@ -200,6 +234,22 @@ pub fn figure(results: &[Vec<Vec<Outcome>>]) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_difference_counts_if_every_seed_agrees() {
+        use Relation::{Less, More, Same};
+        let above = ((0.01, 0.03), [0.01, 0.02]);
+        for (relation, (interval, seeds), expected) in [
+            (More, above, "held"),
+            (Less, above, "the other way round"),
+            (Same, above, "the first has more"),
+            (More, ((0.01, 0.03), [0.04, -0.01]), "no difference shown"),
+            (Less, ((-0.03, -0.01), [-0.01, -0.02]), "held"),
+            (Same, ((-0.03, 0.01), [-0.01, -0.02]), "no difference shown, as claimed"),
+        ] {
+            assert_eq!(words(relation, interval, &seeds), expected);
+        }
+    }
 
     #[test]
     fn intervals_are_those_of_the_papers() {

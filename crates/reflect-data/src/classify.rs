@@ -104,11 +104,9 @@ pub fn classify_by_model(
 /// [`ResumeError`] when the output can't be written.
 pub fn classify_by_structure(records: &[Record], output: &mut Output) -> Result<ClassifyReport, ResumeError> {
     let mut report = ClassifyReport { read: records.len(), ..ClassifyReport::default() };
-    for record in records {
-        if output.has(&record.problem.id) {
-            report.skipped += 1;
-            continue;
-        }
+    let open = output.open_of(records)?;
+    report.skipped = records.len() - open.len();
+    for record in open {
         report.add(record.problem.difficulty, record.problem.difficulty);
         output.push(record)?;
     }

@@ -18,6 +18,12 @@ pub trait Completions {
     /// The first failure; answers that were complete by then are lost, so callers keep batches
     /// small enough to repeat.
     fn complete(&mut self, requests: &[CompletionRequest]) -> Result<Vec<Vec<String>>, CompletionError>;
+
+    /// Prompts so far that did not fit the context of the model and have empty answers. A server refuses
+    /// them instead.
+    fn too_long(&self) -> usize {
+        0
+    }
 }
 
 /// A conversation to continue, and how.

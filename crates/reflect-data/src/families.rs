@@ -182,7 +182,7 @@ impl Draft {
 /// # Errors
 /// [`GenerateError`] when the split has no problem of the family and difficulty.
 pub fn generate(request: &Request, index: u64) -> Result<Problem, GenerateError> {
-    let Request { family, split, .. } = *request;
+    let Request { family, split, seed, .. } = *request;
     let mut rng = random(request, index);
     let difficulty = draw_difficulty(&mut rng, request.difficulties);
     for _ in 0..TRIES {
@@ -191,8 +191,10 @@ pub fn generate(request: &Request, index: u64) -> Result<Problem, GenerateError>
         if split_of(template) == split {
             // Numbers start again in the other split.
             let part = if split == Split::HeldOut { "held-out/" } else { "" };
+            // Files of different seeds may be joined.
+            let seed = if seed == 0 { String::new() } else { format!("{seed}-") };
             return Ok(Problem {
-                id: format!("{family}/{part}{index:06}"),
+                id: format!("{family}/{part}{seed}{index:06}"),
                 family: family.name().to_owned(),
                 category: family.category(),
                 difficulty,

@@ -127,7 +127,7 @@ impl ImportReport {
 type Refusal = (DropReason, String);
 
 /// Reads a file in the format its lines show, or in the one that is given. `file` is its name, for
-/// messages and ids; a GSM8K file whose name holds `test` is held out.
+/// messages and ids; a GSM8K file with the word `test` in its name is held out.
 ///
 /// # Errors
 /// Only those of reading: what is wrong with a line is in the report.
@@ -210,9 +210,14 @@ fn text_field<'a>(row: &'a Value, field: &str) -> Result<&'a str, Refusal> {
         .ok_or_else(|| (DropReason::WrongShape, format!("`{field}` is not a string")))
 }
 
+/// The name of a file without its folder.
+fn name(file: &str) -> &str {
+    file.rsplit(['/', '\\']).next().unwrap_or(file)
+}
+
 /// The name of a file without folder and ending, for ids.
 fn stem(file: &str) -> &str {
-    let name = file.rsplit(['/', '\\']).next().unwrap_or(file);
+    let name = name(file);
     name.split_once('.').map_or(name, |(stem, _)| stem)
 }
 

@@ -25,6 +25,14 @@ pub enum IoError {
 /// # Errors
 /// [`IoError`] when the file can't be read or a line is not a record: nothing is left out silently.
 pub fn read_jsonl<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>, IoError> {
+    Ok(read_numbered(path)?.into_iter().map(|(_, record)| record).collect())
+}
+
+/// Reads every record of a file with the line it stands in, counted from 1.
+///
+/// # Errors
+/// As [`read_jsonl`].
+pub fn read_numbered<T: DeserializeOwned>(path: &Path) -> Result<Vec<(usize, T)>, IoError> {
     let failed = |source| IoError::Read { path: path.to_owned(), source };
     let mut reader = BufReader::new(File::open(path).map_err(failed)?);
     let mut records = Vec::new();
@@ -38,7 +46,8 @@ pub fn read_jsonl<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>, IoError> {
             continue;
         }
         let record = serde_json::from_slice(&bytes);
-        records.push(record.map_err(|source| IoError::Line { path: path.to_owned(), line, source })?);
+        let record = record.map_err(|source| IoError::Line { path: path.to_owned(), line, source })?;
+        records.push((line, record));
     }
     Ok(records)
 }
@@ -118,6 +127,8 @@ mod tests {
         let error = read_jsonl::<u32>(&path).unwrap_err();
         assert!(matches!(error, IoError::Line { line: 4, .. }), "{error}");
         assert!(error.to_string().contains("bad.jsonl:4 "));
+        fs::write(&path, "1\n\n2\n").unwrap();
+        assert_eq!(read_numbered::<u32>(&path).unwrap(), [(1, 1), (3, 2)]);
         fs::write(&path, b"\xff\n").unwrap();
         assert!(matches!(read_jsonl::<u32>(&path), Err(IoError::Line { line: 1, .. })));
         assert!(matches!(read_jsonl::<u32>(&folder.0.join("none")), Err(IoError::Read { .. })));

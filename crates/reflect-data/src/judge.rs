@@ -6,6 +6,7 @@ use reflect_text::{Closed, SegmentKind, TagEvent, TagParser};
 use crate::arithmetic::{equations, evaluate, same};
 use crate::check::{check_answer, check_steps};
 use crate::families::Family;
+use crate::line::normal;
 use crate::mine::{Judged, WrongStep};
 use crate::sample::Problem;
 use crate::words::words;
@@ -17,8 +18,14 @@ pub fn is_right(problem: &Problem, answer: &str) -> bool {
         return check_answer(problem, answer).right;
     }
     let (_, output) = thinking_and_output(answer);
+    // `1/2` and `50%` are more than their last number.
+    if normal(&output) == normal(&problem.answer) {
+        return true;
+    }
     match evaluate(&problem.answer) {
-        Some(known) => last_number(&output).is_some_and(|said| same(said, known)),
+        Some(known) => {
+            evaluate(&output).or_else(|| last_number(&output)).is_some_and(|said| same(said, known))
+        }
         None => words(&output) == words(&problem.answer),
     }
 }
@@ -118,6 +125,9 @@ mod tests {
         for wrong in ["", "71", "72 or 73", "<thinking>72</thinking><output>71</output>", "<thinking>72"] {
             assert!(!is_right(&problem, wrong), "{wrong}");
         }
+        let half = Problem { answer: "1/2".to_owned(), ..problem.clone() };
+        assert!(["1/2", " 1/2 ", "0.5", "50%"].iter().all(|right| is_right(&half, right)));
+        assert!(!is_right(&half, "2") && !is_right(&half, "1/3"));
         let words = Problem { answer: "Rome, Italy".to_owned(), ..problem };
         assert!(is_right(&words, "rome Italy.") && !is_right(&words, "Milan, Italy"));
     }

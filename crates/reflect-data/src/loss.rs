@@ -8,7 +8,9 @@
 //! would never stop.
 
 use std::ops::Range;
+use std::str::FromStr;
 
+use reflect_text::Message;
 use serde::{Deserialize, Serialize};
 
 use crate::sample::{Span, SpanKind};
@@ -75,6 +77,17 @@ impl SpanWeights {
             SpanKind::Output => self.output,
         }
     }
+
+    fn of_mut(&mut self, kind: SpanKind) -> &mut f32 {
+        match kind {
+            SpanKind::Thinking => &mut self.thinking,
+            SpanKind::Mistake => &mut self.mistake,
+            SpanKind::CorrectiveReflection => &mut self.corrective_reflection,
+            SpanKind::ConfirmingReflection => &mut self.confirming_reflection,
+            SpanKind::Correction => &mut self.correction,
+            SpanKind::Output => &mut self.output,
+        }
+    }
 }
 
 impl LossStrategy {
@@ -92,12 +105,6 @@ impl LossStrategy {
         }
     }
 
-    /// The strategy of that name; `weights` weighs everything the same until its settings are given.
-    pub fn parse(name: &str) -> Option<Self> {
-        let weights = Self::Weights(SpanWeights::default());
-        Self::ALL.into_iter().chain([weights]).find(|strategy| strategy.name() == name)
-    }
-
     /// The weights by role of the strategies that have them.
     fn span_weights(&self) -> Option<SpanWeights> {
         match self {
@@ -107,6 +114,39 @@ impl LossStrategy {
             Self::Weights(weights) => Some(*weights),
         }
     }
+}
+
+/// Why a text names no strategy.
+#[derive(Debug, thiserror::Error, PartialEq)]
+#[error("give one of {strategies}, or weights as in mistake=0,output=3 for {kinds}")]
+pub struct UnknownStrategy {
+    strategies: String,
+    kinds: String,
+}
+
+impl FromStr for LossStrategy {
+    type Err = UnknownStrategy;
+
+    /// A strategy by its name, or weights of spans as in `mistake=0,output=3`; the others have 1.
+    fn from_str(text: &str) -> Result<Self, UnknownStrategy> {
+        if let Some(strategy) = Self::ALL.into_iter().find(|strategy| strategy.name() == text) {
+            return Ok(strategy);
+        }
+        weights_of(text).map(Self::Weights).ok_or_else(|| UnknownStrategy {
+            strategies: Self::ALL.map(|strategy| strategy.name().to_owned()).join(", "),
+            kinds: SpanKind::ALL.map(|kind| kind.name().to_owned()).join(", "),
+        })
+    }
+}
+
+fn weights_of(text: &str) -> Option<SpanWeights> {
+    let mut weights = SpanWeights::default();
+    for pair in text.split(',') {
+        let (kind, weight) = pair.split_once('=')?;
+        let weight: f32 = weight.parse().ok().filter(|weight: &f32| weight.is_finite() && *weight >= 0.0)?;
+        *weights.of_mut(SpanKind::ALL.into_iter().find(|other| other.name() == kind)?) = weight;
+    }
+    Some(weights)
 }
 
 /// Why weights can't be compiled.
@@ -165,10 +205,14 @@ pub fn token_weights(
 }
 
 /// The weight that each span has in the loss, to show it. For the strategies with two copies it is
-/// the mean of both: a half where one of them masks it.
-pub fn span_weights(strategy: &LossStrategy, spans: &[Span]) -> Vec<f32> {
+/// the mean of both: a half where one of them masks it. `before` is the conversation before the answer.
+pub fn span_weights(strategy: &LossStrategy, before: &[Message], spans: &[Span]) -> Vec<f32> {
     if let Some(weights) = strategy.span_weights() {
         return spans.iter().map(|span| weights.of(span.kind)).collect();
+    }
+    let named_before = before.iter().any(|message| message.content.contains(REFLECTION));
+    if *strategy == LossStrategy::Published && named_before {
+        return vec![1.0; spans.len()];
     }
     let first = spans.iter().position(|span| span.text.contains(REFLECTION));
     // The reflection itself is learned, all but its tag.

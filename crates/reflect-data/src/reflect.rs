@@ -12,6 +12,7 @@ use reflect_text::{VerdictKind, verdict};
 use serde::{Deserialize, Serialize};
 
 use crate::families::Random;
+use crate::import::Record;
 use crate::line::{claim, is_open};
 use crate::sample::{Difficulty, Mistake, MistakeKind, Problem, Sample, Span, SpanKind, Step};
 use crate::words::{fingerprint, mix};
@@ -62,16 +63,40 @@ pub struct ReflectReport {
     pub confirming: usize,
     /// Known mistakes that no reflection of ours would be seen to correct, and that were not used.
     pub unusable_mistakes: usize,
+    /// Samples whose answer stays as it was: it came with the problem, and there are no known steps to
+    /// write another from.
+    pub kept_answers: usize,
 }
 
-/// Writes an answer for each problem.
-pub fn reflect_all(problems: Vec<Problem>, settings: &Settings) -> (Vec<Sample>, ReflectReport) {
+/// How an answer is written.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Style {
+    Reflections(Settings),
+    /// [`twin`]
+    Twin,
+    /// [`direct`]
+    Direct,
+    /// [`noisy`], with a rate and a seed.
+    Noisy(f64, u64),
+}
+
+/// Writes an answer for each record.
+pub fn write_all(records: Vec<Record>, style: &Style) -> (Vec<Sample>, ReflectReport) {
     let mut report = ReflectReport::default();
-    let samples = problems.into_iter().map(|problem| {
+    let samples = records.into_iter().map(|Record { problem, spans }| {
         for step in &problem.steps {
             report.unusable_mistakes += step.mistakes.len() - usable(&problem, step).len();
         }
-        let sample = reflect(problem, settings);
+        let sample = match style {
+            _ if problem.steps.is_empty() && !spans.is_empty() => {
+                report.kept_answers += 1;
+                Sample { problem, spans }
+            }
+            Style::Reflections(settings) => reflect(problem, settings),
+            Style::Twin => twin(problem),
+            Style::Direct => direct(problem),
+            Style::Noisy(rate, seed) => noisy(problem, *rate, *seed),
+        };
         let count = |kind| sample.spans.iter().filter(|span| span.kind == kind).count();
         let corrective = count(SpanKind::CorrectiveReflection);
         let confirming = count(SpanKind::ConfirmingReflection);
@@ -117,8 +142,11 @@ pub fn reflect(problem: Problem, settings: &Settings) -> Sample {
     finish(problem, spans)
 }
 
-/// The same answer without any reflection: right steps only.
+/// The same answer without any reflection: right steps only, and where it is easy the output alone.
 pub fn twin(problem: Problem) -> Sample {
+    if problem.difficulty == Difficulty::Easy {
+        return direct(problem);
+    }
     let lines = problem.steps.iter().enumerate();
     let spans = lines.map(|(index, step)| line(SpanKind::Thinking, &step.text, index)).collect();
     finish(problem, spans)

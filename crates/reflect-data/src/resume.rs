@@ -16,9 +16,16 @@ pub enum ResumeError {
     Io { path: PathBuf, source: std::io::Error },
     #[error("{path}:{line} is not a record of this step ({source}); give another --out or delete the file")]
     Line { path: PathBuf, line: usize, source: serde_json::Error },
+    #[error("{path}:{line} has no end and is not of this step; give another --out or delete the file")]
+    Foreign { path: PathBuf, line: usize },
+    #[error("two records have the id `{0}`, by which a step goes on; give every record its own")]
+    SameId(String),
     #[error("a record can't be written as JSON ({0})")]
     Json(serde_json::Error),
 }
+
+/// How a line of ours begins.
+const START: &[u8] = br#"{"id":"#;
 
 /// A JSONL file of [`Record`]s to append to, and the ids that it already has.
 pub struct Output {
@@ -57,6 +64,9 @@ impl Output {
             line.clear();
             reader.read_until(b'\n', &mut line).map_err(failed)?;
             if line.last() != Some(&b'\n') {
+                if !line.starts_with(START) && !START.starts_with(&line) {
+                    return Err(ResumeError::Foreign { path: path.to_owned(), line: number });
+                }
                 break;
             }
             whole += line.len() as u64;
@@ -75,19 +85,16 @@ impl Output {
         Ok(Self { path: path.to_owned(), file: BufWriter::new(file), done })
     }
 
-    /// Whether a record with this id was written, now or in an earlier run.
-    pub fn has(&self, id: &str) -> bool {
-        self.done.contains(id)
-    }
-
-    /// Records in the file.
-    pub fn len(&self) -> usize {
-        self.done.len()
-    }
-
-    /// Whether nothing was written yet.
-    pub fn is_empty(&self) -> bool {
-        self.done.is_empty()
+    /// The records that no run has written yet.
+    ///
+    /// # Errors
+    /// [`ResumeError::SameId`] when two records could not be told apart.
+    pub fn open_of<'a>(&self, records: &'a [Record]) -> Result<Vec<&'a Record>, ResumeError> {
+        let mut ids = HashSet::new();
+        if let Some(record) = records.iter().find(|record| !ids.insert(record.problem.id.as_str())) {
+            return Err(ResumeError::SameId(record.problem.id.clone()));
+        }
+        Ok(records.iter().filter(|record| !self.done.contains(&record.problem.id)).collect())
     }
 
     /// Appends a record.
@@ -151,11 +158,22 @@ mod tests {
         // Killed in the middle of the second line.
         std::fs::write(&path, &whole[..whole.len() - 5]).unwrap();
         let mut output = Output::open(&path).unwrap();
-        assert!(output.has("x/000000") && !output.has("x/000001"));
-        assert_eq!((output.len(), output.is_empty()), (1, false));
+        let open: Vec<&str> =
+            output.open_of(&records).unwrap().iter().map(|record| record.problem.id.as_str()).collect();
+        assert_eq!(open, ["x/000001", "x/000002"]);
         output.push(&records[1]).unwrap();
         output.flush().unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), whole);
+        std::fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn records_of_one_id_are_refused() {
+        let path = scratch("same");
+        let mut records = records(2);
+        records[1].problem.id = records[0].problem.id.clone();
+        let error = Output::open(&path).unwrap().open_of(&records).unwrap_err();
+        assert!(matches!(&error, ResumeError::SameId(id) if id == "x/000000"), "{error}");
         std::fs::remove_file(path).unwrap();
     }
 
@@ -166,6 +184,10 @@ mod tests {
         let error = Output::open(&path).err().unwrap();
         assert!(matches!(error, ResumeError::Line { line: 2, .. }), "{error}");
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "{\"id\": \"a\"}\nnotes\n");
+        std::fs::write(&path, "a letter to my aunt").unwrap();
+        let error = Output::open(&path).err().unwrap();
+        assert!(matches!(error, ResumeError::Foreign { line: 1, .. }), "{error}");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "a letter to my aunt");
         std::fs::remove_file(path).unwrap();
     }
 }

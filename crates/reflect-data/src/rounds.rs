@@ -51,7 +51,7 @@ pub fn ask_each(
     progress: &mut dyn FnMut(usize),
     each: &mut dyn FnMut(&Record, &[String]) -> Record,
 ) -> Result<usize, RoundsError> {
-    let open: Vec<&Record> = records.iter().filter(|record| !output.has(&record.problem.id)).collect();
+    let open = output.open_of(records)?;
     let skipped = records.len() - open.len();
     let mut done = skipped;
     progress(done);

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 /// A problem with a known answer and, where its family allows it, known steps.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Problem {
-    /// Unique in its file, stable for a seed: `multiplication/000123`.
+    /// Unique in its file, stable for a seed: `multiplication/000123` with seed 0, `multiplication/7-000123` with seed 7.
     pub id: String,
     /// The generator or source: `addition`, `graph`, `call`, `gsm8k`, …
     pub family: String,

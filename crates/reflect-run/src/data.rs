@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
+use reflect_data::Problem;
 use reflect_data::classify::{Thresholds, classify_by_model, classify_by_structure};
 use reflect_data::completions::openai::{OpenAi, OpenAiSettings};
 use reflect_data::completions::{Completions, Sampling};
@@ -24,12 +25,11 @@ use reflect_data::io::{read_jsonl, write_jsonl};
 use reflect_data::judge::{is_right, judge};
 use reflect_data::loss::span_weights;
 use reflect_data::mine::mine;
-use reflect_data::reflect::{self, ReflectReport, reflect_all};
+use reflect_data::reflect::{self, Style, write_all};
 use reflect_data::resume::Output;
 use reflect_data::rounds::Rounds;
 use reflect_data::stats::Stats;
-use reflect_data::{Problem, Sample};
-use reflect_text::{special_tokens, train_bpe};
+use reflect_text::{Message, special_tokens, train_bpe};
 use reflect_train::checkpoint;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -38,7 +38,7 @@ use serde_json::{Value, json};
 pub use self::args::DataArgs;
 use self::args::{
     AskArgs, ClassifyArgs, Common, DecontaminateArgs, GenerateArgs, ImportArgs, ImportFormat, InjectArgs,
-    InspectArgs, MineArgs, ReflectArgs, StatsArgs, Step, Style, TokenizerArgs,
+    InspectArgs, MineArgs, ReflectArgs, StatsArgs, Step, StyleName, TokenizerArgs,
 };
 use crate::{input, runtime::answerer};
 
@@ -66,13 +66,19 @@ pub fn data(args: &DataArgs) -> Result<ExitCode> {
 
 fn run_generate(args: &GenerateArgs) -> Result<()> {
     let families = if args.families.is_empty() { Family::DEFAULT.to_vec() } else { args.families.clone() };
+    if let Some(twice) = families.iter().enumerate().find(|(at, family)| families[..*at].contains(family)) {
+        return Err(input(format!("--families has {} twice; name each once", twice.1)));
+    }
+    let system = args.system.as_ref().map(|text| Message::new("system", text.as_str()));
     let difficulties = [args.mix[0], args.mix[1], args.mix[2]];
     let bar = bar("generating", args.count)?;
     let mut problems = Vec::with_capacity(args.count);
     for index in 0..args.count {
         let family = families[index % families.len()];
         let request = Request { split: args.split, difficulties, ..Request::new(family, args.seed) };
-        problems.push(generate(&request, (index / families.len()) as u64)?);
+        let mut problem = generate(&request, (index / families.len()) as u64)?;
+        problem.messages.splice(..0, system.clone());
+        problems.push(problem);
         bar.inc(1);
     }
     let written = write_jsonl(&args.out, &problems)?;
@@ -101,7 +107,7 @@ fn run_inject(args: &InjectArgs) -> Result<()> {
 }
 
 fn run_reflect(args: &ReflectArgs) -> Result<()> {
-    let problems: Vec<Problem> = rows(&args.files.input, &args.files.common)?;
+    let records: Vec<Record> = rows(&args.files.input, &args.files.common)?;
     let shares = args.rates.iter().chain([&args.corrective_share, &args.mistake_rate]);
     if shares.into_iter().any(|share| !(0.0..=1.0).contains(share)) {
         return Err(input("--rates, --corrective-share and --mistake-rate must lie between 0 and 1"));
@@ -114,20 +120,16 @@ fn run_reflect(args: &ReflectArgs) -> Result<()> {
         corrective_share: args.corrective_share,
         max_mistakes: args.max_mistakes,
         max_reflections: args.max_reflections,
-        retry: (args.style == Style::Retry).then_some(args.mistake_rate),
+        retry: (args.style == StyleName::Retry).then_some(args.mistake_rate),
+    };
+    let style = match args.style {
+        StyleName::Reflections | StyleName::Retry => Style::Reflections(settings),
+        StyleName::Twin => Style::Twin,
+        StyleName::Direct => Style::Direct,
+        StyleName::Noisy => Style::Noisy(args.mistake_rate, seed),
     };
     let bar = spinner("writing answers")?;
-    let count = problems.len();
-    let plain = ReflectReport { samples: count, ..ReflectReport::default() };
-    let (samples, report): (Vec<Sample>, ReflectReport) = match args.style {
-        Style::Reflections | Style::Retry => reflect_all(problems, &settings),
-        Style::Twin => (problems.into_iter().map(reflect::twin).collect(), plain),
-        Style::Direct => (problems.into_iter().map(reflect::direct).collect(), plain),
-        Style::Noisy => {
-            let noisy = |problem| reflect::noisy(problem, args.mistake_rate, seed);
-            (problems.into_iter().map(noisy).collect(), plain)
-        }
-    };
+    let (samples, report) = write_all(records, &style);
     write_jsonl(&args.files.out, &samples)?;
     bar.finish_and_clear();
     print_report(args.files.common.json, &report)
@@ -184,6 +186,9 @@ fn run_classify(args: &ClassifyArgs) -> Result<()> {
         Some(mut model) => {
             let bar = bar("classifying", records.len())?;
             let thresholds = Thresholds { easy: args.easy, hard: args.hard };
+            if !(0.0..=1.0).contains(&args.hard) || !(args.hard..=1.0).contains(&args.easy) {
+                return Err(input("--hard must not lie above --easy, and both between 0 and 1"));
+            }
             let rounds = rounds(&args.ask, &args.files.common);
             let mut progress = |done| bar.set_position(done as u64);
             let report = classify_by_model(
@@ -196,6 +201,7 @@ fn run_classify(args: &ClassifyArgs) -> Result<()> {
                 &mut progress,
             );
             bar.finish_and_clear();
+            say_too_long(model.as_ref());
             report?
         }
     };
@@ -212,7 +218,15 @@ fn run_mine(args: &MineArgs) -> Result<()> {
     let rounds = rounds(&args.ask, &args.files.common);
     let report = mine(&records, model.as_mut(), &rounds, &judge, &mut output, &mut progress);
     bar.finish_and_clear();
+    say_too_long(model.as_ref());
     print_report(args.files.common.json, &report?)
+}
+
+fn say_too_long(model: &dyn Completions) {
+    if model.too_long() > 0 {
+        let count = model.too_long();
+        eprintln!("note: {count} prompts did not fit the context and have empty answers; raise --context");
+    }
 }
 
 fn run_decontaminate(args: &DecontaminateArgs) -> Result<()> {
@@ -246,6 +260,7 @@ fn measure_pairs(args: &DecontaminateArgs, originals: Vec<String>, rephrased: Ve
         )));
     }
     // A missing rephrasing is no pair.
+    let rows = originals.len();
     let pairs: Vec<(String, String)> =
         originals.into_iter().zip(rephrased).filter(|(_, rephrased)| !rephrased.trim().is_empty()).collect();
     let half = |rest| pairs.iter().skip(rest).step_by(2).cloned().collect::<Vec<_>>();
@@ -263,9 +278,9 @@ fn measure_pairs(args: &DecontaminateArgs, originals: Vec<String>, rephrased: Ve
             (name.to_owned(), figures)
         })
         .collect();
-    let report = json!({"pairs": measured.pairs, "thresholds": settings, "detectors": detectors});
-    std::fs::write(&args.files.out, report.to_string())
-        .map_err(|error| unwritable(&args.files.out, &error))?;
+    let without = rows - pairs.len();
+    let report = json!({"rows": rows, "without_rephrasing": without, "pairs": measured.pairs, "thresholds": settings, "detectors": detectors});
+    checkpoint::write(&args.files.out, report.to_string().as_bytes())?;
     print_report(args.files.common.json, &report)
 }
 
@@ -299,12 +314,12 @@ fn run_inspect(args: &InspectArgs) -> Result<()> {
     let records: Vec<Record> = rows(&args.input, &Common { count: Some(count), ..args.common })?;
     let weighted: Vec<(Record, Vec<f32>)> = records
         .into_iter()
-        .map(|record| (span_weights(&args.loss, &record.spans), record))
+        .map(|record| (span_weights(&args.loss, &record.problem.messages, &record.spans), record))
         .map(|(weights, record)| (record, weights))
         .collect();
     if let Some(path) = &args.out {
         let page = inspect::html(&args.input.display().to_string(), &weighted);
-        return std::fs::write(path, page).map_err(|error| unwritable(path, &error));
+        return Ok(checkpoint::write(path, page.as_bytes())?);
     }
     let mut out = stdout().lock();
     let color = out.is_terminal() && std::env::var_os("NO_COLOR").is_none();
@@ -324,7 +339,7 @@ fn run_stats(args: &StatsArgs) -> Result<()> {
     let stats = Stats::of(&records);
     if let Some(path) = &args.out {
         let page = stats.html(&args.input.display().to_string());
-        std::fs::write(path, page).map_err(|error| unwritable(path, &error))?;
+        checkpoint::write(path, page.as_bytes())?;
     }
     if args.common.json {
         return print_report(true, &stats);
@@ -370,7 +385,7 @@ fn rounds(args: &AskArgs, common: &Common) -> Rounds {
         max_tokens: args.max_tokens,
         ..Sampling::default()
     };
-    Rounds { samples: args.samples, batch: args.batch, sampling, seed: common.seed }
+    Rounds { samples: args.samples.get(), batch: args.batch, sampling, seed: common.seed }
 }
 
 fn bar(what: &str, rows: usize) -> Result<ProgressBar> {

@@ -183,7 +183,8 @@ fn a_problem_depends_on_seed_and_number_only() {
     assert_eq!(problem, generate(&Request::new(Family::Addition, 1), 5).unwrap());
     assert_ne!(problem, generate(&Request::new(Family::Addition, 2), 5).unwrap());
     assert_ne!(problem.messages, generate(&Request::new(Family::Addition, 1), 6).unwrap().messages);
-    assert_eq!(problem.id, "addition/000005");
+    assert_eq!(problem.id, "addition/1-000005");
+    assert_eq!(generate(&Request::new(Family::Addition, 0), 5).unwrap().id, "addition/000005");
 }
 
 proptest! {

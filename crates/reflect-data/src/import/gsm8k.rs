@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-use super::{DropReason, Record, Refusal, stem, text_field};
+use super::{DropReason, Record, Refusal, name, text_field};
 use crate::arithmetic::{evaluate, same};
 use crate::sample::{Category, Difficulty, Problem, Split, Step};
 use crate::words::template_of;
@@ -32,7 +32,7 @@ pub struct Annotation {
 pub(super) fn record(row: &Value, number: usize, file: &str) -> Result<Record, Refusal> {
     let question = text_field(row, "question")?;
     let solution = text_field(row, "answer")?;
-    let held_out = stem(file).contains("test");
+    let held_out = name(file).split(|symbol: char| !symbol.is_alphanumeric()).any(|part| part == "test");
     let name = if held_out { "gsm8k-test" } else { "gsm8k" };
     let split = if held_out { Split::HeldOut } else { Split::Train };
     let problem = problem(format!("{name}/{number:06}"), question, solution, split)?;

@@ -127,9 +127,12 @@ fn the_published_collator_learns_later_turns() {
 
 #[test]
 fn spans_are_shown_with_their_weights() {
-    assert_eq!(span_weights(&LossStrategy::MaskMistakes, &spans()), [1., 0., 1., 1., 1., 1.]);
-    assert_eq!(span_weights(&LossStrategy::Intended, &spans()), [0.5, 0.5, 1., 1., 1., 1.]);
-    assert_eq!(span_weights(&LossStrategy::Published, &[span(SpanKind::Output, "x")]), [1.]);
+    let named = [Message::new("system", "Check inside <reflection> tags.")];
+    assert_eq!(span_weights(&LossStrategy::Published, &named, &spans()), [1.; 6]);
+    assert_eq!(span_weights(&LossStrategy::Published, &[], &spans()), [0.5, 0.5, 1., 1., 1., 1.]);
+    assert_eq!(span_weights(&LossStrategy::MaskMistakes, &[], &spans()), [1., 0., 1., 1., 1., 1.]);
+    assert_eq!(span_weights(&LossStrategy::Intended, &named, &spans()), [0.5, 0.5, 1., 1., 1., 1.]);
+    assert_eq!(span_weights(&LossStrategy::Published, &[], &[span(SpanKind::Output, "x")]), [1.]);
 }
 
 #[test]
@@ -152,10 +155,14 @@ fn places_that_do_not_fit_are_refused() {
 #[test]
 fn names_are_parsed() {
     for strategy in LossStrategy::ALL {
-        assert_eq!(LossStrategy::parse(strategy.name()), Some(strategy));
+        assert_eq!(strategy.name().parse(), Ok(strategy));
     }
-    assert!(matches!(LossStrategy::parse("weights"), Some(LossStrategy::Weights(_))));
-    assert_eq!(LossStrategy::parse("other"), None);
+    let weights = SpanWeights { mistake: 0.0, output: 3.0, ..SpanWeights::default() };
+    assert_eq!("mistake=0,output=3".parse(), Ok(LossStrategy::Weights(weights)));
+    for wrong in ["other", "weights", "", "mistake", "mistake=-1", "mistake=nan", "slip=1", "mistake=0,"] {
+        let error = wrong.parse::<LossStrategy>().unwrap_err().to_string();
+        assert!(error.contains("mask-mistakes") && error.contains("corrective_reflection"), "{error}");
+    }
 }
 
 proptest! {

@@ -10,6 +10,14 @@ fn hard(family: Family, count: u64) -> impl Iterator<Item = Problem> {
     (0..count).map(move |index| generate(&request, index).unwrap())
 }
 
+fn write_reflections(
+    problems: impl Iterator<Item = Problem>,
+    settings: &Settings,
+) -> (Vec<Sample>, ReflectReport) {
+    let records = problems.map(|problem| Record { problem, spans: Vec::new() });
+    write_all(records.collect(), &Style::Reflections(settings.clone()))
+}
+
 /// The verdict of each reflection of an answer, as the engine finds it.
 fn verdicts(text: &str) -> Vec<VerdictKind> {
     let mut parser = TagParser::new();
@@ -36,7 +44,7 @@ fn verdicts(text: &str) -> Vec<VerdictKind> {
 #[test]
 fn every_reflection_is_seen_for_what_it_is() {
     for family in Family::ALL {
-        let (samples, report) = reflect_all(hard(family, 200).collect(), &Settings::default());
+        let (samples, report) = write_reflections(hard(family, 200), &Settings::default());
         assert_eq!(report.unusable_mistakes, 0, "{family}");
         assert_eq!((report.samples, report.reflecting), (200, 200), "{family}");
         assert!(report.corrective > 50 && report.confirming > 50, "{family}: {report:?}");
@@ -72,12 +80,12 @@ fn every_mistake_can_be_corrected() {
 #[test]
 fn shares_and_caps_are_kept() {
     let none = Settings { corrective_share: 0.0, ..Settings::default() };
-    let (samples, report) = reflect_all(hard(Family::Addition, 50).collect(), &none);
+    let (samples, report) = write_reflections(hard(Family::Addition, 50), &none);
     assert_eq!(report.corrective, 0);
     assert!(samples.iter().all(|sample| sample.spans.iter().all(|span| span.kind != SpanKind::Mistake)));
 
     let all = Settings { corrective_share: 1.0, max_mistakes: 1, ..Settings::default() };
-    let (samples, report) = reflect_all(hard(Family::Addition, 50).collect(), &all);
+    let (samples, report) = write_reflections(hard(Family::Addition, 50), &all);
     assert_eq!(report.corrective, 50);
     assert!(
         samples
@@ -87,7 +95,7 @@ fn shares_and_caps_are_kept() {
 
     let request = Request { difficulties: [1.0, 1.0, 0.0], ..Request::new(Family::Graph, 3) };
     let problems: Vec<Problem> = (0..50).map(|index| generate(&request, index).unwrap()).collect();
-    let (_, report) = reflect_all(problems, &Settings::default());
+    let (_, report) = write_reflections(problems.into_iter(), &Settings::default());
     assert_eq!((report.samples, report.reflecting), (50, 0));
 }
 
@@ -161,4 +169,31 @@ proptest! {
         let confirmed = steps.iter().filter(|step| step.right && step.reflected == Reflected::Confirming);
         prop_assert_eq!(confirmed.count(), count(SpanKind::ConfirmingReflection), "{}", text);
     }
+}
+
+#[test]
+fn what_cannot_be_written_anew_stays() {
+    let lines = [
+        r#"{"prompt": "Why?", "response": "<thinking>Hm.</thinking><output>So.</output>"}"#,
+        r#"{"prompt": "2+2?", "response": "4"}"#,
+    ];
+    let (records, _) = crate::import::import(lines.join("\n").as_bytes(), "x.jsonl", None).unwrap();
+    for style in [Style::Reflections(Settings::default()), Style::Twin, Style::Direct, Style::Noisy(0.5, 1)] {
+        let (samples, report) = write_all(records.clone(), &style);
+        assert_eq!((report.samples, report.kept_answers), (2, 2));
+        assert!(samples.iter().zip(&records).all(|(sample, record)| sample.spans == record.spans));
+    }
+}
+
+#[test]
+fn easy_problems_are_answered_directly() {
+    let row = r#"{"question": "q?", "answer": "1+1 = <<1+1=2>>2\n#### 2"}"#;
+    let (mut records, _) = crate::import::import(row.as_bytes(), "train.jsonl", None).unwrap();
+    let problem = records.remove(0).problem;
+    assert_eq!((problem.difficulty, problem.steps.len()), (Difficulty::Easy, 1));
+    for sample in [reflect(problem.clone(), &Settings::default()), twin(problem.clone())] {
+        assert_eq!(sample.answer_text(), "<output>2</output>");
+    }
+    let all = Settings { difficulties: vec![Difficulty::Easy], ..Settings::default() };
+    assert!(reflect(problem, &all).answer_text().contains("<reflection>"));
 }

@@ -1,5 +1,6 @@
 //! The command line of `reflect-run data`.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
@@ -84,6 +85,9 @@ pub struct GenerateArgs {
     /// Weights of easy, moderate and hard
     #[arg(long, value_name = "W", num_args = 3, default_values_t = [1.0, 1.0, 1.0])]
     pub mix: Vec<f64>,
+    /// System prompt of every problem [default: none]
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
     /// The report as one line of JSON on standard output
     #[arg(long)]
     pub json: bool,
@@ -102,7 +106,7 @@ pub struct ReflectArgs {
     /// What is written: reflections; the plain twin without any; direct, the output alone; noisy, with
     /// wrong steps that nobody corrects; or retry, where wrong steps are taken back without a word
     #[arg(long, value_enum, value_name = "STYLE", default_value = "reflections")]
-    pub style: Style,
+    pub style: StyleName,
     /// How many of the reflections correct a mistake, from 0 to 1
     #[arg(long, value_name = "SHARE", default_value_t = 0.5)]
     pub corrective_share: f64,
@@ -124,7 +128,7 @@ pub struct ReflectArgs {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Style {
+pub enum StyleName {
     Reflections,
     Twin,
     Direct,
@@ -152,11 +156,6 @@ fn difficulty(name: &str) -> Result<Difficulty, String> {
         "hard" => Ok(Difficulty::Hard),
         _ => Err("a difficulty is easy, moderate or hard".to_owned()),
     }
-}
-
-fn strategy(name: &str) -> Result<LossStrategy, String> {
-    let names = LossStrategy::ALL.map(|strategy| strategy.name().to_owned()).join(", ");
-    LossStrategy::parse(name).ok_or_else(|| format!("a strategy is one of {names}"))
 }
 
 #[derive(Args, Debug)]
@@ -197,8 +196,8 @@ pub struct AskArgs {
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
     /// Answers to each problem
-    #[arg(long, value_name = "K", default_value_t = 8)]
-    pub samples: usize,
+    #[arg(long, value_name = "K", default_value = "8")]
+    pub samples: NonZeroUsize,
     /// Problems asked at once
     #[arg(long, value_name = "N", default_value_t = 16)]
     pub batch: usize,
@@ -277,8 +276,9 @@ pub struct InspectArgs {
     /// The JSONL file to read
     #[arg(long = "in", value_name = "FILE")]
     pub input: PathBuf,
-    /// Whose weights are shown: published, intended, mask-mistakes or none
-    #[arg(long, value_name = "STRATEGY", default_value = "mask-mistakes", value_parser = strategy)]
+    /// Whose weights are shown: published, intended, mask-mistakes or none; or weights of spans, as in
+    /// mistake=0,output=3
+    #[arg(long, value_name = "STRATEGY", default_value = "mask-mistakes")]
     pub loss: LossStrategy,
     /// A page to write instead of showing the records here
     #[arg(long, value_name = "FILE")]

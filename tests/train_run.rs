@@ -164,9 +164,11 @@ fn bad_records_are_named_and_nothing_is_dropped_silently() {
     records[5]["spans"] = span("  ");
     records[7]["spans"] = json!([]);
     records[9]["spans"] = span(&format!("<output>{}</output>", "word ".repeat(2000)));
+    records[11]["split"] = json!("held_out");
     let lines: Vec<String> = records.iter().map(Value::to_string).collect();
     let data = setting.folder.file("bad.jsonl");
-    fs::write(&data, lines.join("\n")).expect("a file");
+    // An empty line holds no record, but counts as a line.
+    fs::write(&data, format!("\n{}", lines.join("\n"))).expect("a file");
     let args = |data: &str, out: &str| {
         run(&[
             "train",
@@ -186,15 +188,18 @@ fn bad_records_are_named_and_nothing_is_dropped_silently() {
     let output = args(&data, &setting.folder.file("run"));
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{said}");
-    assert!(said.contains("20 records, 16 kept"), "{said}");
-    for (reason, number) in [
-        ("1 skipped: unbalanced tags; first: 3 (", 3),
-        ("1 skipped: empty answer; first: 6 (", 6),
-        ("1 skipped: no answer; first: 8 (", 8),
-        ("1 skipped: longer than the context; first: 10 (", 10),
+    assert!(said.contains("20 records, 15 kept"), "{said}");
+    for reason in [
+        "1 skipped: unbalanced tags; in line 4 (",
+        "1 skipped: empty answer; in line 7 (",
+        "1 skipped: no answer; in line 9 (",
+        "1 skipped: longer than the context; in line 11 (",
+        "1 skipped: held out for evaluation; in line 13 (",
     ] {
-        assert!(said.contains(reason), "record {number}: {said}");
+        assert!(said.contains(reason), "{reason}: {said}");
     }
+    let skipped = fs::read_to_string(setting.folder.file("run/skipped.jsonl")).expect("all skipped");
+    assert_eq!(skipped.lines().count(), 5, "{skipped}");
 
     fs::write(&data, format!("{}\n{{\"id\": broken", lines[0])).expect("a file");
     let output = args(&data, &setting.folder.file("broken"));
@@ -330,4 +335,14 @@ fn adapters_train_on_a_model_and_evaluation_keeps_its_contract() {
     assert_eq!(line(must(&eval)), first, "a second run finds all outcomes there");
     let other = run(&[&eval[..], &["--temperature", "0.9"]].concat());
     assert_eq!(other.status.code(), Some(2), "{}", String::from_utf8_lossy(&other.stderr));
+
+    // Outcomes of other weights are not taken for these.
+    let path = format!("{full}/model.safetensors");
+    let mut bytes = fs::read(&path).expect("weights");
+    let header = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes")) as usize;
+    bytes[8 + header] ^= 1;
+    fs::write(&path, bytes).expect("a file");
+    let other = run(&eval);
+    let said = String::from_utf8_lossy(&other.stderr);
+    assert!(other.status.code() == Some(2) && said.contains("set of weights"), "{said}");
 }

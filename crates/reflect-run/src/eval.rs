@@ -9,13 +9,17 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
+use reflect_data::Split;
 use reflect_kernels::device::DeviceChoice;
 use reflect_train::{
     TrainError, checkpoint,
     eval::{Arm, Model, Outcome, Outcomes, Settings, report::Report, run_arm, tasks::problems},
 };
 
-use crate::{input, runtime::answerer};
+use crate::{
+    input,
+    runtime::{Checkpoint, answerer},
+};
 
 #[derive(Args, Debug)]
 pub struct EvalArgs {
@@ -37,7 +41,7 @@ pub struct EvalArgs {
     /// The same seed gives the same problems
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
-    /// Who answers [default: tuned, banned, injected, and what --twin and --base allow]
+    /// Who answers [default: all that --twin and --base allow]
     #[arg(long, value_enum, value_name = "ARMS", value_delimiter = ',')]
     pub arms: Vec<ArmName>,
     /// Folder for outcomes, report.md and report.html; an interrupted evaluation goes on from there
@@ -96,13 +100,20 @@ pub fn eval(args: &EvalArgs) -> Result<ExitCode> {
     if problems.is_empty() {
         return Err(input("there is no problem to answer; raise --count"));
     }
+    let trained = problems.iter().filter(|problem| problem.split == Split::Train).count();
+    if trained > 0 {
+        let of = problems.len();
+        eprintln!("note: {trained} of {of} problems are marked for training: a model may know them by heart");
+    }
     let folder = match &args.out {
         Some(folder) => folder.clone(),
         None => std::env::temp_dir().join(format!("reflect-eval-{}", std::process::id())),
     };
     fs::create_dir_all(&folder).map_err(|source| TrainError::Write { path: folder.clone(), source })?;
     let settings = Settings { max_tokens: args.max_tokens, temperature: args.temperature, seed: args.seed };
-    remember_settings(args, &folder)?;
+    if args.out.is_some() {
+        remember_settings(args, &folder)?;
+    }
     let mut outcomes = Outcomes::open(&folder.join("outcomes.jsonl"))?;
 
     let arms = arms(args)?;
@@ -121,6 +132,10 @@ pub fn eval(args: &EvalArgs) -> Result<ExitCode> {
             bar.set_message(arm.name());
             run_arm(arm, &problems, &mut answerer, &settings, &mut outcomes, || bar.inc(1))?;
             bar.finish_and_clear();
+        }
+        if answerer.too_long > 0 {
+            let count = answerer.too_long;
+            eprintln!("note: {count} prompts did not fit the context and count as wrong; raise --context");
         }
     }
 
@@ -156,7 +171,7 @@ pub fn eval(args: &EvalArgs) -> Result<ExitCode> {
 /// The arms asked for, with a complaint where their model is missing.
 fn arms(args: &EvalArgs) -> Result<Vec<Arm>> {
     if args.arms.is_empty() {
-        let mut arms = vec![Arm::Tuned, Arm::Banned, Arm::Injected];
+        let mut arms = vec![Arm::Tuned, Arm::Banned, Arm::Majority, Arm::Injected];
         arms.extend(args.twin.iter().map(|_| Arm::Twin));
         let base = args.base.iter().flat_map(|_| [Arm::Plain, Arm::PromptCard, Arm::PromptEval]);
         arms.extend(base);
@@ -184,15 +199,20 @@ fn arms(args: &EvalArgs) -> Result<Vec<Arm>> {
 
 /// Refuses to go on in a folder whose outcomes are of other problems or models.
 fn remember_settings(args: &EvalArgs, folder: &std::path::Path) -> Result<()> {
+    let mut weights = BTreeMap::new();
+    for name in [Some(&args.model), args.twin.as_ref(), args.base.as_ref()].into_iter().flatten() {
+        weights.insert(name, Checkpoint::open_named(name, false)?.weights_hash()?);
+    }
     let settings = serde_json::json!({
-        "model": args.model, "twin": args.twin, "base": args.base, "tasks": args.tasks,
-        "seed": args.seed, "max_tokens": args.max_tokens, "temperature": args.temperature,
+        "model": args.model, "twin": args.twin, "base": args.base, "weights": weights, "tasks": args.tasks,
+        "seed": args.seed, "max_tokens": args.max_tokens, "context": args.context,
+        "temperature": args.temperature,
     });
     let path = folder.join("settings.json");
     if let Ok(text) = fs::read(&path) {
         let old: serde_json::Value = serde_json::from_slice(&text)?;
         if old != settings {
-            return Err(TrainError::Settings { path, what: "model, task or seed" }.into());
+            return Err(TrainError::Settings { path, what: "model, set of weights, task or setting" }.into());
         }
     }
     checkpoint::write_json(&path, &settings)?;

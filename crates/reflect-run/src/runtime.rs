@@ -119,6 +119,24 @@ impl Checkpoint {
         Ok(Self { name, path, texts, weights })
     }
 
+    /// A hash of the first row of every tensor: training changes all of them.
+    ///
+    /// # Errors
+    /// If the weights can't be read.
+    pub fn weights_hash(&self) -> Result<u64> {
+        let mut names: Vec<&str> = self.weights.names().collect();
+        names.sort_unstable();
+        let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+        for name in names {
+            let row = block_on(self.weights.read(name, 0..1))?;
+            for byte in name.bytes().chain(row.iter().copied()) {
+                // FNV-1a (Fowler, Noll and Vo).
+                hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+            }
+        }
+        Ok(hash)
+    }
+
     /// Positions of a run that needs `wanted`: what `--context` says, else what is wanted as far
     /// as the model has it.
     ///
@@ -288,7 +306,7 @@ pub fn answerer(model: &str, device: &DeviceChoice, context: usize, parallel: us
         memory: None,
     };
     let engine = load(&config, &weights, &open_device(device)?, &plan)?;
-    Ok(Answerer { engine, tokenizer, template, eos_ids, parallel })
+    Ok(Answerer { engine, tokenizer, template, eos_ids, parallel, too_long: 0 })
 }
 
 /// A model ready to answer.

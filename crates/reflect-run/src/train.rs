@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use pollster::block_on;
 use reflect_data::import::Record as DataRecord;
-use reflect_data::io::read_jsonl;
+use reflect_data::io::{read_numbered, write_jsonl};
 use reflect_kernels::{Format, device::OpenDevice};
 use reflect_llm::{
     Llama, LlamaConfig, load_model,
@@ -23,7 +23,7 @@ use reflect_train::{
     TrainError,
     batch::pack,
     checkpoint::{self, State},
-    examples::{Example, Limits, Report, examples},
+    examples::{Example, Limits, Purpose, Report, examples},
     lora, plot,
     settings::{LoraSettings, Method, OptimizerSettings, Settings},
     source::{Fresh, Packed, Widened},
@@ -42,6 +42,9 @@ use crate::{
 /// Files of a run.
 const LOG: &str = "log.jsonl";
 const PAGE: &str = "loss.html";
+const SKIPPED: &str = "skipped.jsonl";
+/// Skipped records of each kind that are named on the terminal; all are in [`SKIPPED`].
+const NAMED: usize = 3;
 /// Rows of the head whose logits exist at a time.
 pub(crate) const HEAD_ROWS: usize = 16_384;
 /// Files beside the weights that a trained model needs as its base does.
@@ -70,28 +73,31 @@ pub fn train(args: &TrainArgs) -> Result<ExitCode> {
         context => context.unwrap_or(texts.config.max_position_embeddings),
     };
     let limits = Limits { context, vocab: texts.config.vocab_size };
-    let read = |file: &Path, count: Option<usize>| -> Result<Vec<Example>> {
-        let mut records: Vec<DataRecord> = read_jsonl(file)?;
-        records.truncate(count.unwrap_or(usize::MAX));
+    let read = |file: &Path, purpose: Purpose, count: usize| -> Result<(Vec<Example>, Report)> {
+        let mut records: Vec<(usize, DataRecord)> = read_numbered(file)?;
+        records.truncate(count);
         let bar = ProgressBar::new(records.len() as u64);
         bar.set_style(ProgressStyle::with_template("rendering {bar:32} {pos} of {len}, {eta} left")?);
         let told = || bar.inc(1);
-        let (found, report) = examples(&records, template, &texts.tokenizer, &args.loss, limits, &told);
+        let found = examples(&records, purpose, template, &texts.tokenizer, &args.loss, limits, &told);
         bar.finish_and_clear();
-        say_report(file, &report);
+        say_report(file, &found.1);
         Ok(found)
     };
-    let train = read(&args.data, None)?;
+    let (train, report) = read(&args.data, Purpose::Train, usize::MAX)?;
     let held_out = match &args.held_out {
-        Some(file) => read(file, Some(args.held_out_count))?,
+        Some(file) => read(file, Purpose::HeldOut, args.held_out_count)?.0,
         None => Vec::new(),
     };
     let settings = settings(args, &train);
     let device = open_device(&args.device)?;
     base.need(&settings).check(&device, None)?;
     fs::create_dir_all(&args.out).map_err(|source| TrainError::Write { path: args.out.clone(), source })?;
+    if !report.all_skipped.is_empty() {
+        write_jsonl(&args.out.join(SKIPPED), &report.all_skipped)?;
+    }
 
-    let fingerprint = reflect_train::trainer::fingerprint(&settings, &train, &held_out);
+    let fingerprint = reflect_train::trainer::fingerprint(&settings, &train, &held_out, &args.model);
     let last = checkpoint::newest(&args.out, &fingerprint)?;
     let model = base.model(args, &settings, last.as_ref().map(|(folder, _)| folder.as_path()), &device)?;
     let mut trainer =
@@ -285,9 +291,9 @@ fn say_report(file: &Path, report: &Report) {
         report.records, report.kept, report.examples, report.tokens, report.learned_tokens
     );
     for (reason, count) in &report.skipped {
-        let named = report.first_skipped.iter().filter(|(.., why)| why == reason);
-        let named: Vec<String> = named.map(|(number, id, _)| format!("{number} ({id})")).collect();
-        eprintln!("{file}: {count} skipped: {reason}; first: {}", named.join(", "));
+        let named = report.all_skipped.iter().filter(|skipped| skipped.reason == *reason).take(NAMED);
+        let named: Vec<String> = named.map(|skipped| format!("{} ({})", skipped.line, skipped.id)).collect();
+        eprintln!("{file}: {count} skipped: {reason}; in line {}", named.join(", "));
     }
 }
 

@@ -11,9 +11,7 @@ use reflect_llm::{
     sampler::{Candidates, SamplingParams},
     stream::Next,
 };
-use reflect_text::{
-    ChatTemplate, Event, FinishReason, Message, RenderOptions, SpecialTokens, Timings, Tokenizer,
-};
+use reflect_text::{ChatTemplate, FinishReason, Message, RenderOptions, SpecialTokens, Tokenizer};
 
 /// A conversation to continue.
 #[derive(Clone, Debug)]
@@ -37,8 +35,6 @@ pub struct Answer {
     pub text: String,
     /// Written tokens, without the prefix.
     pub tokens: usize,
-    /// Those of them inside thinking and reflections.
-    pub reasoning_tokens: usize,
     /// Whether it ended by itself.
     pub finished: bool,
 }
@@ -51,6 +47,8 @@ pub struct Answerer {
     pub eos_ids: Vec<u32>,
     /// Answers that are written at a time; the engine's cache has room for as many contexts.
     pub parallel: usize,
+    /// Prompts so far that did not fit the context, and got an empty answer without an end.
+    pub too_long: usize,
 }
 
 /// An answer that is being written.
@@ -79,7 +77,7 @@ impl Answerer {
     /// The answers to `prompts`, in their order. `told` hears of each that is complete.
     ///
     /// # Errors
-    /// If a prompt can't be rendered or does not fit the context, or the engine fails.
+    /// If a prompt can't be rendered, or the engine fails.
     pub fn answers(
         &mut self,
         prompts: &[Prompt],
@@ -91,10 +89,18 @@ impl Answerer {
         loop {
             while active.len() < self.parallel.max(1) {
                 let Some(index) = waiting.pop_front() else { break };
-                let (id, started) = self.start(index, &prompts[index])?;
-                active.insert(id, started);
+                match self.start(index, &prompts[index])? {
+                    Some((id, started)) => drop(active.insert(id, started)),
+                    None => {
+                        self.too_long += 1;
+                        let text = prompts[index].prefix.clone();
+                        let answer = Answer { text, tokens: 0, finished: false };
+                        told(index, &answer);
+                        answers[index] = Some(answer);
+                    }
+                }
             }
-            if active.is_empty() {
+            if active.is_empty() && waiting.is_empty() {
                 break;
             }
             let mut filter = Filter { active: &mut active, tokenizer: &self.tokenizer };
@@ -125,7 +131,12 @@ impl Answerer {
         Ok(answers.into_iter().flatten().collect())
     }
 
-    fn start(&mut self, index: usize, prompt: &Prompt) -> Result<(SequenceId, Active), CompletionError> {
+    /// Hands a prompt to the engine; `None` when it is longer than the context.
+    fn start(
+        &mut self,
+        index: usize,
+        prompt: &Prompt,
+    ) -> Result<Option<(SequenceId, Active)>, CompletionError> {
         let options = RenderOptions {
             add_generation_prompt: true,
             tools: prompt.tools.clone(),
@@ -147,32 +158,23 @@ impl Answerer {
             loop_guard: true,
         };
         let prompt_tokens = ids.len();
-        let id = self.engine.submit(Request { prompt: ids, sampling }).map_err(failed)?;
+        let id = match self.engine.submit(Request { prompt: ids, sampling }) {
+            Err(EngineError::PromptTooLong { .. }) => return Ok(None),
+            submitted => submitted.map_err(failed)?,
+        };
         let generation = Generation::new(options, prompt_tokens);
-        Ok((id, Active { index, prefix: prompt.prefix.clone(), prompt_tokens, generation }))
+        Ok(Some((id, Active { index, prefix: prompt.prefix.clone(), prompt_tokens, generation })))
     }
 
-    fn end(
-        &self,
-        id: SequenceId,
-        mut writing: Active,
-        reason: FinishReason,
-    ) -> Result<Answer, CompletionError> {
-        let timings = Timings::default();
-        let events = writing.generation.finish(reason, timings, 0.0);
-        let usage = events.iter().find_map(|event| match event {
-            Event::Done { usage, .. } => Some(*usage),
-            _ => None,
-        });
+    fn end(&self, id: SequenceId, writing: Active, reason: FinishReason) -> Result<Answer, CompletionError> {
         let written = self.engine.tokens(id).map_err(failed)?.get(writing.prompt_tokens..);
         let mut written = written.unwrap_or_default();
         if let Some((_, rest)) = written.split_last().filter(|(last, _)| self.eos_ids.contains(last)) {
             written = rest;
         }
         let text = writing.prefix + &self.tokenizer.decode(written, false);
-        let reasoning_tokens = usage.map_or(0, |usage| usage.reasoning_tokens);
         let finished = reason == FinishReason::Stop;
-        Ok(Answer { text, tokens: written.len(), reasoning_tokens, finished })
+        Ok(Answer { text, tokens: written.len(), finished })
     }
 }
 
@@ -207,5 +209,9 @@ impl Completions for Answerer {
             .collect();
         let mut answers = self.answers(&prompts, |_, _| {})?.into_iter().map(|answer| answer.text);
         Ok(requests.iter().map(|request| answers.by_ref().take(request.samples).collect()).collect())
+    }
+
+    fn too_long(&self) -> usize {
+        self.too_long
     }
 }

@@ -58,6 +58,9 @@ pub struct Fingerprint {
     pub examples: u64,
     /// Hash of the ids and weights of the held-out examples.
     pub held_out: u64,
+    /// The model that adapters are trained on; a full run has its own weights.
+    #[serde(default)]
+    pub base: Option<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -179,7 +182,15 @@ pub fn newest(run: &Path, fingerprint: &Fingerprint) -> Result<Option<(PathBuf, 
     if (new.examples, new.held_out) != (old.examples, old.held_out) {
         return different("set of examples");
     }
-    Ok(Some((folder, saved.state)))
+    if new.base != old.base {
+        return different("model under its adapters");
+    }
+    let mut state = saved.state;
+    // Without patience the best weights were not kept.
+    if state.best.is_some_and(|best| !self::folder(run, best.step).join(STATE).is_file()) {
+        (state.best, state.stale) = (None, 0);
+    }
+    Ok(Some((folder, state)))
 }
 
 /// Brings the moments of a checkpoint back; the weights are loaded as any model or adapter is.

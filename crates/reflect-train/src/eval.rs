@@ -8,8 +8,8 @@ pub mod tasks;
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, Write};
-use std::path::Path;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 
 use reflect_data::{
     Difficulty, Problem,
@@ -174,32 +174,37 @@ pub struct Settings {
 
 /// Outcomes that were written before, and the file for new ones.
 pub struct Outcomes {
+    path: PathBuf,
     file: File,
     known: HashMap<(Arm, String), Outcome>,
+    /// The first failure to write; told when an arm ends.
+    failed: Option<std::io::Error>,
 }
 
 impl Outcomes {
-    /// Opens or creates a file of outcomes. A line that was being written when a run was killed is left
-    /// out and comes again.
+    /// Opens or creates a file of outcomes. A last line without its end was being written when a run was
+    /// killed: it is left out and comes again.
     ///
     /// # Errors
-    /// If the file can't be read or written.
+    /// If the file can't be read or written, or has a line that is no outcome.
     pub fn open(path: &Path) -> Result<Self, TrainError> {
         let mut known = HashMap::new();
-        let mut text = Vec::new();
-        if let Ok(file) = File::open(path) {
-            let lines = BufReader::new(file).lines().map_while(std::io::Result::ok);
-            for line in lines {
-                let Ok(outcome) = serde_json::from_str::<Outcome>(&line) else { continue };
-                text.extend_from_slice(line.as_bytes());
-                text.push(b'\n');
-                known.insert((outcome.arm, outcome.id.clone()), outcome);
-            }
+        let read = |source| TrainError::Read { path: path.to_owned(), source };
+        let mut text = if path.exists() { std::fs::read(path).map_err(read)? } else { Vec::new() };
+        text.truncate(text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1));
+        for (index, line) in
+            text.split(|byte| *byte == b'\n').enumerate().filter(|(_, line)| !line.is_empty())
+        {
+            let outcome: Outcome = serde_json::from_slice(line).map_err(|error| TrainError::Damaged {
+                path: path.to_owned(),
+                problem: format!("line {}: {error}", index + 1),
+            })?;
+            known.insert((outcome.arm, outcome.id.clone()), outcome);
         }
         crate::checkpoint::write(path, &text)?;
         let failed = |source| TrainError::Write { path: path.to_owned(), source };
         let file = OpenOptions::new().append(true).open(path).map_err(failed)?;
-        Ok(Self { file, known })
+        Ok(Self { path: path.to_owned(), file, known, failed: None })
     }
 
     /// What an arm did with a problem, if it has been asked.
@@ -208,12 +213,19 @@ impl Outcomes {
     }
 
     fn push(&mut self, outcome: Outcome) {
-        if let Ok(mut line) = serde_json::to_vec(&outcome) {
+        let line = serde_json::to_vec(&outcome).map_err(std::io::Error::from);
+        let written = line.and_then(|mut line| {
             line.push(b'\n');
-            // What can't be written is asked again after a restart.
-            let _ = self.file.write_all(&line);
-        }
+            self.file.write_all(&line)
+        });
+        self.failed = self.failed.take().or(written.err());
         self.known.insert((outcome.arm, outcome.id.clone()), outcome);
+    }
+
+    /// Whether all was written that was pushed.
+    fn check(&mut self) -> Result<(), TrainError> {
+        let failed = |source| TrainError::Write { path: self.path.clone(), source };
+        self.failed.take().map_or(Ok(()), |source| Err(failed(source)))
     }
 }
 
@@ -234,25 +246,29 @@ pub fn run_arm(
     };
     let open: Vec<&Problem> = problems.iter().filter(|problem| !known(problem)).collect();
     match arm {
-        Arm::Majority => return majority(&open, model, settings, outcomes, told),
-        Arm::Injected => return injected(&open, model, settings, outcomes, told),
-        _ => {}
+        Arm::Majority => majority(&open, model, settings, outcomes, told)?,
+        Arm::Injected => injected(&open, model, settings, outcomes, told)?,
+        _ => {
+            let prompts: Vec<Prompt> =
+                open.iter().map(|problem| prompt(arm, problem, settings, String::new())).collect();
+            let told = |index: usize, answer: &Answer| {
+                outcomes.push(Outcome::of(open[index], arm, answer));
+                told();
+            };
+            model.answers(&prompts, told).map_err(|error| TrainError::Device(error.to_string()))?;
+        }
     }
-    let prompts: Vec<Prompt> =
-        open.iter().map(|problem| prompt(arm, problem, settings, String::new())).collect();
-    let told = |index: usize, answer: &Answer| {
-        outcomes.push(Outcome::of(open[index], arm, answer));
-        told();
-    };
-    model.answers(&prompts, told).map_err(|error| TrainError::Device(error.to_string()))?;
-    Ok(())
+    outcomes.check()
 }
 
 fn prompt(arm: Arm, problem: &Problem, settings: &Settings, prefix: String) -> Prompt {
     let opens = Tag { kind: SegmentKind::Reflection, opens: true }.spelling();
     let system = arm.system().map(|system| Message::new("system", system));
+    // A prompt under test takes the place of the problem's own.
+    let own = |message: &&Message| system.is_none() || message.role != "system";
+    let messages = problem.messages.iter().filter(own).cloned();
     Prompt {
-        messages: system.into_iter().chain(problem.messages.iter().cloned()).collect(),
+        messages: system.clone().into_iter().chain(messages).collect(),
         tools: problem.tools.clone(),
         prefix,
         banned: if arm.bans_reflection() { vec![opens.to_owned()] } else { Vec::new() },
@@ -328,7 +344,7 @@ fn winner<'a>(problem: &Problem, votes: &'a [Answer]) -> Option<&'a Answer> {
 }
 
 /// Forces a known wrong version of the riskiest step into the answer, as the right steps before it
-/// leave it, and lets the model go on.
+/// leave it, and lets the model go on. Problems that have none are no problems of this arm.
 fn injected(
     problems: &[&Problem],
     model: &mut Answerer,
@@ -361,7 +377,8 @@ fn injected(
 /// The thinking of a hard problem up to and including a wrong version of its riskiest step, and the
 /// place of that step among the lines. `None` where no step has a known wrong version.
 fn wrong_prefix(problem: &Problem, seed: u64) -> Option<(usize, String)> {
-    if problem.difficulty != Difficulty::Hard {
+    // Steps of others can be worded in many ways: whether one was repaired can't be seen.
+    if problem.difficulty != Difficulty::Hard || Family::parse(&problem.family).is_none() {
         return None;
     }
     let with_mistakes = problem.steps.iter().enumerate().filter(|(_, step)| !step.mistakes.is_empty());

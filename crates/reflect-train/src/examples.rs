@@ -6,6 +6,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 use reflect_data::{
+    Split,
     import::Record,
     loss::{LossStrategy, token_weights},
     sample::{Span, SpanKind},
@@ -29,6 +30,8 @@ pub struct Example {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Skipped {
+    /// Kept for evaluation: nothing may be learned from it.
+    HeldOut,
     /// A problem without an answer.
     NoAnswer,
     /// The answer holds no text.
@@ -48,6 +51,7 @@ pub enum Skipped {
 impl fmt::Display for Skipped {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::HeldOut => "held out for evaluation",
             Self::NoAnswer => "no answer",
             Self::EmptyAnswer => "empty answer",
             Self::UnbalancedTags => "unbalanced tags",
@@ -71,12 +75,27 @@ pub struct Report {
     /// Tokens with a weight.
     pub learned_tokens: usize,
     pub skipped: BTreeMap<Skipped, usize>,
-    /// The first skipped records of each kind, by number in the file (from 1) and id.
-    pub first_skipped: Vec<(usize, String, Skipped)>,
+    /// Every skipped record, in order.
+    pub all_skipped: Vec<SkippedRecord>,
 }
 
-/// Skipped records that a report names, of each kind.
-const NAMED: usize = 3;
+/// A record that is not learned from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SkippedRecord {
+    /// In its file, counted from 1.
+    pub line: usize,
+    pub id: String,
+    pub reason: Skipped,
+}
+
+/// What examples are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// To be trained on: held-out records are skipped.
+    Train,
+    /// To be looked at.
+    HeldOut,
+}
 
 /// What a model can take.
 #[derive(Clone, Copy, Debug)]
@@ -87,10 +106,11 @@ pub struct Limits {
     pub vocab: usize,
 }
 
-/// Renders records and weighs their tokens, on all threads. Nothing is dropped silently: see the
-/// report. `told` hears of each record.
+/// Renders records, each with its line, and weighs their tokens, on all threads. Nothing is dropped
+/// silently: see the report. `told` hears of each record.
 pub fn examples(
-    records: &[Record],
+    records: &[(usize, Record)],
+    purpose: Purpose,
     template: &ChatTemplate,
     tokenizer: &Tokenizer,
     strategy: &LossStrategy,
@@ -99,15 +119,19 @@ pub fn examples(
 ) -> (Vec<Example>, Report) {
     let rendered: Vec<Result<Vec<Example>, Skipped>> = records
         .par_iter()
-        .map(|record| {
-            let rendered = of_record(record, template, tokenizer, strategy, limits);
+        .map(|(_, record)| {
+            let held_out = purpose == Purpose::Train && record.problem.split == Split::HeldOut;
+            let rendered = match held_out {
+                true => Err(Skipped::HeldOut),
+                false => of_record(record, template, tokenizer, strategy, limits),
+            };
             told();
             rendered
         })
         .collect();
     let mut report = Report { records: records.len(), ..Report::default() };
     let mut found = Vec::new();
-    for ((index, record), rendered) in records.iter().enumerate().zip(rendered) {
+    for ((line, record), rendered) in records.iter().zip(rendered) {
         match rendered {
             Ok(copies) => {
                 report.kept += 1;
@@ -119,11 +143,9 @@ pub fn examples(
                 found.extend(copies);
             }
             Err(reason) => {
-                let count = report.skipped.entry(reason).or_default();
-                *count += 1;
-                if *count <= NAMED {
-                    report.first_skipped.push((index + 1, record.problem.id.clone(), reason));
-                }
+                *report.skipped.entry(reason).or_default() += 1;
+                let id = record.problem.id.clone();
+                report.all_skipped.push(SkippedRecord { line: *line, id, reason });
             }
         }
     }

@@ -51,6 +51,11 @@ pub struct PeftConfig {
     pub use_dora: bool,
     #[serde(default)]
     pub fan_in_fan_out: bool,
+    /// Ranks and alphas of single modules.
+    #[serde(default)]
+    pub rank_pattern: BTreeMap<String, usize>,
+    #[serde(default)]
+    pub alpha_pattern: BTreeMap<String, f64>,
 }
 
 impl PeftConfig {
@@ -70,6 +75,8 @@ impl PeftConfig {
             use_rslora: false,
             use_dora: false,
             fan_in_fan_out: false,
+            rank_pattern: BTreeMap::new(),
+            alpha_pattern: BTreeMap::new(),
         }
     }
 }
@@ -118,6 +125,11 @@ pub fn load(model: &mut Llama, folder: &Path, device: &Device) -> Result<LoraSet
     let config: PeftConfig = serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
     if config.peft_type != "LORA" || config.use_dora || config.use_rslora || config.fan_in_fan_out {
         return Err(damaged("only plain LoRA adapters are known".to_owned()));
+    }
+    if !config.rank_pattern.is_empty() || !config.alpha_pattern.is_empty() {
+        return Err(damaged(
+            "adapters with a rank or alpha of their own for some modules are not known".to_owned(),
+        ));
     }
     let settings = LoraSettings {
         rank: config.r,

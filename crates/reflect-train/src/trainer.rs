@@ -20,7 +20,7 @@ use crate::{
     optimizer::{Optimizer, gradient_norm},
     parameters::Gradients,
     pass,
-    settings::Settings,
+    settings::{Method, Settings},
 };
 
 /// One line of the log.
@@ -127,7 +127,7 @@ impl Trainer {
         }
         let scope = settings.method.scope();
         let optimizer = Optimizer::new(&mut model, scope, settings.optimizer, settings.steps);
-        let fingerprint = fingerprint(&settings, &train, &held_out);
+        let fingerprint = fingerprint(&settings, &train, &held_out, &base);
         let groups = epoch_groups(&train, &settings, 0);
         let state = State::default();
         Ok(Self { model, optimizer, settings, device, train, held_out, groups, state, fingerprint, base })
@@ -295,8 +295,9 @@ fn epoch_groups(examples: &[Example], settings: &Settings, epoch: u64) -> Vec<Ve
 }
 
 /// What a checkpoint must share with a run that goes on from it.
-pub fn fingerprint(settings: &Settings, train: &[Example], held_out: &[Example]) -> Fingerprint {
-    Fingerprint { settings: settings.clone(), examples: hash(train), held_out: hash(held_out) }
+pub fn fingerprint(settings: &Settings, train: &[Example], held_out: &[Example], base: &str) -> Fingerprint {
+    let base = matches!(settings.method, Method::Lora(_)).then(|| base.to_owned());
+    Fingerprint { settings: settings.clone(), examples: hash(train), held_out: hash(held_out), base }
 }
 
 /// FNV-1a (Fowler, Noll and Vo) over ids and weights: the same with every compiler.

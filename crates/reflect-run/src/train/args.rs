@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use reflect_data::{SpanKind, loss::LossStrategy};
+use reflect_data::loss::LossStrategy;
 use reflect_kernels::device::DeviceChoice;
 
 #[derive(Args, Debug)]
@@ -33,7 +33,7 @@ pub struct TrainArgs {
     pub method: MethodName,
     /// What the loss counts: published, intended, mask-mistakes or none; or weights of spans, as in
     /// mistake=0,output=3
-    #[arg(long, value_name = "STRATEGY", default_value = "mask-mistakes", value_parser = parse_strategy)]
+    #[arg(long, value_name = "STRATEGY", default_value = "mask-mistakes")]
     pub loss: LossStrategy,
     /// The same seed gives the same run
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -124,30 +124,4 @@ pub struct LoraArgs {
     /// Projections with an adapter
     #[arg(long, value_name = "NAMES", value_delimiter = ',', default_values_t = reflect_train::lora::TARGETS.map(str::to_owned))]
     pub targets: Vec<String>,
-}
-
-/// A strategy by its name, or weights of spans as in `mistake=0,output=3`; the others have 1.
-fn parse_strategy(text: &str) -> Result<LossStrategy, String> {
-    if let Some(strategy) = LossStrategy::parse(text) {
-        return Ok(strategy);
-    }
-    let strategies: Vec<&str> = LossStrategy::ALL.iter().map(LossStrategy::name).collect();
-    let kinds: Vec<&str> = SpanKind::ALL.iter().map(|kind| kind.name()).collect();
-    let complaint = || {
-        format!(
-            "give one of {}, or weights as in mistake=0,output=3 for {}",
-            strategies.join(", "),
-            kinds.join(", ")
-        )
-    };
-    let mut weights = serde_json::Map::new();
-    for pair in text.split(',') {
-        let (kind, weight) = pair.split_once('=').ok_or_else(complaint)?;
-        let weight: f32 = weight.parse().map_err(|_| complaint())?;
-        if !kinds.contains(&kind) || !weight.is_finite() || weight < 0.0 {
-            return Err(complaint());
-        }
-        weights.insert(kind.to_owned(), weight.into());
-    }
-    serde_json::from_value(weights.into()).map(LossStrategy::Weights).map_err(|error| error.to_string())
 }

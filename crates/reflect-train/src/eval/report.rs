@@ -97,6 +97,9 @@ impl Report {
             (Arm::Twin, "the twin that never reflects"),
             (Arm::Banned, "the same model when it may not reflect"),
             (Arm::Majority, "a vote at equal tokens"),
+            (Arm::Plain, "the model before tuning"),
+            (Arm::PromptCard, "that model with the model card's prompt"),
+            (Arm::PromptEval, "that model with the prompt of the published evaluation"),
         ] {
             let (Some(test), Some(other)) = (self.comparisons.get(&arm), self.arms.get(&arm)) else {
                 continue;
@@ -271,6 +274,9 @@ impl Report {
         for (_, name) in DIFFICULTIES {
             cost.push(row(&format!("{name}: answers that reflect"), &|s| {
                 with_interval(&s.reflection_rate[name])
+            }));
+            cost.push(row(&format!("{name}: reflections of an answer"), &|s| {
+                s.reflections_per_answer[name].map_or_else(|| "–".to_owned(), |mean| format!("{mean:.2}"))
             }));
             cost.push(row(&format!("{name}: tokens"), &|s| number(s.tokens_mean[name])));
             if let Some(twin) = self.arms.get(&Arm::Twin) {

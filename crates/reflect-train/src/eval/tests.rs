@@ -47,7 +47,7 @@ fn solution(lines: &[&str], output: &str) -> String {
 
 fn answer(text: String) -> Answer {
     let tokens = text.split_whitespace().count();
-    Answer { tokens, reasoning_tokens: 0, finished: text.ends_with("</output>"), text }
+    Answer { tokens, finished: text.ends_with("</output>"), text }
 }
 
 /// What a model says to each of the ten; the last answer is cut off.

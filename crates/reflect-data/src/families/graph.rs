@@ -199,21 +199,15 @@ impl Graph {
 
     /// Adds the line that says what a sentence says.
     fn read(&self, rng: &mut Random, index: usize, solution: &mut Solution) {
-        let (name, of) = (self.names[index], |index: usize| self.names[index]);
-        let text = match self.kinds[index] {
-            Kind::Given(value) => {
-                let text = self.line(index, self.kinds[index], &self.values, value);
-                let step = solution.chain.push(text, self.check(index), FACT, &[]);
-                self.add_mistakes(rng, index, solution);
-                (solution.read[index], solution.step_of[index]) = (step, Some(step));
-                return;
-            }
-            Kind::More(a, c) => format!("{name} {} + {c}", of(a)),
-            Kind::Fewer(a, c) => format!("{name} {} - {c}", of(a)),
-            Kind::Times(a, k) => format!("{name} {k} * {}", of(a)),
-            Kind::Both(a, b) => format!("{name} {} + {}", of(a), of(b)),
-            Kind::Without(a, b) => format!("{name} {} - {}", of(a), of(b)),
+        let kind = self.kinds[index];
+        let Some((first, sign, second)) = operation(kind, |operand| self.names[operand].to_owned()) else {
+            let text = self.line(index, kind, &self.values, self.values[index]);
+            let step = solution.chain.push(text, self.check(index), FACT, &[]);
+            self.add_mistakes(rng, index, solution);
+            (solution.read[index], solution.step_of[index]) = (step, Some(step));
+            return;
         };
+        let text = format!("{} {first} {sign} {second}", self.names[index]);
         solution.read[index] = solution.chain.push(text, String::new(), COPY, &[]);
     }
 
@@ -267,16 +261,21 @@ impl Graph {
 
     /// `coins shells 3 + bells ?`: a line as far as it is known, and what its reflection says.
     fn open_line(&self, index: usize, unknown: usize) -> (String, String) {
-        let name = self.names[index];
-        let known = |index: usize| format!("{} {}", self.names[index], self.values[index]);
-        let before = match self.kinds[index] {
-            Kind::Both(a, b) if b == unknown => format!("{} + ", known(a)),
-            Kind::Without(a, b) if b == unknown => format!("{} - ", known(a)),
-            Kind::Times(_, k) => format!("{k} * "),
+        let (name, operand) = (self.names[index], self.names[unknown]);
+        let show = |other: usize| match other == unknown {
+            true => operand.to_owned(),
+            false => self.known(other, &self.values),
+        };
+        let before = match operation(self.kinds[index], show) {
+            Some((first, sign, _)) if first != operand => format!("{first} {sign} "),
             _ => String::new(),
         };
-        let operand = self.names[unknown];
         (format!("{name} {before}{operand} ?"), format!("{operand} ?, {name} is unknown"))
+    }
+
+    /// A quantity with its value right behind its name.
+    fn known(&self, index: usize, values: &[i64]) -> String {
+        format!("{} {}", self.names[index], values[index])
     }
 
     /// `cups pens 19 + 7, 26-23, cups = 3`, with other values and another end for mistakes. Every value
@@ -308,21 +307,9 @@ impl Graph {
     /// An operation with the names and values of its operands, and what is left to work out where the
     /// result goes round the modulus: `26-23`. Nothing for a given value.
     fn told(&self, kind: Kind, values: &[i64], exchanged: bool) -> Option<(String, String)> {
-        let known = |index: usize| format!("{} {}", self.names[index], values[index]);
-        let of = |index: usize| values[index];
-        let (first, sign, second, (a, b)) = match kind {
-            Kind::Given(_) => return None,
-            Kind::More(a, c) => (known(a), '+', c.to_string(), (of(a), c)),
-            Kind::Fewer(a, c) => (known(a), '-', c.to_string(), (of(a), c)),
-            Kind::Times(a, k) => (k.to_string(), '*', known(a), (k, of(a))),
-            Kind::Both(a, b) => (known(a), '+', known(b), (of(a), of(b))),
-            Kind::Without(a, b) => (known(a), '-', known(b), (of(a), of(b))),
-        };
-        let whole = match sign {
-            '+' => a + b,
-            '*' => a * b,
-            _ => a - b,
-        };
+        let (first, sign, second) = operation(kind, |operand| self.known(operand, values))?;
+        let (a, b) = numbers(kind, values);
+        let whole = whole(kind, values);
         // Before a difference would go below zero 23 is added to what is taken from.
         let worked = match whole / MODULUS {
             _ if whole < 0 => format!("{}-{b}", a + MODULUS),
@@ -345,15 +332,40 @@ impl Graph {
     }
 }
 
-fn value(kind: Kind, values: &[i64]) -> i64 {
+/// An operation in the order of its sentence, with its operands as `show` writes them. `None` for a
+/// given value.
+fn operation(kind: Kind, show: impl Fn(usize) -> String) -> Option<(String, char, String)> {
+    Some(match kind {
+        Kind::Given(_) => return None,
+        Kind::More(a, c) => (show(a), '+', c.to_string()),
+        Kind::Fewer(a, c) => (show(a), '-', c.to_string()),
+        Kind::Times(a, k) => (k.to_string(), '*', show(a)),
+        Kind::Both(a, b) => (show(a), '+', show(b)),
+        Kind::Without(a, b) => (show(a), '-', show(b)),
+    })
+}
+
+/// The numbers of an operation in the same order.
+fn numbers(kind: Kind, values: &[i64]) -> (i64, i64) {
     let of = |index: usize| values[index];
-    let value = match kind {
-        Kind::Given(value) => value,
-        Kind::More(a, c) => of(a) + c,
-        Kind::Fewer(a, c) => of(a) - c,
-        Kind::Times(a, k) => of(a) * k,
-        Kind::Both(a, b) => of(a) + of(b),
-        Kind::Without(a, b) => of(a) - of(b),
-    };
-    value.rem_euclid(MODULUS)
+    match kind {
+        Kind::Given(value) => (value, 0),
+        Kind::More(a, c) | Kind::Fewer(a, c) => (of(a), c),
+        Kind::Times(a, k) => (k, of(a)),
+        Kind::Both(a, b) | Kind::Without(a, b) => (of(a), of(b)),
+    }
+}
+
+/// What an operation comes to before it goes round the modulus.
+fn whole(kind: Kind, values: &[i64]) -> i64 {
+    let (a, b) = numbers(kind, values);
+    match kind {
+        Kind::Times(..) => a * b,
+        Kind::Fewer(..) | Kind::Without(..) => a - b,
+        Kind::Given(_) | Kind::More(..) | Kind::Both(..) => a + b,
+    }
+}
+
+fn value(kind: Kind, values: &[i64]) -> i64 {
+    whole(kind, values).rem_euclid(MODULUS)
 }

@@ -121,12 +121,17 @@ fn evaluate(size: &Size, folder: &Path) -> Result<()> {
 fn publish(size: &Size, folder: &Path) -> Result<()> {
     let to = root().join("models").join(size.name);
     fs::create_dir_all(&to)?;
-    for file in ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"] {
-        let from = folder.join(size.name).join(file);
-        fs::copy(&from, to.join(file)).with_context(|| format!("{} could not be copied.", from.display()))?;
-    }
+    let mut files: Vec<(PathBuf, PathBuf)> =
+        ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"]
+            .map(|file| (folder.join(size.name).join(file), to.join(file)))
+            .into();
     let report = folder.join(format!("{}-eval", size.name)).join("report.md");
-    fs::copy(&report, to.join("evaluation.md"))?;
+    files.push((report, to.join("evaluation.md")));
+    for (from, to) in files {
+        let partial = to.with_extension("partial");
+        fs::copy(&from, &partial).with_context(|| format!("{} could not be copied.", from.display()))?;
+        fs::rename(partial, to)?;
+    }
     println!("{} is in {}", size.name, to.display());
     Ok(())
 }

@@ -105,18 +105,18 @@ pub fn eval(args: &EvalArgs) -> Result<ExitCode> {
         let of = problems.len();
         eprintln!("note: {trained} of {of} problems are marked for training: a model may know them by heart");
     }
-    let folder = match &args.out {
-        Some(folder) => folder.clone(),
-        None => std::env::temp_dir().join(format!("reflect-eval-{}", std::process::id())),
-    };
-    fs::create_dir_all(&folder).map_err(|source| TrainError::Write { path: folder.clone(), source })?;
-    let settings = Settings { max_tokens: args.max_tokens, temperature: args.temperature, seed: args.seed };
-    if args.out.is_some() {
-        remember_settings(args, &folder)?;
-    }
-    let mut outcomes = Outcomes::open(&folder.join("outcomes.jsonl"))?;
-
     let arms = arms(args)?;
+    let settings = Settings { max_tokens: args.max_tokens, temperature: args.temperature, seed: args.seed };
+    let mut outcomes = match &args.out {
+        None => Outcomes::default(),
+        Some(folder) => {
+            let failed = |source| TrainError::Write { path: folder.clone(), source };
+            fs::create_dir_all(folder).map_err(failed)?;
+            remember_settings(args, folder)?;
+            Outcomes::open(&folder.join("outcomes.jsonl"))?
+        }
+    };
+
     for model in [Model::Tuned, Model::Twin, Model::Base] {
         let of_model: Vec<Arm> = arms.iter().copied().filter(|arm| arm.model() == model).collect();
         let name = match model {
@@ -146,15 +146,13 @@ pub fn eval(args: &EvalArgs) -> Result<ExitCode> {
             (*arm, of.collect())
         })
         .collect();
-    let report = Report::new(&args.model, &args.tasks, args.seed, &found);
+    let name = Checkpoint::open_named(&args.model, false)?.name;
+    let report = Report::new(&name, &args.tasks, args.seed, &found);
     let line = report.line();
-    if args.out.is_some() {
+    if let Some(folder) = &args.out {
         checkpoint::write(&folder.join("report.md"), report.markdown().as_bytes())?;
         checkpoint::write(&folder.join("report.html"), report.html().as_bytes())?;
         checkpoint::write_json(&folder.join("report.json"), &line)?;
-    } else {
-        // The outcomes of a run without --out are of no further use.
-        let _ = fs::remove_dir_all(&folder);
     }
     let mut out = stdout().lock();
     if args.json {

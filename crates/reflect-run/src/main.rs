@@ -88,7 +88,7 @@ fn main() -> ExitCode {
         // Whoever read our output has seen enough of it.
         Ok(Err(error)) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Ok(Err(error)) => {
-            report(&format!("{error:#}"));
+            report(&sentence(&error));
             ExitCode::from(exit_code(&error))
         }
         Err(_) => ExitCode::from(FAILED),
@@ -96,6 +96,16 @@ fn main() -> ExitCode {
 }
 
 /// Whether clap has something to show rather than to complain about.
+/// An error with its causes, each said once: many sentences name their cause themselves.
+fn sentence(error: &anyhow::Error) -> String {
+    let causes = error.chain().map(ToString::to_string);
+    causes.fold(String::new(), |text, cause| match text.is_empty() {
+        true => cause,
+        false if text.contains(&cause) => text,
+        false => format!("{text}: {cause}"),
+    })
+}
+
 fn is_help(error: &clap::Error) -> bool {
     let no_command = clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
     !error.use_stderr() || error.kind() == no_command

@@ -172,10 +172,10 @@ pub struct Settings {
     pub seed: u64,
 }
 
-/// Outcomes that were written before, and the file for new ones.
+/// Outcomes so far, and the file that they are kept in, if they are.
+#[derive(Default)]
 pub struct Outcomes {
-    path: PathBuf,
-    file: File,
+    file: Option<(PathBuf, File)>,
     known: HashMap<(Arm, String), Outcome>,
     /// The first failure to write; told when an arm ends.
     failed: Option<std::io::Error>,
@@ -204,7 +204,7 @@ impl Outcomes {
         crate::checkpoint::write(path, &text)?;
         let failed = |source| TrainError::Write { path: path.to_owned(), source };
         let file = OpenOptions::new().append(true).open(path).map_err(failed)?;
-        Ok(Self { path: path.to_owned(), file, known, failed: None })
+        Ok(Self { file: Some((path.to_owned(), file)), known, failed: None })
     }
 
     /// What an arm did with a problem, if it has been asked.
@@ -213,19 +213,23 @@ impl Outcomes {
     }
 
     fn push(&mut self, outcome: Outcome) {
-        let line = serde_json::to_vec(&outcome).map_err(std::io::Error::from);
-        let written = line.and_then(|mut line| {
-            line.push(b'\n');
-            self.file.write_all(&line)
-        });
-        self.failed = self.failed.take().or(written.err());
+        if let Some((_, file)) = &mut self.file {
+            let line = serde_json::to_vec(&outcome).map_err(std::io::Error::from);
+            let written = line.and_then(|mut line| {
+                line.push(b'\n');
+                file.write_all(&line)
+            });
+            self.failed = self.failed.take().or(written.err());
+        }
         self.known.insert((outcome.arm, outcome.id.clone()), outcome);
     }
 
     /// Whether all was written that was pushed.
     fn check(&mut self) -> Result<(), TrainError> {
-        let failed = |source| TrainError::Write { path: self.path.clone(), source };
-        self.failed.take().map_or(Ok(()), |source| Err(failed(source)))
+        match (self.failed.take(), &self.file) {
+            (Some(source), Some((path, _))) => Err(TrainError::Write { path: path.clone(), source }),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -6,23 +6,10 @@
 // The browser is $CHROMIUM or the first known name on the search path. Its software adapter is used, so that the
 // result does not depend on the machine; REFLECT_WEBGPU=hardware takes the machine's own.
 
-import { createReadStream, existsSync, statSync, writeFileSync } from "node:fs";
-import { createServer } from "node:http";
-import { delimiter, extname, join, normalize } from "node:path";
-import { fileURLToPath } from "node:url";
+import { writeFileSync } from "node:fs";
 import { parseArgs } from "node:util";
 
-const folder = fileURLToPath(new URL(".", import.meta.url));
-const types = {
-  ".html": "text/html; charset=utf-8",
-  ".js": "text/javascript",
-  ".mjs": "text/javascript",
-  ".css": "text/css",
-  ".json": "application/json",
-  ".wasm": "application/wasm",
-};
-
-class Failure extends Error {}
+import { Failure, openBrowser, serve } from "./browser.mjs";
 
 function readArgs() {
   try {
@@ -35,56 +22,6 @@ function readArgs() {
     console.error(`${error.message}\nUsage: node verify.mjs [--json FILE] [--screenshot FILE] [--timeout SECONDS]`);
     process.exit(2);
   }
-}
-
-// Serves this folder on a free loopback port; nothing outside it can be asked for.
-function serve() {
-  const server = createServer((request, response) => {
-    const path = decodeURIComponent(new URL(request.url, "http://localhost").pathname);
-    const file = join(folder, normalize(path));
-    if (!file.startsWith(folder) || !existsSync(file) || !statSync(file).isFile()) {
-      response.writeHead(404).end();
-      return;
-    }
-    response.writeHead(200, { "content-type": types[extname(file)] ?? "application/octet-stream" });
-    createReadStream(file).pipe(response);
-  });
-  return new Promise((resolve) => server.listen(0, "127.0.0.1", () => resolve(server)));
-}
-
-function findBrowser() {
-  const names = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"];
-  const folders = (process.env.PATH ?? "").split(delimiter);
-  const found = names.flatMap((name) => folders.map((at) => join(at, name))).find((file) => existsSync(file));
-  const browser = process.env.CHROMIUM || found;
-  if (!browser || !existsSync(browser)) {
-    throw new Failure(`No Chromium${browser ? ` at ${browser}` : ""}: install it, or set CHROMIUM to its program file.`);
-  }
-  return browser;
-}
-
-async function openBrowser() {
-  let playwright;
-  try {
-    playwright = await import("playwright-core");
-  } catch {
-    throw new Failure("playwright-core is not installed: run `npm ci` in web/, or `cargo xtask setup`.");
-  }
-  const software = process.env.REFLECT_WEBGPU === "hardware" ? [] : ["--use-webgpu-adapter=swiftshader"];
-  return playwright.chromium.launch({
-    executablePath: findBrowser(),
-    args: [
-      "--headless=new",
-      "--no-sandbox",
-      "--enable-unsafe-webgpu",
-      ...software,
-      "--disable-quic",
-      "--no-first-run",
-      "--disable-background-networking",
-      "--disable-component-update",
-      "--disable-sync",
-    ],
-  });
 }
 
 // Opens the page and waits for its result. What the page logs goes to stderr: a shader that does not compile is only logged there.
@@ -133,7 +70,7 @@ const options = readArgs();
 let server;
 let browser;
 try {
-  browser = await openBrowser();
+  browser = await openBrowser({ webgpu: true });
   server = await serve();
   const result = await check(browser, `http://127.0.0.1:${server.address().port}/verify.html`, options);
   if (options.json) writeFileSync(options.json, `${JSON.stringify(result, null, 2)}\n`);

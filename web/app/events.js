@@ -1,0 +1,224 @@
+// Folds the Events of a run into segments. Pure: no page, no worker, no clock of its own. Everything that is drawn comes from here,
+// so events of the worker, of a server's stream and of an imported trace look the same.
+
+/**
+ * @typedef {{id: number, text: string, logprob: number}} Candidate
+ * @typedef {{text: string, token: number, count: number, logprob?: number, top?: Candidate[], kind: string, mine: boolean, forked: boolean}} Piece
+ *   Text of one or more tokens; `token` is the index of the first among the generated tokens, `kind` that of its segment; `mine` marks what a person wrote, `forked`
+ *   the first text behind the place where a fork leaves its source.
+ * @typedef {{pieces: Piece[]}} TextPart
+ * @typedef {object} Segment
+ * @property {number} id
+ * @property {Segment|null} parent
+ * @property {"thinking"|"reflection"|"output"|"text"} kind
+ * @property {number} start  index of its first token, the tag
+ * @property {number|null} end  one past its last token; null while it is open
+ * @property {(TextPart|Segment)[]} parts  its text and the segments inside it, in order
+ * @property {{closed: string, reason?: string, verdict?: string, before?: string, after?: string, ms: number}|null} ending
+ * @property {boolean} replayed  copied from the run that was forked
+ * @property {number} since  when it began, by the clock of the page
+ *
+ * @typedef {"queued"|"running"|"done"|"interrupted"|"failed"} Status
+ * @typedef {{run: number, token: number, text: string}} From
+ * @typedef {object} Run
+ * @property {number} run
+ * @property {number} conversation  runs of other conversations are no versions of this one
+ * @property {number|null} after  the run whose answer this question follows
+ * @property {{role: string, content: string}[]} messages
+ * @property {From|null} from
+ * @property {object} sampling
+ * @property {string[]} banned
+ * @property {number} max_tokens
+ * @property {object|null} budgets
+ * @property {object|null} model  the model that wrote it
+ * @property {number} epoch  which loading of a model wrote it: a worker still holds the runs of its own epoch only
+ * @property {Status} status
+ * @property {string|null} problem  why it was interrupted or failed
+ * @property {object[]} events
+ * @property {Segment[]} roots
+ * @property {Segment[]} segments
+ * @property {Piece[]} pieces
+ * @property {number} tokens
+ * @property {object|null} stats
+ * @property {object|null} done
+ */
+
+/**
+ * A run before its first event.
+ * @param {Partial<Run> & {run: number}} request
+ * @returns {Run}
+ */
+export function newRun(request) {
+  return {
+    conversation: 0, after: null, messages: [], from: null, sampling: { temperature: 0 }, banned: [], max_tokens: 1024, budgets: null,
+    model: null, epoch: 0, status: "queued", problem: null, ...request,
+    events: [], roots: [], segments: [], pieces: [], tokens: 0, stats: null, done: null,
+    byId: new Map(), mineLeft: mineLetters(request.from), forkSeen: false,
+  };
+}
+
+// How many letters of the coming text a person wrote; tags of theirs become segments and are no text.
+function mineLetters(from) {
+  return from ? from.text.replace(/<\/?(thinking|reflection|output)>/g, "").length : 0;
+}
+
+/**
+ * Adds events to a run. A consumer ignores what it does not know, so unknown types and ids are skipped.
+ * @param {Run} run
+ * @param {object[]} events
+ * @param {{replayed?: boolean, now?: number}} [options]
+ */
+export function apply(run, events, { replayed = false, now = 0 } = {}) {
+  for (const event of events) {
+    run.events.push(event);
+    if (event.type === "segment_start") start(run, event, replayed, now);
+    else if (event.type === "text") text(run, event);
+    else if (event.type === "segment_end") end(run, event);
+    else if (event.type === "done") {
+      run.done = event;
+      run.status = "done";
+      run.tokens = event.token_ids?.length ?? run.tokens;
+    } else if (event.type === "error") {
+      run.status = "failed";
+      run.problem = event.message;
+    }
+  }
+}
+
+function start(run, event, replayed, now) {
+  const parent = run.byId.get(event.parent) ?? null;
+  const segment = { id: event.id, parent, kind: event.kind, start: event.token, end: null, parts: [], ending: null, replayed, since: now };
+  run.byId.set(event.id, segment);
+  run.segments.push(segment);
+  if (parent) parent.parts.push(segment);
+  else run.roots.push(segment);
+  run.tokens = event.token + (event.kind === "text" ? 0 : 1);
+}
+
+function text(run, event) {
+  const segment = run.byId.get(event.id);
+  if (!segment || !event.text && !event.token_ids?.length) return;
+  let part = segment.parts.at(-1);
+  if (!part?.pieces) segment.parts.push((part = { pieces: [] }));
+  const token = event.token ?? run.tokens;
+  const mine = run.mineLeft > 0 && token >= run.from.token;
+  if (mine) run.mineLeft -= event.text.length;
+  const count = event.token_ids?.length ?? 1;
+  const forked = run.from !== null && !run.forkSeen && token >= run.from.token && event.text.trim() !== "";
+  run.forkSeen ||= forked;
+  const piece = { text: event.text, token, count, logprob: event.logprob, top: event.top, kind: segment.kind, mine, forked };
+  part.pieces.push(piece);
+  run.pieces.push(piece);
+  run.tokens = token + count;
+}
+
+function end(run, event) {
+  const segment = run.byId.get(event.id);
+  if (!segment) return;
+  segment.end = event.token;
+  segment.ending = event;
+  run.tokens = event.token;
+}
+
+/** The text of a segment without the segments inside it. @param {Segment} segment */
+export function textOf(segment) {
+  return segment.parts.map((part) => part.pieces?.map((piece) => piece.text).join("") ?? "").join("");
+}
+
+/** The answer: what stands inside output, or else outside every tag. @param {Run} run */
+export function answerOf(run) {
+  const of = (kind) => run.roots.filter((segment) => segment.kind === kind).map(textOf).join("").trim();
+  return of("output") || of("text");
+}
+
+/** Whether two answers say the same: spaces and line ends do not count. @param {string} a @param {string} b */
+export function sameAnswer(a, b) {
+  const flat = (answer) => answer.replace(/\s+/g, " ").trim();
+  return flat(a) === flat(b);
+}
+
+/** The question that a run answers. @param {Run} run */
+export function questionOf(run) {
+  return run.messages.at(-1)?.content ?? "";
+}
+
+/**
+ * What happened inside a segment, for its summary line.
+ * @param {Segment} segment
+ * @returns {{reflections: number, corrections: number, ms: number|null}}
+ */
+export function summaryOf(segment) {
+  const inside = segment.parts.filter((part) => part.kind === "reflection");
+  const corrections = inside.filter((part) => part.ending?.verdict === "corrected").length;
+  return { reflections: inside.length, corrections, ms: segment.ending?.ms ?? null };
+}
+
+/**
+ * The tokens of a run as text, tags included, in order.
+ * @param {Run} run
+ * @returns {{token: number, text: string, piece?: Piece}[]}
+ */
+export function rawItems(run) {
+  const items = [];
+  const visit = (segment) => {
+    const tagged = segment.kind !== "text";
+    let covered = segment.start;
+    if (tagged) {
+      items.push({ token: segment.start, text: `<${segment.kind}>` });
+      covered += 1;
+    }
+    for (const part of segment.parts) {
+      if (part.kind) {
+        visit(part);
+        covered = part.end ?? covered;
+      } else {
+        for (const piece of part.pieces) items.push({ token: piece.token, text: piece.text, piece });
+        covered = part.pieces.at(-1).token + part.pieces.at(-1).count;
+      }
+    }
+    // A segment that the end of the run or another tag has cut has no tag of its own at its end.
+    if (tagged && segment.end > covered) items.push({ token: segment.end - 1, text: `</${segment.kind}>` });
+  };
+  run.roots.forEach(visit);
+  return items;
+}
+
+/** What the model wrote, tags included: its turn in the messages of the next question. @param {Run} run */
+export function rawText(run) {
+  return rawItems(run).map((item) => item.text).join("");
+}
+
+/**
+ * Where a run can be continued from: what is kept, and the rest of the line, which is written again. Line ends in front are kept.
+ * @param {Run} run
+ * @param {number} token
+ * @returns {{token: number, kept: string, line: string}}
+ */
+export function around(run, token) {
+  const items = rawItems(run);
+  let index = items.findIndex((item) => item.token >= token);
+  if (index < 0) index = items.length;
+  let first = index;
+  while (items[first]?.piece && items[first].text.trim() === "") first += 1;
+  if (items[first]?.piece) index = first;
+  const kept = items.slice(0, index).map((item) => item.text).join("");
+  let line = "";
+  for (const item of items.slice(index)) {
+    if (!item.piece || item.text.startsWith("\n")) break;
+    line += item.text;
+  }
+  return { token: items[index]?.token ?? token, kept, line: line.split("\n")[0] };
+}
+
+/**
+ * The statement in which a restatement ends, where that is shorter: of "7*6=42, put 2, p = 282, not 252" it is "p = 282". Only where the
+ * text of the reflection shows the whole of it below.
+ * @param {string} after
+ * @param {string} body
+ */
+export function conclusion(after, body) {
+  const whole = after.trim();
+  if (whole.length <= 16 || !body.includes(whole)) return whole;
+  const statements = whole.split(/,\s+|\n+/).filter((statement) => /[^\s=]\s*=\s*[^\s=]/.test(statement));
+  return statements.at(-1)?.trim() || whole;
+}

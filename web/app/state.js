@@ -1,0 +1,160 @@
+// What the page knows, in one place. Views read it and never write it; main.js writes it and names the topic that changed; listeners
+// hear of all topics of a frame at once, so a burst of tokens is drawn once.
+
+import { newRun } from "./events.js";
+
+/** @typedef {import("./events.js").Run} Run */
+
+/**
+ * Settings that a visitor keeps.
+ * @typedef {object} Settings
+ * @property {"full"|"optional"|"hidden"} policy
+ * @property {boolean} colours
+ * @property {boolean} keys  single-key shortcuts
+ * @property {"auto"|"gpu"|"cpu"} prefer
+ * @property {boolean} greedy
+ * @property {number} temperature
+ * @property {number} top_p
+ * @property {number} top_k
+ * @property {number} min_p
+ * @property {number} seed
+ * @property {number} max_tokens
+ * @property {number|null} thinking  budgets in tokens, null for none
+ * @property {number|null} reflection
+ * @property {number|null} output
+ */
+
+/** @type {Settings} */
+export const DEFAULTS = {
+  policy: "optional", colours: false, keys: true, prefer: "auto",
+  greedy: true, temperature: 0.7, top_p: 0.95, top_k: 40, min_p: 0, seed: 1, max_tokens: 1024,
+  thinking: null, reflection: null, output: null,
+};
+
+/** What each number may be; the form in index.html and what is read back from storage obey the same limits. */
+export const LIMITS = {
+  temperature: [0.01, 5], top_p: [0.01, 1], top_k: [0, 1000], min_p: [0, 1], seed: [0, 2 ** 32 - 1], max_tokens: [1, 1_000_000],
+  thinking: [1, 1_000_000], reflection: [1, 1_000_000], output: [1, 1_000_000],
+};
+
+const STORED = "reflect.settings";
+
+/** Reads the settings; what is missing or makes no sense is the default. @returns {Settings} */
+export function readSettings(storage) {
+  let stored = {};
+  try {
+    stored = JSON.parse(storage.getItem(STORED) ?? "{}") ?? {};
+  } catch {
+    // No storage, or not ours: the defaults will do.
+  }
+  const settings = { ...DEFAULTS };
+  for (const [key, value] of Object.entries(stored)) {
+    if (!(key in DEFAULTS)) continue;
+    if (key in LIMITS) {
+      const [least, most] = LIMITS[key];
+      if (typeof value === "number" && value >= least && value <= most) settings[key] = value;
+    } else if (key === "policy") {
+      if (["full", "optional", "hidden"].includes(value)) settings.policy = value;
+    } else if (key === "prefer") {
+      if (["auto", "gpu", "cpu"].includes(value)) settings.prefer = value;
+    } else if (typeof value === "boolean") settings[key] = value;
+  }
+  return settings;
+}
+
+export function writeSettings(storage, settings) {
+  try {
+    storage.setItem(STORED, JSON.stringify(settings));
+  } catch {
+    // Private windows may refuse: the settings then last as long as the page.
+  }
+}
+
+/**
+ * @typedef {{kind: "bundled"|"cached", name: string}|{kind: "url", url: string}|{kind: "files", files: File[]}} Source
+ *
+ * @typedef {object} Model  the model that is there
+ * @property {{name: string, parameters: number, bytes: number, context: number, format: string, greeting?: string}} info
+ * @property {Source} source
+ * @property {{wasm: number, gpu: number}|null} memory
+ * @property {number|null} load_ms
+ *
+ * @typedef {object} Loading  the model that is looked at or on its way
+ * @property {"none"|"checking"|"offered"|"unfit"|"loading"|"failed"|"cancelled"} status
+ * @property {Source|null} source
+ * @property {{ok: boolean, sentence: string, bytes: number, memory: number}|null} fit
+ * @property {{stage: string, done: number, total: number, name: string, from_cache: boolean}|null} progress
+ * @property {string|null} message
+ */
+
+/** @returns {Loading} */
+export const idle = () => ({ status: "none", source: null, fit: null, progress: null, message: null });
+
+export class Store {
+  constructor(settings) {
+    this.settings = settings;
+    /** @type {{device: string, name: string, why: string}|null} */
+    this.adapter = null;
+    /** @type {Model|null} */
+    this.model = null;
+    this.loading = idle();
+    this.cached = { list: [], quota: null, used: null };
+    /** @type {{message: string, alive: boolean, source: Source|null, before: object|null}|null} a fatal error that was not dealt with */
+    this.crash = null;
+    /** @type {{text: string, bad: boolean}|null} one sentence for the visitor */
+    this.notice = null;
+    /** @type {Map<number, Run>} */
+    this.runs = new Map();
+    this.nextRun = 1;
+    this.conversation = 1;
+    /** @type {number|null} the last run of the shown path */
+    this.shown = null;
+    /** @type {Map<number, number>} the version that was last looked at, by what it follows */
+    this.visited = new Map();
+    /** @type {number|null} the run that the worker writes */
+    this.active = null;
+    /** @type {number[]} runs that wait for the model or for their turn */
+    this.queue = [];
+    this.epoch = 0;
+    this.listeners = [];
+    this.topics = new Set();
+  }
+
+  /** Hears of changes, once a frame. @param {(topics: Set<string>) => void} listener */
+  on(listener) {
+    this.listeners.push(listener);
+  }
+
+  /** Says that something changed: adapter, model, cached, crash, notice, settings, runs, or `run:` and a number. @param {string} topic */
+  changed(topic) {
+    if (this.topics.size === 0) requestAnimationFrame(() => this.flush());
+    this.topics.add(topic);
+  }
+
+  flush() {
+    const topics = this.topics;
+    this.topics = new Set();
+    for (const listener of this.listeners) listener(topics);
+  }
+
+  /** @param {Partial<Run>} request @returns {Run} */
+  addRun(request) {
+    const run = newRun({ ...request, run: this.nextRun });
+    this.nextRun += 1;
+    this.runs.set(run.run, run);
+    this.changed("runs");
+    return run;
+  }
+
+  /** The sampling parameters as the protocol wants them. */
+  sampling() {
+    const { greedy, temperature, top_p, top_k, min_p, seed } = this.settings;
+    return { temperature: greedy ? 0 : temperature, top_p, top_k, min_p, seed };
+  }
+
+  /** Null without any budget; a kind without one is null. */
+  budgets() {
+    const { thinking, reflection, output } = this.settings;
+    return thinking || reflection || output ? { thinking, reflection, output } : null;
+  }
+}

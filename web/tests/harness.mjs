@@ -1,0 +1,95 @@
+// A page of its own for each test, with the mock worker behind it.
+
+import assert from "node:assert/strict";
+import { after, before, test } from "node:test";
+
+import { openBrowser, serve } from "../browser.mjs";
+
+const WAIT_MS = 10_000;
+
+let server;
+let browser;
+before(async () => {
+  [server, browser] = [await serve(), await openBrowser()];
+});
+after(async () => {
+  await browser?.close();
+  server?.closeAllConnections();
+  server?.close();
+});
+
+/**
+ * A test on a page. It fails on whatever the page logs as an error, unless `expect` matches that, and on any request to elsewhere.
+ * @param {string} name
+ * @param {(page: import("playwright-core").Page, helpers: object) => Promise<void>} act
+ * @param {{mock?: string, settings?: object, expect?: RegExp}} [options]  `mock` are settings of the mock, or another worker; what else is
+ *   given goes to the browser's context
+ */
+export function onPage(name, act, { mock = "rate=0&load_ms=40&first=5", settings = null, expect = null, ...options } = {}) {
+  test(name, async () => {
+    const context = await browser.newContext({ viewport: { width: 1200, height: 860 }, permissions: ["clipboard-read", "clipboard-write"], ...options });
+    context.setDefaultTimeout(WAIT_MS);
+    const page = await context.newPage();
+    const problems = [];
+    const asked = [];
+    page.on("pageerror", (error) => problems.push(`${error}`));
+    page.on("console", (message) => message.type() === "error" && problems.push(message.text()));
+    page.on("request", (request) => asked.push(request.url()));
+    await page.addInitScript(spy, settings);
+    const origin = `http://127.0.0.1:${server.address().port}`;
+    const worker = mock.endsWith(".js") ? mock : `tests/mock-worker.js?${mock}`;
+    await page.goto(`${origin}/?worker=${encodeURIComponent(worker)}`);
+    try {
+      await act(page, helpersFor(page));
+      assert.deepEqual(problems.filter((problem) => !expect?.test(problem)), []);
+      assert.deepEqual(asked.filter((url) => !url.startsWith(origin) && !/^(data|blob):/.test(url)), [], "nothing but this server is asked");
+    } finally {
+      await context.close();
+    }
+  });
+}
+
+// Runs in the page before its own code: keeps what the page posts, and the number of workers that it started.
+function spy(stored) {
+  if (stored && !localStorage.getItem("reflect.settings")) localStorage.setItem("reflect.settings", JSON.stringify(stored));
+  window.sent = [];
+  window.workers = 0;
+  const post = Worker.prototype.postMessage;
+  Worker.prototype.postMessage = function (message) {
+    if (message.type === "hello") window.workers += 1;
+    window.sent.push(structuredClone(message));
+    // A test may let the second worker find another device than the first.
+    if (message.type === "hello" && window.workers > 1 && window.secondDevice) message = { ...message, prefer: window.secondDevice };
+    post.call(this, message);
+  };
+}
+
+function helpersFor(page) {
+  // The page draws once a frame, so what has just been done is there to see after the next one.
+  const settled = () => page.evaluate(() => new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve))));
+  const after = (read) => async (selector) => {
+    await settled();
+    return read(page.locator(selector));
+  };
+  const helpers = {
+    settled,
+    text: after((found) => found.first().innerText()),
+    texts: after((found) => found.allInnerTexts()),
+    count: after((found) => found.count()),
+    visible: after((found) => found.first().isVisible()),
+    until: (predicate, argument) => page.waitForFunction(predicate, argument),
+    sent: (type) => page.evaluate((wanted) => window.sent.filter((message) => message.type === wanted), type),
+    ready: () => page.waitForSelector('#model-button[data-state="ready"]'),
+    async ask(text) {
+      await page.fill("#question", text);
+      await page.press("#question", "Enter");
+    },
+    done: (run) => page.waitForSelector(`.turn[data-run="${run}"][data-status="done"]`),
+    async answered(text, run = 1) {
+      await helpers.ready();
+      await helpers.ask(text);
+      await helpers.done(run);
+    },
+  };
+  return helpers;
+}

@@ -1,0 +1,137 @@
+// What needs no page: events, settings, traces, and the mock's own scripts.
+
+import assert from "node:assert/strict";
+import { describe, test } from "node:test";
+
+import { answerOf, apply, around, conclusion, newRun, rawText, sameAnswer } from "../app/events.js";
+import { sourceOf } from "../app/loading.js";
+import { DEFAULTS, readSettings } from "../app/state.js";
+import { readable, shade, visible } from "../app/tokens.js";
+import { parseTrace } from "../app/trace.js";
+import { workerUrl } from "../app/worker_client.js";
+import { eventsOf, fixture } from "./fixtures.mjs";
+import { cut, player, scriptOf } from "./mock-script.js";
+
+const played = (name, request = {}) => {
+  const run = newRun({ run: 1, ...request });
+  apply(run, eventsOf(name));
+  return run;
+};
+
+describe("events", () => {
+  test("the mock plays a recorded stream as it was recorded", () => {
+    for (const name of ["easy", "hard", "graph", "state", "add", "wrong_first"]) {
+      const play = player(() => 0);
+      const events = scriptOf(fixture(name)).flatMap((item) => play.play(item));
+      const plain = (event) => ({ ...event, ms: undefined });
+      assert.deepEqual(events.map(plain), eventsOf(name).filter((event) => event.type !== "done").map(plain), name);
+      assert.deepEqual(play.finish("stop", { prompt_tokens: 1, tokens_per_s: 1 }).at(-1).token_ids, eventsOf(name).at(-1).token_ids, name);
+    }
+  });
+
+  test("tokens are counted through tags and nesting", () => {
+    for (const name of ["wrong_first", "graph", "easy"]) {
+      const run = played(name);
+      const ids = eventsOf(name).at(-1).token_ids;
+      const texts = eventsOf(name).filter((event) => event.type === "text");
+      assert.deepEqual(run.pieces.map((piece) => ids[piece.token]), texts.map((event) => event.token_ids[0]), `${name}: a piece stands where its id stands`);
+      assert.equal(run.tokens, ids.length);
+    }
+  });
+
+  test("the raw text has its tags, also where a segment was cut", () => {
+    assert.match(rawText(played("add")), /^<thinking>\na: hundreds 3.*<reflection>ones = .*right<\/reflection>\n<\/thinking>\n<output>1310<\/output>$/s);
+    const run = newRun({ run: 1 });
+    apply(run, [
+      { type: "segment_start", id: 0, parent: null, kind: "thinking", token: 0 },
+      { type: "text", id: 0, text: "hm", token_ids: [9] },
+      { type: "segment_end", id: 0, token: 2, closed: "eos", ms: 1 },
+    ]);
+    assert.equal(rawText(run), "<thinking>hm");
+  });
+
+  test("a fork keeps line ends and offers the rest of the line", () => {
+    const run = played("wrong_first");
+    const line = run.pieces.find((piece) => piece.text === "p").token;
+    assert.deepEqual([around(run, line).line, around(run, line).token], ["p = 47*6=252", line]);
+    assert.deepEqual(around(run, 1).kept, "<thinking>\n");
+    assert.equal(around(run, 27).line, "", "a tag is no text to edit");
+    const behind = around(run, 73);
+    assert.deepEqual([behind.line, behind.token], ["p = 47*6=282", 74]);
+  });
+
+  test("a restatement is shortened to its end, and only where the whole is shown", () => {
+    const after = "ones = 7*6=42, put 2 carry 4, p = 282, not 252";
+    assert.equal(conclusion(after, after), "p = 282");
+    assert.equal(conclusion(after, "something else"), after);
+    assert.equal(conclusion("It is Lyon, not Paris, as the text says.", "It is Lyon, not Paris, as the text says."), "It is Lyon, not Paris, as the text says.");
+  });
+
+  test("what a consumer does not know is skipped", () => {
+    const run = newRun({ run: 1 });
+    apply(run, [{ type: "entropy", id: 3 }, { type: "text", id: 9, text: "x", token_ids: [1] }, { type: "segment_end", id: 9, token: 1 }]);
+    assert.deepEqual(run.segments, []);
+  });
+
+  test("answers are compared without their spaces", () => {
+    assert.ok(sameAnswer(" 40\n42 ", "40 42"));
+    assert.ok(!sameAnswer("4042", "3942"));
+    assert.equal(answerOf(played("state")), "drawer 9, jar 5");
+  });
+
+  test("vocabulary entries are readable", () => {
+    assert.deepEqual(["Ġput", "Ċ", "Ã©", "é", "▁de", "<reflection>"].map(readable), [" put", "\n", "é", "é", "▁de", "<reflection>"]);
+    assert.equal(visible(" a\n"), "␣a↵");
+    assert.deepEqual([-0.001, -0.05, -0.3, -0.6, -1, -3, undefined].map(shade), ["p0", "p1", "p2", "p3", "p4", "p5", ""]);
+  });
+
+  test("a fork of a script starts where it was cut", () => {
+    const items = scriptOf(fixture("add"));
+    const { kept, rest } = cut(items, 35);
+    assert.equal(kept.at(-1).text, "\n");
+    assert.equal(rest[0].open, "reflection");
+  });
+});
+
+describe("settings and addresses", () => {
+  test("stored settings that make no sense are ignored", () => {
+    const storage = (value) => ({ getItem: () => value });
+    assert.deepEqual(readSettings(storage("nonsense")), DEFAULTS);
+    assert.deepEqual(readSettings(storage('{"policy":"loud","temperature":-3,"top_k":"40","keys":1,"evil":true}')), DEFAULTS);
+    assert.equal(readSettings(storage('{"policy":"hidden","seed":7}')).seed, 7);
+  });
+
+  test("another worker can be named on this machine only", () => {
+    const at = (address) => workerUrl(new URL(address)).href;
+    assert.equal(at("http://127.0.0.1:80/a/?worker=tests/mock-worker.js"), "http://127.0.0.1/a/tests/mock-worker.js");
+    assert.equal(at("https://example.org/a/?worker=tests/mock-worker.js"), "https://example.org/a/worker.js");
+    assert.equal(at("http://localhost/?worker=https://example.org/evil.js"), "http://localhost/worker.js");
+  });
+
+  test("models come by name or https", () => {
+    const of = (text) => sourceOf(text, "http://localhost:8080");
+    assert.deepEqual(of("reflect-tiny").source, { kind: "bundled", name: "reflect-tiny" });
+    assert.deepEqual(of(" https://example.org/m.gguf ").source, { kind: "url", url: "https://example.org/m.gguf" });
+    assert.deepEqual(of("http://localhost:8080/m.gguf").source.kind, "url");
+    for (const bad of ["http://example.org/m.gguf", "javascript:alert(1)", "../secret", "https://"]) assert.ok(of(bad).problem, bad);
+  });
+
+  test("a trace is checked field by field", () => {
+    const trace = (runs) => JSON.stringify({ format: "reflect-trace", version: 1, model: "m", runs, shown: 1 });
+    const run = { run: 1, messages: [{ role: "user", content: "q" }], from: null, sampling: {}, banned: [], events: eventsOf("easy") };
+    assert.equal(answerOf(parseTrace(trace([run])).runs[0]), "78");
+    const bad = [
+      "not json", "{}", trace([]), trace([{ ...run, run: "1" }]), trace([run, run]), trace([{ ...run, messages: [{ role: "user" }] }]),
+      trace([{ ...run, events: [{ type: "text", id: 0, text: 5, token_ids: [] }] }]), trace([{ ...run, events: [null] }]),
+      trace([{ ...run, from: { run: 1, token: "x", text: "" } }]), trace([{ ...run, events: [{ type: "segment_start", id: 0, token: 0, kind: "script" }] }]),
+      JSON.stringify({ format: "reflect-trace", version: 2, runs: [run] }),
+    ];
+    for (const text of bad) assert.throws(() => parseTrace(text), /^Error: (This|In|Two) .*\.$/s, text.slice(0, 80));
+  });
+
+  test("an old trace without `after` finds its turns again", () => {
+    const first = { run: 1, messages: [{ role: "user", content: "a" }], events: eventsOf("easy") };
+    const second = { run: 2, messages: [...first.messages, { role: "assistant", content: "78" }, { role: "user", content: "b" }], events: eventsOf("easy") };
+    assert.equal(parseTrace(JSON.stringify({ format: "reflect-trace", version: 1, runs: [first, second], shown: 2 })).runs[1].after, 1);
+  });
+});

@@ -162,25 +162,27 @@ export function rawItems(run) {
   const items = [];
   const visit = (segment) => {
     const tagged = segment.kind !== "text";
-    let covered = segment.start;
-    if (tagged) {
-      items.push({ token: segment.start, text: `<${segment.kind}>` });
-      covered += 1;
-    }
+    if (tagged) items.push({ token: segment.start, text: `<${segment.kind}>` });
     for (const part of segment.parts) {
-      if (part.kind) {
-        visit(part);
-        covered = part.end ?? covered;
-      } else {
-        for (const piece of part.pieces) items.push({ token: piece.token, text: piece.text, piece });
-        covered = part.pieces.at(-1).token + part.pieces.at(-1).count;
-      }
+      if (part.kind) visit(part);
+      else for (const piece of part.pieces) items.push({ token: piece.token, text: piece.text, piece });
     }
-    // A segment that the end of the run or another tag has cut has no tag of its own at its end.
-    if (tagged && segment.end > covered) items.push({ token: segment.end - 1, text: `</${segment.kind}>` });
+    if (tagged && segment.end > insideEnd(segment)) items.push({ token: segment.end - 1, text: `</${segment.kind}>` });
   };
   run.roots.forEach(visit);
   return items;
+}
+
+/**
+ * One past the last token inside a segment. Its closing tag stands there; a segment that the end of the run or another tag has cut has none.
+ * @param {Segment} segment
+ */
+export function insideEnd(segment) {
+  const last = segment.parts.at(-1);
+  if (!last) return segment.start + (segment.kind === "text" ? 0 : 1);
+  if (last.kind) return last.end ?? insideEnd(last);
+  const piece = last.pieces.at(-1);
+  return piece.token + piece.count;
 }
 
 /** What the model wrote, tags included: its turn in the messages of the next question. @param {Run} run */

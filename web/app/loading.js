@@ -166,6 +166,7 @@ export function modelsDialog(store, actions) {
     const { model, loading, adapter } = store;
     const device = deviceOf(adapter);
     byId("model-label").textContent = model ? `${model.info.name} · ${device}` : STATES[loading.status] ?? "No model yet";
+    byId("model-button").title = adapter?.why ?? "";
     byId("model-button").dataset.state = model ? "ready" : loading.status;
     byId("models-now").textContent = model ? describe(model) : "No model is loaded.";
     byId("models-device").textContent = adapter ? `Device: ${adapter.name || device}. ${adapter.why}` : "Looking for a device…";

@@ -1,7 +1,7 @@
 // One segment on the page: thinking that folds, a reflection as a card, an output that stands alone. Each view draws what is new since
 // its last update and never looks back, so an update costs what has arrived, not what is there.
 
-import { answerOf, conclusion, summaryOf, textOf } from "./events.js";
+import { answerOf, conclusion, insideEnd, summaryOf, textOf } from "./events.js";
 import { compareView } from "./compare.js";
 import { el, icon, spoken } from "./dom.js";
 import { count, seconds, short } from "./format.js";
@@ -16,6 +16,7 @@ import { withoutReflection } from "./tree.js";
  * @typedef {object} Context
  * @property {import("./state.js").Store} store
  * @property {object} actions  see main.js
+ * @property {() => boolean} following  whether the visitor watches the end of the text, and not an earlier part of it
  * @property {Map<number, {update: () => void}>} comparisons  by the run without a reflection: these grow while their card stands still
  */
 
@@ -101,6 +102,11 @@ class Thinking {
     this.button.setAttribute("aria-expanded", String(open));
   }
 
+  /** Stays as it is from now on: what somebody reads is not taken away. */
+  keep() {
+    this.chosen = true;
+  }
+
   /** Folds by policy, once the answer has begun. @param {boolean} answered */
   settle(answered) {
     if (!this.chosen) this.setOpen(!(answered && this.context.store.settings.policy === "optional"));
@@ -112,7 +118,7 @@ class Thinking {
     const live = this.segment.end === null && this.run.status === "running";
     const time = ms ?? (live && !this.segment.replayed ? performance.now() - this.segment.since : null);
     const words = [
-      live ? `Thinking… ${seconds(time ?? 0)}` : time === null ? "Thinking broke off" : `Thought for ${seconds(time)}`,
+      live ? `Thinking…${time === null ? "" : ` ${seconds(time)}`}` : time === null ? "Thinking broke off" : `Thought for ${seconds(time)}`,
       reflections ? count(reflections, "reflection") : null,
       reflections ? (corrections ? count(corrections, "correction") : "nothing corrected") : null,
     ];
@@ -121,7 +127,7 @@ class Thinking {
     this.node.classList.toggle("live", live);
     if (this.segment.ending && !this.ended) {
       this.ended = true;
-      this.body.append(...[forcedNote(this.segment), boundary(this.run, this.segment.end - 1, "from the end of the thinking", this.context)].filter(Boolean));
+      this.body.append(...[forcedNote(this.segment), boundary(this.run, insideEnd(this.segment), "from the end of the thinking", this.context)].filter(Boolean));
     }
   }
 }
@@ -147,6 +153,10 @@ class Reflection {
     this.parts.update(options);
     if (this.segment.ending && !this.judged) this.judge();
     if (this.judged) this.compare();
+    else if (this.run.status === "interrupted" || this.run.status === "failed") {
+      this.card.classList.remove("open");
+      this.head.firstElementChild.textContent = "broke off";
+    }
   }
 
   judge() {

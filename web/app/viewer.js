@@ -16,10 +16,10 @@ import { pathTo, versionsOf } from "./tree.js";
  * @returns {(topics: Set<string>) => void} what draws the changes of a frame
  */
 export function viewer(host, store, actions) {
-  const context = { store, actions, comparisons: new Map() };
   /** @type {Map<number, Turn>} */
   const turns = new Map();
   let follow = true;
+  const context = { store, actions, comparisons: new Map(), following: () => follow };
 
   // Text is followed to the bottom of the page for as long as the visitor has not scrolled away from it.
   const distance = () => document.documentElement.scrollHeight - scrollY - innerHeight;
@@ -57,7 +57,7 @@ export function viewer(host, store, actions) {
 
 class Turn {
   constructor(run, context) {
-    Object.assign(this, { run, context, answered: false, revealed: false });
+    Object.assign(this, { run, context, answered: false, live: false });
     this.question = el("div", { class: "question" });
     this.body = el("div", { class: "segments" });
     this.wait = el("p", { class: "wait" });
@@ -82,7 +82,12 @@ class Turn {
       }
       this.views[index].update(options);
     }
-    this.answered ||= run.roots.some((root) => root.kind === "output" || (root.kind === "text" && textOf(root).trim() !== ""));
+    if (!this.answered && run.roots.some((root) => root.kind === "output" || (root.kind === "text" && textOf(root).trim() !== ""))) {
+      this.answered = true;
+      // It folds under the eyes of those only who watch its end.
+      if (this.live && !this.context.following()) for (const view of this.views) view.keep?.();
+    }
+    this.live = run.status === "running";
     for (const view of this.views) view.settle?.(this.answered);
     this.drawState();
   }

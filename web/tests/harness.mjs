@@ -6,6 +6,7 @@ import { after, before, test } from "node:test";
 import { openBrowser, serve } from "../browser.mjs";
 
 const WAIT_MS = 10_000;
+const TEST_MS = 30_000;
 
 let server;
 let browser;
@@ -26,7 +27,7 @@ after(async () => {
  *   given goes to the browser's context
  */
 export function onPage(name, act, { mock = "rate=0&load_ms=40&first=5", settings = null, expect = null, ...options } = {}) {
-  test(name, async () => {
+  test(name, { timeout: TEST_MS }, async () => {
     const context = await browser.newContext({ viewport: { width: 1200, height: 860 }, permissions: ["clipboard-read", "clipboard-write"], ...options });
     context.setDefaultTimeout(WAIT_MS);
     const page = await context.newPage();

@@ -25,7 +25,7 @@ describe("viewer", { concurrency: 3 }, () => {
     await page.locator(".copy").click();
     await until(() => /Copied/.test(document.querySelector("#notice").textContent));
     assert.equal(await page.evaluate(() => navigator.clipboard.readText()), "4042");
-  }, { mock: "rate=900&load_ms=40" });
+  }, { mock: "rate=200&load_ms=40" });
 
   onPage("a confirmed reflection is one line that opens", async (page, { answered, text, count }) => {
     await answered(GRAPH);
@@ -99,9 +99,9 @@ describe("viewer", { concurrency: 3 }, () => {
     assert.equal(await page.locator(".reflection").getAttribute("aria-label"), "Reflection, corrected");
   }, { mock: "rate=2000&load_ms=40" });
 
-  onPage("the view follows the text, unless the visitor scrolls away", async (page, { ready, ask, until }) => {
+  onPage("the view follows the text, unless the visitor scrolls away", async (page, { ready, ask, until, done, visible }) => {
     await ready();
-    await ask("long 3000");
+    await ask("long 1800");
     await until(() => scrollY > 400);
     await page.mouse.move(600, 300);
     await page.mouse.wheel(0, -600);
@@ -109,6 +109,8 @@ describe("viewer", { concurrency: 3 }, () => {
     const place = await page.evaluate(() => scrollY);
     await page.waitForTimeout(250);
     assert.ok(Math.abs((await page.evaluate(() => scrollY)) - place) < 2, "it stays where it was scrolled to");
+    await done(1);
+    assert.equal(await visible(".timeline"), true, "and what is read is not folded away");
   }, { mock: "rate=1500&load_ms=40", settings: { max_tokens: 100000 } });
 });
 

@@ -103,7 +103,10 @@ fn shares_and_caps_are_kept() {
 fn a_leap_is_written_again_after_its_reflection() {
     let settings = Settings { corrective_share: 1.0, ..Settings::default() };
     let (samples, report) = write_reflections(hard(Family::Addition, 200), &settings);
-    assert!(report.corrective.abs_diff(report.confirming) < 60, "half of the share is corrective: {report:?}");
+    assert!(
+        report.corrective.abs_diff(report.confirming) < 60,
+        "half of the share is corrective: {report:?}"
+    );
     for sample in samples {
         let kinds = [SpanKind::CorrectiveReflection, SpanKind::ConfirmingReflection];
         let place = sample.spans.iter().rposition(|span| kinds.contains(&span.kind)).unwrap();

@@ -1,6 +1,6 @@
 //! `reflect-tiny` and `reflect-micro`, each with its twin, from nothing: problems, tokenizer, training,
-//! evaluation. A step whose result is there is not done
-//! again, and training goes on from its last checkpoint, so the command may be stopped at any time.
+//! evaluation. A step whose result is there is not done again, and training goes on from its last checkpoint,
+//! so the command may be stopped at any time.
 
 use crate::checks::{binary, build};
 use crate::process::{cache, command, root, step};
@@ -23,10 +23,8 @@ const GROUPS: [(&str, &str, [&str; 3]); 7] = [
     ("subtraction", "60000", ["0.25", "0.25", "0.5"]),
     ("addition,multiplication", "90000", ["0.25", "0.25", "0.5"]),
 ];
-/// How likely a step of each risk gets a reflection, and how many reflections correct something: each
-/// mistake takes a right step out of what is learned.
-const REFLECTIONS: [&str; 9] =
-    ["--rates", "0", "0.2", "0.5", "1", "--max-reflections", "4", "--corrective-share", "0.3"];
+/// How likely a step of each risk gets a reflection.
+const RATES: [&str; 7] = ["--rates", "0", "0.2", "0.5", "1", "--max-reflections", "4"];
 const HELD_OUT: &str = "600";
 const EVALUATED: &str = "1000";
 const EVALUATION_SEED: &str = "5";
@@ -89,7 +87,7 @@ pub fn train() -> Result<()> {
 fn written(out: &Path, problems: &Path, style: &str) -> Result<PathBuf> {
     made(out, |out| {
         let options = ["--style", style, "--seed", SEED];
-        data("reflect", Some(problems), out, &[&options[..], &REFLECTIONS].concat())
+        data("reflect", Some(problems), out, &[&options[..], &RATES].concat())
     })
 }
 

@@ -2,7 +2,9 @@
 //!
 //! A reflection stands on a line of its own, right after the step it is about. It works the step
 //! out once more and states the value. If that differs from the step, the right step follows at
-//! once; if not, the chain goes on. What it did can therefore be seen from the statements alone.
+//! once; if not, the chain goes on. What it did can therefore be seen from the statements alone. The
+//! reflection on a [leap](LEAP) ends with the value alone, and the line always follows once more: there
+//! is nothing to compare.
 
 use std::cmp::Reverse;
 
@@ -14,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::families::Random;
 use crate::import::Record;
 use crate::line::{claim, is_open};
-use crate::sample::{Difficulty, Mistake, MistakeKind, Problem, Sample, Span, SpanKind, Step};
+use crate::sample::{Difficulty, LEAP, Mistake, MistakeKind, Problem, Sample, Span, SpanKind, Step};
 use crate::words::{fingerprint, mix};
 
 /// Where answers reflect, and how often to correct something.
@@ -27,7 +29,7 @@ pub struct Settings {
     /// How likely a step of each risk gets a reflection; higher risks than the last are as likely
     /// as that.
     pub rates: [f64; 4],
-    /// How many of the reflections correct a mistake, from 0 to 1.
+    /// How many of the reflections correct a mistake, from 0 to 1; half as many of those on leaps.
     pub corrective_share: f64,
     /// At most so many mistakes in an answer.
     pub max_mistakes: usize,
@@ -128,8 +130,12 @@ pub fn reflect(problem: Problem, settings: &Settings) -> Sample {
             Plan::Plain => spans.push(line(SpanKind::Thinking, &step.text, index)),
             Plan::Confirm => {
                 spans.push(line(SpanKind::Thinking, &step.text, index));
-                let text = tagged(&format!("{}, right", check(step)));
+                let verdict = if is_leap(step) { "" } else { ", right" };
+                let text = tagged(&format!("{}{verdict}", check(step)));
                 spans.push(line(SpanKind::ConfirmingReflection, &text, index));
+                if is_leap(step) {
+                    spans.push(line(SpanKind::Thinking, &step.text, index));
+                }
             }
             Plan::Correct(mistake) => {
                 spans.push(wrong_line(mistake, index));
@@ -207,8 +213,10 @@ fn plan<'a>(problem: &'a Problem, settings: &Settings, rng: &mut Random) -> Vec<
     chosen.truncate(settings.max_reflections);
     let mut mistakes = 0;
     for index in chosen {
-        let correct = rng.random_bool(settings.corrective_share.clamp(0.0, 1.0));
         let step = &problem.steps[index];
+        // A mistake takes a right version out of what is learned, and leaps have to be learned too.
+        let share = settings.corrective_share / if is_leap(step) { 2.0 } else { 1.0 };
+        let correct = rng.random_bool(share.clamp(0.0, 1.0));
         let wrong = if correct && mistakes < settings.max_mistakes {
             choose_mistake(&usable(problem, step), rng)
         } else {
@@ -221,6 +229,7 @@ fn plan<'a>(problem: &'a Problem, settings: &Settings, rng: &mut Random) -> Vec<
     // for a correction.
     for (index, step) in problem.steps.iter().enumerate() {
         let next = match plan.get(index + 1) {
+            _ if is_leap(step) => step.text.as_str(),
             Some(Plan::Correct(mistake)) => mistake.text.as_str(),
             _ => problem.steps.get(index + 1).map(|step| step.text.as_str()).unwrap_or_default(),
         };
@@ -229,6 +238,10 @@ fn plan<'a>(problem: &'a Problem, settings: &Settings, rng: &mut Random) -> Vec<
         }
     }
     plan
+}
+
+fn is_leap(step: &Step) -> bool {
+    step.risk >= LEAP
 }
 
 /// Whether a model got this step wrong itself, so that it is one to reflect on.
@@ -277,6 +290,9 @@ fn check(step: &Step) -> &str {
 /// line about a later step, made too early, is answered with that step as well.
 fn correction(problem: &Problem, step: &Step, mistake: &Mistake) -> String {
     let mut text = check(step).to_owned();
+    if is_leap(step) {
+        return text;
+    }
     let Some(wrong) = claim(&mistake.text) else { return text };
     let restates = |part: &str| claim(part).is_some_and(|right| right.subject == wrong.subject);
     if !text.split(", ").any(restates)

@@ -30,6 +30,10 @@ pub struct Problem {
     pub answer: String,
 }
 
+/// The risk of a step that is more than can be done surely in one go. Its reflection works it out the
+/// long way and so settles it: the line is written again after it, whatever it said before.
+pub const LEAP: u8 = 4;
+
 /// One line of a right solution.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Step {
@@ -38,7 +42,7 @@ pub struct Step {
     /// Earlier steps whose results this one needs: it may not come before them.
     #[serde(default)]
     pub needs: Vec<usize>,
-    /// How likely a model is to fail here, from 0 (copying) upwards; reflections go to risky steps.
+    /// How likely a model is to fail here, from 0 (copying) to [`LEAP`]; reflections go to risky steps.
     pub risk: u8,
     /// The step worked out another way, ending in the statement that it makes: what a reflection says.
     /// Empty where there is no other way; the reflection then repeats the step.

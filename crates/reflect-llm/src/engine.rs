@@ -235,6 +235,11 @@ impl Engine {
         self.sequences.get(&id).map(|s| s.tokens.as_slice()).ok_or(EngineError::NoSequence(id))
     }
 
+    /// Positions of the cache that no sequence holds, in whole pages.
+    pub fn free_positions(&self) -> usize {
+        self.cache.free_pages() * PAGE
+    }
+
     /// Whether a sequence has a free position left.
     pub fn has_room(&self, id: SequenceId) -> bool {
         self.sequences.get(&id).is_some_and(|s| s.tokens.len() < self.options.context)

@@ -6,17 +6,22 @@
 //! system, so the same code runs in a browser.
 
 pub mod cache;
+pub mod checkpoint;
+pub mod completion;
 pub mod config;
 pub mod engine;
 pub mod gguf;
 pub mod guard;
 mod load;
 pub mod model;
+pub mod need;
 pub mod safetensors_dir;
 pub mod sampler;
 pub mod stream;
 pub mod weights;
 
+pub use checkpoint::{Texts, Weights};
+pub use completion::Completion;
 pub use config::LlamaConfig;
 pub use engine::{Engine, EngineError, EngineOptions, Request, SequenceId};
 pub use load::load_model;

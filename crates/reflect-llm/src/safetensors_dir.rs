@@ -174,7 +174,7 @@ pub fn config_of_dir(dir: &std::path::Path) -> Result<crate::config::LlamaConfig
 }
 
 #[cfg(not(target_family = "wasm"))]
-fn read_file(path: &std::path::Path) -> Result<Vec<u8>, LoadError> {
+pub(crate) fn read_file(path: &std::path::Path) -> Result<Vec<u8>, LoadError> {
     std::fs::read(path)
         .map_err(|e| LoadError::Read { file: path.display().to_string(), problem: e.to_string() })
 }

@@ -37,6 +37,24 @@ pub enum Next {
     Stop(FinishReason),
 }
 
+/// A token of an answer.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Written {
+    /// The model chose it.
+    Sampled(Sampled),
+    /// It was forced by a budget, or written by someone else.
+    Given(u32),
+}
+
+impl Written {
+    pub fn id(&self) -> u32 {
+        match self {
+            Self::Sampled(sampled) => sampled.id,
+            Self::Given(id) => *id,
+        }
+    }
+}
+
 /// The answer of one sequence, as it comes.
 pub struct Generation {
     options: GenerationOptions,
@@ -102,10 +120,37 @@ impl Generation {
 
     /// Takes the next token. `now_ms` is the caller's clock, from which segments get their times.
     pub fn push(&mut self, tokenizer: &Tokenizer, sampled: &Sampled, now_ms: f64) -> (Vec<Event>, Next) {
-        let id = sampled.id;
-        if self.options.eos_ids.contains(&id) {
+        if self.options.eos_ids.contains(&sampled.id) {
             return (Vec::new(), Next::Stop(FinishReason::Stop));
         }
+        let (mut events, stopped) = self.take(tokenizer, sampled.id, now_ms);
+        self.annotate(&mut events, tokenizer, sampled);
+        if stopped {
+            return (events, Next::Stop(FinishReason::Stop));
+        }
+        if self.tokens.len() >= self.options.max_tokens {
+            return (events, Next::Stop(FinishReason::Length));
+        }
+        let next = match self.watch(sampled.id) {
+            Some((segment, reason)) => self.force(tokenizer, segment, reason, now_ms, &mut events),
+            None => Next::Continue,
+        };
+        (events, next)
+    }
+
+    /// Takes a token of an earlier answer that this one goes on from: what is written is not stopped or cut
+    /// again, but counts for budgets and bans.
+    pub fn replay(&mut self, tokenizer: &Tokenizer, written: &Written, now_ms: f64) -> Vec<Event> {
+        let (mut events, _) = self.take(tokenizer, written.id(), now_ms);
+        if let Written::Sampled(sampled) = written {
+            self.annotate(&mut events, tokenizer, sampled);
+        }
+        self.watch(written.id());
+        events
+    }
+
+    /// The events of a token, and whether a stop text ended the answer with it.
+    fn take(&mut self, tokenizer: &Tokenizer, id: u32, now_ms: f64) -> (Vec<Event>, bool) {
         let index = self.tokens.len();
         self.tokens.push(id);
         self.remember(tokenizer, id);
@@ -119,22 +164,11 @@ impl Generation {
                 (self.parser.feed(index, id, &released.text), released.stop.is_some())
             }
         };
-        let mut events = self.typed(found, now_ms);
-        self.annotate(&mut events, tokenizer, sampled);
+        let events = self.typed(found, now_ms);
         if thinking_before || self.is_thinking() {
             self.reasoning_tokens += 1;
         }
-        if stopped {
-            return (events, Next::Stop(FinishReason::Stop));
-        }
-        if self.tokens.len() >= self.options.max_tokens {
-            return (events, Next::Stop(FinishReason::Length));
-        }
-        let next = match self.watch(id) {
-            Some((segment, reason)) => self.force(tokenizer, segment, reason, now_ms, &mut events),
-            None => Next::Continue,
-        };
-        (events, next)
+        (events, stopped)
     }
 
     /// Ends the answer: what was held back, open segments, and `done`.

@@ -9,6 +9,7 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 use reflect_kernels::Format;
+use reflect_text::TextError;
 
 use crate::config::{ConfigError, LlamaConfig};
 
@@ -181,6 +182,8 @@ pub enum LoadError {
     Tokenizer { tokens: usize, rows: usize },
     #[error(transparent)]
     Config(#[from] ConfigError),
+    #[error(transparent)]
+    Text(#[from] TextError),
 }
 
 /// One file with random access.

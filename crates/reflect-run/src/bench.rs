@@ -9,13 +9,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, anyhow, ensure};
 use pollster::block_on;
 use reflect_kernels::{Format, PAGE, device::OpenDevice, launch_cost};
-use reflect_llm::{Engine, LlamaConfig, Request, sampler::SamplingParams, weights::TensorSource};
+use reflect_llm::{
+    Engine, LlamaConfig, Request, need::show_bytes, sampler::SamplingParams, weights::TensorSource,
+};
 use serde::Serialize;
 
 use crate::{
-    answer::rate,
     args::BenchArgs,
-    memory::{peak, show},
+    memory::peak,
     runtime::{Checkpoint, Plan, load, open_device},
     synthetic::Synthetic,
 };
@@ -191,7 +192,7 @@ fn describe(device: &OpenDevice, model: String, format: Format, engine: &Engine,
 fn print(out: &mut impl Write, report: &Report, prompt: usize, generate: usize) -> std::io::Result<()> {
     let Report { adapter, backend, model, format, .. } = report;
     let through = if backend == "cpu" { String::new() } else { format!(" through {backend}") };
-    writeln!(out, "{model} ({format}, {}) on {adapter}{through}", show(report.weights_bytes))?;
+    writeln!(out, "{model} ({format}, {}) on {adapter}{through}", show_bytes(report.weights_bytes))?;
     writeln!(out, "  prefill  {:10.1} tokens/s over {prompt} tokens", report.prefill_tokens_per_s)?;
     writeln!(out, "  decode   {:10.1} tokens/s over {generate} tokens", report.decode_tokens_per_s)?;
     if let (Some(copy), Some(part)) = (report.copy_bandwidth_bytes_per_s, report.decode_bandwidth_fraction) {
@@ -202,7 +203,7 @@ fn print(out: &mut impl Write, report: &Report, prompt: usize, generate: usize) 
         writeln!(out, "  host     {ms:10.2} ms of CPU time a token")?;
     }
     if let Some(peak) = report.peak_memory_bytes {
-        writeln!(out, "  peak     {:>10} of host memory", show(peak))?;
+        writeln!(out, "  peak     {:>10} of host memory", show_bytes(peak))?;
     }
     Ok(())
 }
@@ -249,6 +250,11 @@ fn cpu_time() -> Option<Duration> {
     let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
     let ticks: u64 = fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?;
     Some(Duration::from_millis(ticks * TICK_MS))
+}
+
+/// Count a second, 0 where no time passed.
+fn rate(count: usize, time: Duration) -> f64 {
+    if time.is_zero() { 0.0 } else { count as f64 / time.as_secs_f64() }
 }
 
 fn median(values: impl Iterator<Item = f64>) -> Option<f64> {

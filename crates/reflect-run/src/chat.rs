@@ -185,15 +185,15 @@ impl Chat {
         };
         self.sequence = Some(sequence);
 
-        let mut generation = Generation::new(self.limits.clone(), prompt_tokens);
+        let generation = Generation::new(self.limits.clone(), prompt_tokens);
         let mut view = View::new(stdout(), self.view, self.terminal);
         let mut summary = String::new();
         let answering = Answering::start();
-        answer(
+        let completion = answer(
             engine,
             sequence,
             tokenizer,
-            &mut generation,
+            generation,
             *load_time,
             || answering.is_interrupted(),
             |event| {
@@ -210,7 +210,7 @@ impl Chat {
             },
         )?;
         println_dim(self.terminal, &summary)?;
-        Ok(tokenizer.decode(generation.tokens(), false))
+        Ok(tokenizer.decode(completion.generation().tokens(), false))
     }
 
     /// Forgets the last prompt and its answer, and returns the prompt.

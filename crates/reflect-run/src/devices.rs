@@ -7,7 +7,9 @@ use anyhow::Result;
 use pollster::block_on;
 use reflect_kernels::device::{AdapterRow, adapters};
 
-use crate::{args::ReportArgs, memory::show};
+use reflect_llm::need::show_bytes;
+
+use crate::args::ReportArgs;
 
 /// Runs the command.
 pub fn devices(args: &ReportArgs) -> Result<ExitCode> {
@@ -51,6 +53,6 @@ fn cells(row: &AdapterRow) -> [String; 7] {
         row.backend.clone() + &also,
         subgroups,
         if row.shader_f16 { "yes" } else { "no" }.to_owned(),
-        show(row.max_binding_bytes),
+        show_bytes(row.max_binding_bytes),
     ]
 }

@@ -1,8 +1,11 @@
 //! How much memory a model needs, and whether this machine has it: asked before anything is loaded.
 
 use anyhow::Result;
-use reflect_kernels::{Format, KvFormat, device::OpenDevice};
-use reflect_llm::{Engine, LlamaConfig, weights::TensorSource};
+use reflect_kernels::device::OpenDevice;
+use reflect_llm::{
+    LlamaConfig,
+    need::{Need, show_bytes},
+};
 
 use crate::{input, train::HEAD_ROWS};
 
@@ -18,50 +21,36 @@ pub fn keep_freed_memory() {
     }
 }
 
-/// What a run takes, in bytes.
-#[derive(Clone, Copy, Debug)]
-pub struct Need {
-    pub weights: u64,
-    pub cache: u64,
-    /// Activations of the largest step, and the piece of the file being packed.
-    pub scratch: u64,
-    /// Whether weights come with gradients and moments, and scratch is what the way back needs.
-    pub training: bool,
+/// Refuses a run that does not fit.
+///
+/// # Errors
+/// One sentence with the numbers.
+pub fn check_run(need: &Need, device: &OpenDevice, limit: Option<u64>) -> Result<()> {
+    let what = || {
+        format!(
+            "the model needs {} ({} of weights, {} of cache, {} of scratch)",
+            show_bytes(need.total()),
+            show_bytes(need.weights),
+            show_bytes(need.cache),
+            show_bytes(need.scratch)
+        )
+    };
+    check(need.total(), what, "a smaller model or format, or a shorter --context", device, limit)
 }
 
-impl Need {
-    /// The need of a model with `positions` cached positions and steps of `rows` rows, of which
-    /// `logit_rows` get logits.
-    pub fn of(
-        config: &LlamaConfig,
-        source: &impl TensorSource,
-        positions: usize,
-        format: KvFormat,
-        rows: usize,
-        logit_rows: usize,
-    ) -> Self {
-        const STAGING: u64 = 64 << 20;
-        let heads = config.num_attention_heads + 2 * config.num_key_value_heads;
-        let row = 4 * config.hidden_size + 2 * heads * config.head_dim + 3 * config.intermediate_size;
-        let floats = rows * row + logit_rows * config.vocab_size;
-        Self {
-            weights: weight_bytes(source),
-            cache: Engine::cache_bytes(config, positions, format),
-            scratch: 4 * floats as u64 + STAGING,
-            training: false,
-        }
-    }
+/// What training takes, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct TrainingNeed {
+    /// With gradients and moments where they are trained.
+    weights: u64,
+    activations: u64,
+}
 
-    /// The need of training: `frozen` bytes of weights, `trained` numbers with their gradients and two
-    /// moments, and what steps of `rows` rows keep for the way back: every block's activations, or with
-    /// `recompute` one block's and the inputs of all.
-    pub fn of_training(
-        config: &LlamaConfig,
-        frozen: u64,
-        trained: u64,
-        rows: usize,
-        recompute: bool,
-    ) -> Self {
+impl TrainingNeed {
+    /// The need of `frozen` bytes of weights, `trained` numbers with their gradients and two moments, and
+    /// what steps of `rows` rows keep for the way back: every block's activations, or with `recompute` one
+    /// block's and the inputs of all.
+    pub fn of(config: &LlamaConfig, frozen: u64, trained: u64, rows: usize, recompute: bool) -> Self {
         // A number with its gradient and AdamW's two moments, in f32.
         const TRAINED: u64 = 16;
         let heads = config.num_attention_heads + 2 * config.num_key_value_heads;
@@ -72,53 +61,43 @@ impl Need {
         };
         // Logits and their gradient, in chunks of the vocabulary.
         let head = 2 * config.vocab_size.min(HEAD_ROWS);
-        let weights = frozen + TRAINED * trained;
-        Self { weights, cache: 0, scratch: 4 * (rows * (blocks + head)) as u64, training: true }
+        Self { weights: frozen + TRAINED * trained, activations: 4 * (rows * (blocks + head)) as u64 }
     }
 
-    fn total(&self) -> u64 {
-        self.weights + self.cache + self.scratch
-    }
-
-    /// Refuses what does not fit `limit`, or else the memory that the system says is free. Nothing
-    /// is known of the memory of a GPU, so without a limit it is not checked there.
+    /// Refuses training that does not fit.
     ///
     /// # Errors
     /// One sentence with the numbers.
     pub fn check(&self, device: &OpenDevice, limit: Option<u64>) -> Result<()> {
-        let in_host_memory = device.profile.is_none_or(|profile| profile.software);
-        let free = limit.or_else(|| in_host_memory.then(available).flatten());
-        let Some(free) = free.filter(|free| *free < self.total()) else {
-            return Ok(());
-        };
-        let parts = match self.training {
-            true => format!(
+        let total = self.weights + self.activations;
+        let what = || {
+            format!(
                 "training needs {} ({} of weights, gradients and moments, {} of activations)",
-                show(self.total()),
-                show(self.weights),
-                show(self.scratch)
-            ),
-            false => format!(
-                "the model needs {} ({} of weights, {} of cache, {} of scratch)",
-                show(self.total()),
-                show(self.weights),
-                show(self.cache),
-                show(self.scratch)
-            ),
+                show_bytes(total),
+                show_bytes(self.weights),
+                show_bytes(self.activations)
+            )
         };
-        let way = match self.training {
-            true => "--recompute, fewer --micro-tokens, or --method qlora",
-            false => "a smaller model or format, or a shorter --context",
-        };
-        let has = if limit.is_some() { "--memory allows" } else { "this machine has free" };
-        Err(input(format!("{parts} and {has} {}; use {way}", show(free))))
+        check(total, what, "--recompute, fewer --micro-tokens, or --method qlora", device, limit)
     }
 }
 
-/// Bytes of all weights as they lie on a device.
-pub fn weight_bytes(source: &impl TensorSource) -> u64 {
-    let infos = source.names().filter_map(|name| source.info(name));
-    infos.map(|info| 4 * (info.rows() * Format::from(info.dtype).row_words(info.cols())) as u64).sum()
+/// Refuses what does not fit `limit`, or else the memory that the system says is free. Nothing
+/// is known of the memory of a GPU, so without a limit it is not checked there.
+fn check(
+    total: u64,
+    what: impl Fn() -> String,
+    way: &str,
+    device: &OpenDevice,
+    limit: Option<u64>,
+) -> Result<()> {
+    let in_host_memory = device.profile.is_none_or(|profile| profile.software);
+    let free = limit.or_else(|| in_host_memory.then(available).flatten());
+    let Some(free) = free.filter(|free| *free < total) else {
+        return Ok(());
+    };
+    let has = if limit.is_some() { "--memory allows" } else { "this machine has free" };
+    Err(input(format!("{} and {has} {}; use {way}", what(), show_bytes(free))))
 }
 
 /// Memory that the system can give, or `None` where it does not say.
@@ -137,15 +116,6 @@ fn kib_of(file: &str, key: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(key))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib * 1024)
-}
-
-/// A number of bytes for a person.
-pub fn show(bytes: u64) -> String {
-    match bytes {
-        0..1_000_000 => format!("{:.0} KB", bytes as f64 / 1e3),
-        1_000_000..1_000_000_000 => format!("{:.0} MB", bytes as f64 / 1e6),
-        _ => format!("{:.1} GB", bytes as f64 / 1e9),
-    }
 }
 
 /// Reads `24GiB`, `512MB`, `24G` or a plain number of bytes.
@@ -181,11 +151,5 @@ mod tests {
         for bad in ["", "GiB", "-1G", "0", "12 apples", "nan"] {
             assert!(parse_bytes(bad).is_err(), "{bad}");
         }
-    }
-
-    #[test]
-    fn sizes_are_shown_short() {
-        assert_eq!(show(98_362_432), "98 MB");
-        assert_eq!(show(40_100_000_000), "40.1 GB");
     }
 }

@@ -5,7 +5,9 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
-use crate::{args::ReportArgs, catalogue, memory::show};
+use reflect_llm::need::show_bytes;
+
+use crate::{args::ReportArgs, catalogue};
 
 /// Runs the command.
 pub fn models(args: &ReportArgs) -> Result<ExitCode> {
@@ -21,7 +23,7 @@ pub fn models(args: &ReportArgs) -> Result<ExitCode> {
         let place =
             if entry.present { entry.path.display().to_string() } else { "fetched on first use".into() };
         let default = if entry.default { " (default)" } else { "" };
-        writeln!(out, "{:width$}  {:>8}  {place}{default}", entry.name, show(entry.bytes))?;
+        writeln!(out, "{:width$}  {:>8}  {place}{default}", entry.name, show_bytes(entry.bytes))?;
     }
     Ok(ExitCode::SUCCESS)
 }

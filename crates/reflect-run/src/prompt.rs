@@ -1,37 +1,12 @@
-//! From messages to prompt tokens: the checkpoint's own chat template, or one that fits its
-//! vocabulary.
+//! From messages to prompt tokens.
 
 use std::io::{IsTerminal, Read};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
-use reflect_text::{ChatTemplate, Date, Message, RenderOptions, SegmentKind, Tag, Tokenizer, presets};
+use reflect_text::{ChatTemplate, Date, Message, RenderOptions, Tokenizer, presets};
 
 use crate::input;
-
-/// The template of a checkpoint: `own` if it ships one, else the one that its special tokens are
-/// made for, else `None`.
-///
-/// # Errors
-/// If its own does not compile.
-pub fn template(tokenizer: &Tokenizer, own: Option<&str>) -> Result<Option<ChatTemplate>> {
-    let spelling = |id: Option<u32>| id.and_then(|id| tokenizer.token_text(id));
-    let bos = spelling(tokenizer.bos_id());
-    let eos = spelling(tokenizer.eos_ids().first().copied());
-    let (bos, eos) = (bos.as_deref(), eos.as_deref());
-    if let Some(source) = own.or(tokenizer.chat_template()) {
-        return Ok(Some(ChatTemplate::new(source, bos, eos)?));
-    }
-    let has = |token: &str| tokenizer.special_id(token).is_some();
-    let reflects = has(Tag { kind: SegmentKind::Reflection, opens: true }.spelling());
-    let name = match (has("<|start_header_id|>"), has("<|im_start|>")) {
-        (true, _) if reflects => "reflection-train",
-        (true, _) => "llama3",
-        (false, true) => "chatml",
-        (false, false) => return Ok(None),
-    };
-    Ok(Some(ChatTemplate::built_in(name, bos, eos)?))
-}
 
 /// The ids of a conversation, ending where the assistant's answer begins.
 ///

@@ -45,16 +45,16 @@ fn run_to(args: &RunArgs) -> Result<ExitCode> {
     prompt::check_length(ids.len(), context)?;
     let mut runtime = Runtime::load(checkpoint, place, context, started)?;
 
-    let mut generation = Generation::new(limits(&args.answer, runtime.eos_ids), ids.len());
+    let generation = Generation::new(limits(&args.answer, runtime.eos_ids), ids.len());
     let sequence = runtime.engine.submit(Request { prompt: ids, sampling: params })?;
     let answering = Answering::start();
     let mut view = View::stdout(args.answer.view);
     let mut finish = FinishReason::Stop;
-    answer(
+    let completion = answer(
         &mut runtime.engine,
         sequence,
         &runtime.tokenizer,
-        &mut generation,
+        generation,
         runtime.load_time,
         || answering.is_interrupted(),
         |event| {
@@ -65,12 +65,13 @@ fn run_to(args: &RunArgs) -> Result<ExitCode> {
         },
     )?;
     if finish == FinishReason::Length && !args.json {
-        let why = if generation.tokens().len() < args.answer.max_tokens.get() {
+        let written = completion.generation().tokens().len();
+        let why = if written < args.answer.max_tokens.get() {
             "a budget or the context is used up"
         } else {
             "raise --max-tokens for more"
         };
-        eprintln!("note: the answer was cut off after {} tokens; {why}", generation.tokens().len());
+        eprintln!("note: the answer was cut off after {written} tokens; {why}");
     }
     Ok(if finish == FinishReason::Cancelled { interrupt::EXIT_CODE.into() } else { ExitCode::SUCCESS })
 }

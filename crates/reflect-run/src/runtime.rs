@@ -1,8 +1,6 @@
 //! From a model argument to an engine: find the checkpoint, read what it says about itself, check
 //! the memory, load.
 
-use std::borrow::Cow;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -14,12 +12,13 @@ use reflect_kernels::{
     device::{DeviceChoice, OpenDevice},
 };
 use reflect_llm::{
-    Engine, EngineOptions, LlamaConfig,
+    Engine, EngineOptions, LlamaConfig, Texts, Weights,
     config::{Repair, diagnose},
     gguf::GgufFile,
     load_model,
-    safetensors_dir::{SafetensorsFiles, config_of_dir, open_dir},
-    weights::{ExtendedVocabulary, LoadError, MmapFile, TensorInfo, TensorSource, check_tokenizer},
+    need::Need,
+    safetensors_dir::open_dir,
+    weights::{LoadError, MmapFile, TensorInfo, TensorSource, check_tokenizer},
 };
 use reflect_text::{ChatTemplate, Tokenizer};
 use reflect_train::answers::Answerer;
@@ -27,43 +26,8 @@ use reflect_train::answers::Answerer;
 use crate::{
     args::{ModelArgs, PlaceArgs},
     catalogue, input,
-    memory::Need,
-    prompt,
+    memory::check_run,
 };
-
-/// What a checkpoint says about itself beside its weights.
-pub struct Texts {
-    pub config: LlamaConfig,
-    pub tokenizer: Tokenizer,
-    pub template: Option<ChatTemplate>,
-}
-
-impl Texts {
-    /// Reads them from a Hugging Face folder.
-    ///
-    /// # Errors
-    /// If a file is missing or damaged.
-    pub fn open(folder: &Path) -> Result<Self> {
-        let config = config_of_dir(folder)?;
-        let optional = |name: &str| {
-            let file = folder.join(name);
-            file.exists().then(|| read(&file)).transpose()
-        };
-        let tokenizer = read(&folder.join("tokenizer.json"))?;
-        let tokenizer = Tokenizer::from_json(&tokenizer, optional("tokenizer_config.json")?.as_deref())?;
-        let own = optional("chat_template.jinja")?.map(String::from_utf8).transpose();
-        let own = own.map_err(|_| input("chat_template.jinja is not UTF-8; download it again"))?;
-        let template = prompt::template(&tokenizer, own.as_deref())?;
-        Ok(Self { config, tokenizer, template })
-    }
-
-    /// The tokens that end an answer.
-    pub fn eos_ids(&self) -> Vec<u32> {
-        let mut ids = self.config.eos_token_ids.clone();
-        ids.extend(self.tokenizer.eos_ids());
-        ids
-    }
-}
 
 /// An open checkpoint whose weights are still in their files.
 pub struct Checkpoint {
@@ -71,7 +35,7 @@ pub struct Checkpoint {
     pub name: String,
     pub path: PathBuf,
     pub texts: Texts,
-    pub weights: Weights,
+    pub weights: Weights<MmapFile>,
 }
 
 impl Checkpoint {
@@ -111,7 +75,7 @@ impl Checkpoint {
             eprintln!("note: {}", diagnosis.explanation);
             diagnosis.repair.apply(&mut texts.config);
             if let Repair::ExtendVocabulary { rows } = diagnosis.repair {
-                weights = weights.extended(rows)?;
+                weights = block_on(weights.extended(rows))?;
             }
         }
         check_tokenizer(texts.config.vocab_size, texts.tokenizer.vocab_size())?;
@@ -155,69 +119,9 @@ impl Checkpoint {
     }
 }
 
-fn open_gguf(path: &Path) -> Result<(Texts, Weights)> {
+fn open_gguf(path: &Path) -> Result<(Texts, Weights<MmapFile>), LoadError> {
     let file = block_on(GgufFile::open(MmapFile::open(path)?))?;
-    let config = block_on(file.config())?;
-    let tokenizer = Tokenizer::from_gguf(file.vocab()?)?;
-    let template = prompt::template(&tokenizer, None)?;
-    Ok((Texts { config, tokenizer, template }, Weights::Gguf(file)))
-}
-
-fn read(file: &Path) -> Result<Vec<u8>, LoadError> {
-    std::fs::read(file)
-        .map_err(|error| LoadError::Read { file: file.display().to_string(), problem: error.to_string() })
-}
-
-/// The weights of any kind of checkpoint.
-pub enum Weights {
-    Gguf(GgufFile<MmapFile>),
-    Folder(SafetensorsFiles<MmapFile>),
-    ExtendedGguf(ExtendedVocabulary<GgufFile<MmapFile>>),
-    ExtendedFolder(ExtendedVocabulary<SafetensorsFiles<MmapFile>>),
-}
-
-impl Weights {
-    fn extended(self, rows: usize) -> Result<Self, LoadError> {
-        Ok(match self {
-            Self::Gguf(file) => Self::ExtendedGguf(block_on(ExtendedVocabulary::new(file, rows))?),
-            Self::Folder(files) => Self::ExtendedFolder(block_on(ExtendedVocabulary::new(files, rows))?),
-            extended => extended,
-        })
-    }
-}
-
-/// Calls a method of whatever the weights are.
-macro_rules! of_weights {
-    ($weights:expr, $source:ident => $call:expr) => {
-        match $weights {
-            Weights::Gguf($source) => $call,
-            Weights::Folder($source) => $call,
-            Weights::ExtendedGguf($source) => $call,
-            Weights::ExtendedFolder($source) => $call,
-        }
-    };
-}
-
-impl TensorSource for Weights {
-    fn info(&self, name: &str) -> Option<&TensorInfo> {
-        of_weights!(self, source => source.info(name))
-    }
-
-    fn names(&self) -> impl Iterator<Item = &str> {
-        of_weights!(self, source => Box::new(source.names()) as Box<dyn Iterator<Item = &str>>)
-    }
-
-    async fn read(&self, name: &str, rows: Range<usize>) -> Result<Cow<'_, [u8]>, LoadError> {
-        of_weights!(self, source => source.read(name, rows).await)
-    }
-
-    fn total_bytes(&self) -> u64 {
-        of_weights!(self, source => source.total_bytes())
-    }
-
-    fn release(&self, name: &str) {
-        of_weights!(self, source => source.release(name));
-    }
+    Ok((block_on(Texts::of_gguf(&file))?, Weights::Gguf(file)))
 }
 
 /// Opens the one device that the argument means.
@@ -272,7 +176,8 @@ pub fn load(
     let logit_rows = if plan.all_logits { chunk } else { 1 };
     // Pages belong to one sequence each.
     let cache_positions = plan.context.next_multiple_of(PAGE) * plan.sequences;
-    Need::of(config, source, cache_positions, kv_format, chunk, logit_rows).check(device, plan.memory)?;
+    let need = Need::of(config, source, cache_positions, kv_format, chunk, logit_rows);
+    check_run(&need, device, plan.memory)?;
 
     let bar = ProgressBar::new(source.total_bytes());
     bar.set_style(ProgressStyle::with_template("loading {bar:32} {bytes} of {total_bytes}, {elapsed}")?);

@@ -15,7 +15,8 @@ use reflect_data::import::Record as DataRecord;
 use reflect_data::io::{read_numbered, write_jsonl};
 use reflect_kernels::{Format, device::OpenDevice};
 use reflect_llm::{
-    Llama, LlamaConfig, load_model,
+    Llama, LlamaConfig, Texts, load_model,
+    need::weight_bytes,
     safetensors_dir::open_dir,
     weights::{TensorSource, expected_shapes},
 };
@@ -35,8 +36,8 @@ pub use self::args::TrainArgs;
 use crate::{
     input,
     interrupt::Answering,
-    memory::{Need, keep_freed_memory, weight_bytes},
-    runtime::{Checkpoint, Texts, open_device},
+    memory::{TrainingNeed, keep_freed_memory},
+    runtime::{Checkpoint, open_device},
 };
 
 /// Files of a run.
@@ -180,7 +181,7 @@ impl Base {
     }
 
     /// Memory that the run takes.
-    fn need(&self, settings: &Settings) -> Need {
+    fn need(&self, settings: &Settings) -> TrainingNeed {
         let config = &self.texts().config;
         let (frozen, trained) = match (&settings.method, self) {
             (Method::Lora(lora_settings), Self::Checkpoint(checkpoint)) => {
@@ -195,7 +196,7 @@ impl Base {
                 (0, shapes.map(|(_, shape)| shape.iter().product::<usize>() as u64).sum())
             }
         };
-        Need::of_training(config, frozen, trained, settings.micro_tokens, settings.recompute)
+        TrainingNeed::of(config, frozen, trained, settings.micro_tokens, settings.recompute)
     }
 
     /// The model of a run with its adapters, as it began or as its last checkpoint has it.

@@ -1,7 +1,7 @@
 //! What can go wrong between text and tokens.
 
 /// Every failure of this crate: a file that cannot be used, or text that cannot be turned into ids.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TextError {
     /// The tokenizer's own file is broken or incomplete.
     #[error("The tokenizer cannot be read: {0}.")]

@@ -15,6 +15,8 @@ use serde::{Deserialize, Serialize};
 
 pub use self::environment::Date;
 use crate::error::TextError;
+use crate::event::SegmentKind;
+use crate::tags::Tag;
 use crate::tokenizer::{Guard, SpecialTokens, Tokenizer};
 
 /// A compiled chat template.
@@ -143,6 +145,30 @@ impl ChatTemplate {
         };
         template.environment.template_from_str(&template.source).map_err(failed)?;
         Ok(template)
+    }
+
+    /// The template of a checkpoint: `own` if it ships one in a file, else its tokenizer's, else the one that
+    /// its special tokens are made for, else `None`.
+    ///
+    /// # Errors
+    /// If its own does not compile.
+    pub fn of_checkpoint(tokenizer: &Tokenizer, own: Option<&str>) -> Result<Option<Self>, TextError> {
+        let spelling = |id: Option<u32>| id.and_then(|id| tokenizer.token_text(id));
+        let bos = spelling(tokenizer.bos_id());
+        let eos = spelling(tokenizer.eos_ids().first().copied());
+        let (bos, eos) = (bos.as_deref(), eos.as_deref());
+        if let Some(source) = own.or(tokenizer.chat_template()) {
+            return Self::new(source, bos, eos).map(Some);
+        }
+        let has = |token: &str| tokenizer.special_id(token).is_some();
+        let reflects = has(Tag { kind: SegmentKind::Reflection, opens: true }.spelling());
+        let name = match (has("<|start_header_id|>"), has("<|im_start|>")) {
+            (true, _) if reflects => "reflection-train",
+            (true, _) => "llama3",
+            (false, true) => "chatml",
+            (false, false) => return Ok(None),
+        };
+        Self::built_in(name, bos, eos).map(Some)
     }
 
     /// A template for checkpoints that ship none: `chatml`, `llama3`, or `reflection-train`, the

@@ -1,0 +1,154 @@
+//! One answer being written: steps the engine and turns its tokens into events. The caller has the clock, so
+//! that the same loop runs natively and in a browser.
+
+use reflect_text::{Event, FinishReason, Timings, Tokenizer};
+
+use crate::{
+    engine::{Engine, EngineError, SequenceId, TokenFilter},
+    sampler::Candidates,
+    stream::{Generation, Next, Written},
+};
+
+/// The answer of one sequence, the only one that its engine writes.
+pub struct Completion {
+    sequence: SequenceId,
+    generation: Generation,
+    clock: Clock,
+    written: Vec<Written>,
+}
+
+/// What a step brought.
+#[derive(Debug)]
+pub struct Progress {
+    pub events: Vec<Event>,
+    /// Why the answer is complete, if it is; [`Completion::finish`] comes next.
+    pub ended: Option<FinishReason>,
+}
+
+impl Completion {
+    /// An answer that starts at `now_ms` by the caller's clock.
+    pub fn new(sequence: SequenceId, generation: Generation, now_ms: f64) -> Self {
+        Self { sequence, generation, clock: Clock::start(now_ms), written: Vec::new() }
+    }
+
+    /// Takes tokens that are in the sequence already, as if they had just been written.
+    pub fn replay(&mut self, tokenizer: &Tokenizer, written: &[Written], now_ms: f64) -> Vec<Event> {
+        self.written.extend_from_slice(written);
+        written.iter().flat_map(|token| self.generation.replay(tokenizer, token, now_ms)).collect()
+    }
+
+    /// Runs one step of the engine.
+    ///
+    /// # Errors
+    /// If the engine fails.
+    pub async fn step(
+        &mut self,
+        engine: &mut Engine,
+        tokenizer: &Tokenizer,
+        now_ms: impl Fn() -> f64,
+    ) -> Result<Progress, EngineError> {
+        let ended = |reason| Progress { events: Vec::new(), ended: Some(reason) };
+        if !engine.has_room(self.sequence) {
+            return Ok(ended(FinishReason::Length));
+        }
+        let report = engine.step(&mut TextFilter { generation: &mut self.generation, tokenizer }).await?;
+        if report.rows == 0 {
+            return Err(EngineError::NoSequence(self.sequence));
+        }
+        let now_ms = now_ms();
+        self.clock.stepped(report.rows, report.sampled.len(), now_ms);
+        let mut progress = Progress { events: Vec::new(), ended: None };
+        for (_, sampled) in report.sampled {
+            let (events, next) = self.generation.push(tokenizer, &sampled, now_ms);
+            progress.events.extend(events);
+            self.written.push(Written::Sampled(sampled));
+            progress.ended = match next {
+                Next::Continue => None,
+                Next::Stop(reason) => Some(reason),
+                Next::Force(ids) => self.append(engine, &ids)?,
+            };
+        }
+        Ok(progress)
+    }
+
+    /// Ends the answer: what was held back, open segments, and `done`.
+    pub fn finish(&mut self, reason: FinishReason, load_ms: f64, now_ms: f64) -> Vec<Event> {
+        let timings = self.clock.timings(load_ms);
+        self.generation.finish(reason, timings, now_ms)
+    }
+
+    pub fn sequence(&self) -> SequenceId {
+        self.sequence
+    }
+
+    pub fn generation(&self) -> &Generation {
+        &self.generation
+    }
+
+    /// Every token of the answer, forced and replayed ones too, the end token included.
+    pub fn written(&self) -> &[Written] {
+        &self.written
+    }
+
+    /// Appends what the engine forces; `Some` where it does not fit the context.
+    fn append(&mut self, engine: &mut Engine, ids: &[u32]) -> Result<Option<FinishReason>, EngineError> {
+        if engine.tokens(self.sequence)?.len() + ids.len() >= engine.options().context {
+            return Ok(Some(FinishReason::Length));
+        }
+        engine.append(self.sequence, ids)?;
+        self.written.extend(ids.iter().copied().map(Written::Given));
+        Ok(None)
+    }
+}
+
+/// Bans that depend on the text so far.
+struct TextFilter<'a> {
+    generation: &'a mut Generation,
+    tokenizer: &'a Tokenizer,
+}
+
+impl TokenFilter for TextFilter<'_> {
+    fn filter(&mut self, _: SequenceId, candidates: &mut Candidates) {
+        self.generation.filter(self.tokenizer, candidates);
+    }
+}
+
+/// Times of one answer, in milliseconds.
+struct Clock {
+    start: f64,
+    /// Rows computed until the first token came, and when that was.
+    prefill: (usize, Option<f64>),
+    /// Tokens that came after the first, and when the last of them was.
+    decode: (usize, f64),
+}
+
+impl Clock {
+    fn start(now_ms: f64) -> Self {
+        Self { start: now_ms, prefill: (0, None), decode: (0, now_ms) }
+    }
+
+    fn stepped(&mut self, rows: usize, sampled: usize, now_ms: f64) {
+        if self.prefill.1.is_some() {
+            self.decode = (self.decode.0 + sampled, now_ms);
+            return;
+        }
+        self.prefill.0 += rows;
+        if sampled > 0 {
+            self.prefill.1 = Some(now_ms);
+        }
+    }
+
+    fn timings(&self, load_ms: f64) -> Timings {
+        let first = self.prefill.1.unwrap_or(self.start);
+        Timings {
+            load_ms,
+            prefill_tokens_per_s: rate(self.prefill.0, first - self.start),
+            decode_tokens_per_s: rate(self.decode.0, self.decode.1 - first),
+        }
+    }
+}
+
+/// Count a second, 0 where no time passed.
+fn rate(count: usize, ms: f64) -> f64 {
+    if ms > 0.0 { count as f64 / ms * 1e3 } else { 0.0 }
+}

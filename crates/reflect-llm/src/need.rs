@@ -1,0 +1,67 @@
+//! The memory that a run takes, from shapes alone.
+
+use reflect_kernels::{Format, KvFormat};
+
+use crate::{LlamaConfig, engine::Engine, weights::TensorSource};
+
+/// Bytes that a run takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Need {
+    pub weights: u64,
+    pub cache: u64,
+    /// Activations of the largest step, and the piece of the file being packed.
+    pub scratch: u64,
+}
+
+impl Need {
+    /// The need of a model with `positions` cached positions and steps of `rows` rows, of which
+    /// `logit_rows` get logits.
+    pub fn of(
+        config: &LlamaConfig,
+        source: &impl TensorSource,
+        positions: usize,
+        format: KvFormat,
+        rows: usize,
+        logit_rows: usize,
+    ) -> Self {
+        const STAGING: u64 = 64 << 20;
+        let heads = config.num_attention_heads + 2 * config.num_key_value_heads;
+        let row = 4 * config.hidden_size + 2 * heads * config.head_dim + 3 * config.intermediate_size;
+        let floats = rows * row + logit_rows * config.vocab_size;
+        Self {
+            weights: weight_bytes(source),
+            cache: Engine::cache_bytes(config, positions, format),
+            scratch: 4 * floats as u64 + STAGING,
+        }
+    }
+
+    pub fn total(&self) -> u64 {
+        self.weights + self.cache + self.scratch
+    }
+}
+
+/// Bytes of all weights as they lie on a device.
+pub fn weight_bytes(source: &impl TensorSource) -> u64 {
+    let infos = source.names().filter_map(|name| source.info(name));
+    infos.map(|info| 4 * (info.rows() * Format::from(info.dtype).row_words(info.cols())) as u64).sum()
+}
+
+/// A number of bytes for a person.
+pub fn show_bytes(bytes: u64) -> String {
+    match bytes {
+        0..1_000_000 => format!("{:.0} KB", bytes as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.0} MB", bytes as f64 / 1e6),
+        _ => format!("{:.1} GB", bytes as f64 / 1e9),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_shown_short() {
+        assert_eq!(show_bytes(98_362_432), "98 MB");
+        assert_eq!(show_bytes(40_100_000_000), "40.1 GB");
+    }
+}

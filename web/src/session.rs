@@ -1,0 +1,404 @@
+//! A model and the answers that it has written: what the page's worker drives, one step at a time.
+
+use std::collections::BTreeMap;
+
+use js_sys::Function;
+use reflect_kernels::{KvFormat, PAGE};
+use reflect_llm::{
+    Completion, Engine, EngineError, EngineOptions, Generation, GenerationOptions, LlamaConfig, Request,
+    SequenceId, Texts, Weights,
+    guard::Budgets,
+    load_model,
+    need::{Need, show_bytes},
+    sampler::SamplingParams,
+    stream::Written,
+    weights::{ByteSource, TensorSource},
+};
+use reflect_text::{FinishReason, Message, RenderOptions, SpecialTokens};
+use serde::Deserialize;
+use serde_json::json;
+use wasm_bindgen::prelude::*;
+use web_time::Instant;
+
+use crate::{
+    file::{self, BrowserFile, JsFile},
+    place::Place,
+};
+
+/// The longest context that a page offers.
+const CONTEXT: usize = 4096;
+/// Bytes of the KV cache, on the CPU (in the module's own memory) and on a GPU.
+const CACHE: [u64; 2] = [32 << 20, 256 << 20];
+/// What a WebAssembly module can address, less what it needs beside the model.
+const ADDRESSABLE: u64 = 3_800_000_000;
+/// Alternatives that are reported with each token.
+const TOP: usize = 5;
+
+/// Whether a checkpoint fits, before its weights are fetched: only headers are read. Returns
+/// `{ok, sentence, bytes, memory}`.
+///
+/// # Errors
+/// If the checkpoint is damaged or of a kind that is not supported; a sentence.
+#[wasm_bindgen]
+pub async fn check(place: &Place, files: Vec<JsFile>) -> Result<String, JsValue> {
+    let (texts, weights) = open(files).await?;
+    let need = sizes(&texts.config, &weights, place).need;
+    let (total, bytes) = (need.total(), weights.total_bytes());
+    let ok = !place.on_cpu() || total <= ADDRESSABLE;
+    let sentence = match (ok, place.on_cpu()) {
+        (false, _) => format!(
+            "It does not fit: it needs {}, and a page can use {} on the CPU. The native program can run it.",
+            show_bytes(total),
+            show_bytes(ADDRESSABLE)
+        ),
+        (true, true) => format!("It fits: it needs about {} of memory.", show_bytes(total)),
+        (true, false) => format!(
+            "It needs about {} of the GPU's memory; a browser does not say how much there is.",
+            show_bytes(total)
+        ),
+    };
+    Ok(json!({ "ok": ok, "sentence": sentence, "bytes": bytes, "memory": total }).to_string())
+}
+
+/// A loaded model.
+#[wasm_bindgen]
+pub struct Session {
+    engine: Engine,
+    texts: Texts,
+    runs: BTreeMap<u32, Run>,
+    /// The answer that is being written.
+    writing: Option<(u32, Completion)>,
+    clock: Instant,
+    load_ms: f64,
+    info: serde_json::Value,
+}
+
+/// An answer of the past, or what there is of the present one.
+struct Run {
+    prompt: Vec<u32>,
+    written: Vec<Written>,
+    /// `None` when its part of the cache was needed for others.
+    sequence: Option<SequenceId>,
+}
+
+impl Run {
+    fn ids(&self) -> impl Iterator<Item = u32> {
+        self.prompt.iter().copied().chain(self.written.iter().map(Written::id))
+    }
+}
+
+/// What the page asks for; see the worker for the meaning of each field.
+#[derive(Deserialize)]
+struct Ask {
+    run: u32,
+    messages: Vec<Message>,
+    from: Option<From>,
+    sampling: Sampling,
+    #[serde(default)]
+    banned: Vec<String>,
+    max_tokens: usize,
+    budgets: Option<SegmentBudgets>,
+}
+
+#[derive(Deserialize)]
+struct From {
+    run: u32,
+    token: usize,
+    #[serde(default)]
+    text: String,
+    /// The tokens of that run, for a worker that did not write it.
+    #[serde(default)]
+    token_ids: Vec<u32>,
+}
+
+#[derive(Deserialize)]
+struct Sampling {
+    temperature: f32,
+    top_p: f32,
+    top_k: usize,
+    min_p: f32,
+    seed: u64,
+}
+
+#[derive(Deserialize)]
+struct SegmentBudgets {
+    thinking: Option<usize>,
+    reflection: Option<usize>,
+    output: Option<usize>,
+}
+
+#[wasm_bindgen]
+impl Session {
+    /// Loads a checkpoint. `progress` is called with the bytes that are on the device, and all bytes.
+    ///
+    /// # Errors
+    /// If the checkpoint is damaged or of a kind that is not supported; a sentence.
+    pub async fn load(place: &Place, files: Vec<JsFile>, progress: Function) -> Result<Session, JsValue> {
+        let clock = Instant::now();
+        let (texts, weights) = open(files).await?;
+        if texts.template.is_none() {
+            return Err(sentence("This checkpoint has no chat template, so it can't be asked; choose another."));
+        }
+        let Sizes { options, need } = sizes(&texts.config, &weights, place);
+        let all = weights.total_bytes();
+        let told = |done: u64| {
+            let (done, all) = (JsValue::from_f64(done as f64), JsValue::from_f64(all as f64));
+            // What the page does with it is no concern of the load.
+            let _ = progress.call2(&JsValue::NULL, &done, &all);
+        };
+        let limit = place.open.profile.map_or(u64::MAX, |profile| profile.max_binding_bytes).min(PART);
+        let device = place.open.device.clone();
+        let model = load_model(texts.config.clone(), &weights, &device, limit, told).await.map_err(sentence)?;
+        let info = json!({
+            "parameters": texts.config.param_count(),
+            "bytes": all,
+            "context": options.context,
+            "format": format_of(&weights),
+            "gpu": if place.on_cpu() { 0 } else { need.weights + need.cache },
+        });
+        let engine = Engine::new(model, device, options);
+        let load_ms = clock.elapsed().as_secs_f64() * 1e3;
+        Ok(Self { engine, texts, runs: BTreeMap::new(), writing: None, clock, load_ms, info })
+    }
+
+    /// `{parameters, bytes, context, format, gpu}`
+    pub fn info(&self) -> String {
+        self.info.to_string()
+    }
+
+    /// Starts a run and returns the events of what it takes over from another.
+    ///
+    /// # Errors
+    /// If the question does not fit the context or a setting makes no sense; a sentence.
+    pub fn generate(&mut self, ask: &str) -> Result<String, JsValue> {
+        let ask: Ask = serde_json::from_str(ask).map_err(sentence)?;
+        self.start(ask).map_err(failed)
+    }
+
+    /// Runs one step of the engine and returns `{events, done}`. Without a run in progress it is done.
+    ///
+    /// # Errors
+    /// If the device fails: then the session is of no use any more.
+    pub async fn step(&mut self) -> Result<String, JsValue> {
+        let Some((_, completion)) = &mut self.writing else {
+            return Ok(json!({ "events": [], "done": true }).to_string());
+        };
+        let clock = self.clock;
+        let now_ms = || clock.elapsed().as_secs_f64() * 1e3;
+        let progress =
+            completion.step(&mut self.engine, &self.texts.tokenizer, now_ms).await.map_err(failed)?;
+        let mut events = progress.events;
+        if let Some(reason) = progress.ended {
+            events.extend(self.end(reason).map_err(failed)?);
+        }
+        Ok(json!({ "events": events, "done": self.writing.is_none() }).to_string())
+    }
+
+    /// Ends the run in progress and returns its last events.
+    ///
+    /// # Errors
+    /// None that can happen to a session that works.
+    pub fn stop(&mut self) -> Result<String, JsValue> {
+        let events = self.end(FinishReason::Cancelled).map_err(failed)?;
+        Ok(json!(events).to_string())
+    }
+
+    /// Forgets a run.
+    pub fn release(&mut self, run: u32) {
+        if let Some(sequence) = self.runs.remove(&run).and_then(|run| run.sequence) {
+            self.engine.cancel(sequence);
+        }
+        if self.writing.as_ref().is_some_and(|(writing, _)| *writing == run) {
+            self.writing = None;
+        }
+    }
+}
+
+impl Session {
+    fn now_ms(&self) -> f64 {
+        self.clock.elapsed().as_secs_f64() * 1e3
+    }
+
+    fn start(&mut self, ask: Ask) -> Result<String, Failure> {
+        self.end(FinishReason::Cancelled)?;
+        let prompt = self.render(&ask.messages)?;
+        let taken = match &ask.from {
+            Some(from) => self.taken(from)?,
+            None => Vec::new(),
+        };
+        let mut ids = prompt.clone();
+        ids.extend(taken.iter().map(Written::id));
+        let room = self.engine.options().context;
+        if ids.len() >= room {
+            return Err(EngineError::PromptTooLong { tokens: ids.len(), context: room }.into());
+        }
+        let tokenizer = &self.texts.tokenizer;
+        let Sampling { temperature, top_p, top_k, min_p, seed } = ask.sampling;
+        let sampling = SamplingParams {
+            temperature,
+            top_p,
+            top_k,
+            min_p,
+            seed,
+            top_logprobs: TOP.min(tokenizer.vocab_size()),
+            // Where a banned text is one token, that token never comes.
+            banned: ask.banned.iter().filter_map(|text| tokenizer.special_id(text)).collect(),
+            ..SamplingParams::default()
+        };
+        sampling.validate().map_err(EngineError::from)?;
+        let budgets =
+            ask.budgets.unwrap_or(SegmentBudgets { thinking: None, reflection: None, output: None });
+        let options = GenerationOptions {
+            max_tokens: ask.max_tokens,
+            eos_ids: self.texts.eos_ids(),
+            stops: Vec::new(),
+            banned_texts: ask.banned,
+            budgets: Budgets {
+                thinking: budgets.thinking,
+                reflection: budgets.reflection,
+                output: budgets.output,
+                grace: 16,
+            },
+            loop_guard: true,
+        };
+        let wanted = (ids.len() + ask.max_tokens).min(room);
+        let sequence = self.sequence(&ids, wanted, sampling)?;
+        let generation = Generation::new(options, prompt.len());
+        let now_ms = self.now_ms();
+        let mut completion = Completion::new(sequence, generation, now_ms);
+        let events = completion.replay(&self.texts.tokenizer, &taken, now_ms);
+        self.runs.insert(ask.run, Run { prompt, written: taken, sequence: Some(sequence) });
+        self.writing = Some((ask.run, completion));
+        Ok(json!(events).to_string())
+    }
+
+    fn render(&self, messages: &[Message]) -> Result<Vec<u32>, Failure> {
+        let Texts { tokenizer, template, .. } = &self.texts;
+        let template = template.as_ref().ok_or_else(|| Failure::new("This checkpoint has no chat template."))?;
+        let options = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
+        let rendered = template.render_ids(tokenizer, messages, &options).map_err(Failure::new)?;
+        Ok(rendered.ids)
+    }
+
+    /// What a run takes over: the first tokens of another, and a text.
+    fn taken(&self, from: &From) -> Result<Vec<Written>, Failure> {
+        let mut taken: Vec<Written> = match self.runs.get(&from.run) {
+            Some(run) => run.written.clone(),
+            None => from.token_ids.iter().copied().map(Written::Given).collect(),
+        };
+        if taken.len() < from.token {
+            return Err(Failure::new("That run is not held any more: ask the question again."));
+        }
+        taken.truncate(from.token);
+        let text = self.texts.tokenizer.encode(&from.text, SpecialTokens::Parse).map_err(Failure::new)?;
+        taken.extend(text.into_iter().map(Written::Given));
+        Ok(taken)
+    }
+
+    /// A sequence of these tokens, of which what the longest common beginning with an earlier run covers is
+    /// not computed again. Runs of long ago give up their cache where `wanted` positions need it.
+    fn sequence(
+        &mut self,
+        ids: &[u32],
+        wanted: usize,
+        sampling: SamplingParams,
+    ) -> Result<SequenceId, EngineError> {
+        let common = |run: &Run| run.ids().zip(ids).take_while(|(a, b)| a == *b).count();
+        let held = self.runs.iter().filter_map(|(number, run)| Some((common(run), *number, run.sequence?)));
+        let best = held.max().filter(|(common, ..)| *common >= PAGE);
+        let shared = best.map_or(0, |(common, ..)| common / PAGE * PAGE);
+        while self.engine.free_positions() < wanted.next_multiple_of(PAGE) - shared {
+            let spare = |(number, run): (&u32, &mut Run)| {
+                let kept = best.is_some_and(|(_, best, _)| best == *number);
+                run.sequence.take_if(|_| !kept)
+            };
+            match self.runs.iter_mut().find_map(spare) {
+                Some(sequence) => self.engine.cancel(sequence),
+                None => break,
+            }
+        }
+        match best {
+            None => self.engine.submit(Request { prompt: ids.to_vec(), sampling }),
+            Some((common, _, sequence)) => {
+                let forked = self.engine.fork(sequence, common, sampling)?;
+                self.engine.append(forked, &ids[common..])?;
+                Ok(forked)
+            }
+        }
+    }
+
+    /// Ends the run in progress, if there is one, and keeps its cache for those that go on from it.
+    fn end(&mut self, reason: FinishReason) -> Result<Vec<reflect_text::Event>, EngineError> {
+        let Some((number, mut completion)) = self.writing.take() else { return Ok(Vec::new()) };
+        let events = completion.finish(reason, self.load_ms, self.now_ms());
+        self.engine.set_paused(completion.sequence(), true)?;
+        if let Some(run) = self.runs.get_mut(&number) {
+            run.written = completion.written().to_vec();
+        }
+        Ok(events)
+    }
+}
+
+/// Why something could not be done, in a sentence, and whether the session is lost with it.
+#[derive(Debug)]
+struct Failure {
+    sentence: String,
+    fatal: bool,
+}
+
+impl Failure {
+    fn new(what: impl ToString) -> Self {
+        Self { sentence: what.to_string(), fatal: false }
+    }
+}
+
+impl std::convert::From<EngineError> for Failure {
+    fn from(error: EngineError) -> Self {
+        Self { sentence: error.to_string(), fatal: matches!(error, EngineError::Device(_)) }
+    }
+}
+
+/// An `Error` whose name tells the worker whether to go on.
+fn failed(failure: impl Into<Failure>) -> JsValue {
+    let Failure { sentence, fatal } = failure.into();
+    let error = js_sys::Error::new(&sentence);
+    if fatal {
+        error.set_name("DeviceError");
+    }
+    error.into()
+}
+
+fn sentence(what: impl std::fmt::Display) -> JsValue {
+    js_sys::Error::new(&what.to_string()).into()
+}
+
+async fn open(files: Vec<JsFile>) -> Result<(Texts, Weights<BrowserFile>), JsValue> {
+    file::open(files.into_iter().map(BrowserFile::new).collect()).await.map_err(sentence)
+}
+
+/// Weights of one part of a matrix: with the bytes that it comes from, what is in the module's memory at a time.
+const PART: u64 = 24 << 20;
+
+struct Sizes {
+    options: EngineOptions,
+    need: Need,
+}
+
+fn sizes(config: &LlamaConfig, weights: &impl TensorSource, place: &Place) -> Sizes {
+    let (kv_format, bytes) = if place.on_cpu() { (KvFormat::F32, 4) } else { (KvFormat::F16, 2) };
+    let most = CACHE[usize::from(!place.on_cpu())] / config.kv_bytes_per_token(bytes).max(1);
+    let cache_positions = (most as usize / PAGE * PAGE).clamp(PAGE, 8 * CONTEXT);
+    let context = CONTEXT.min(config.max_position_embeddings).min(cache_positions);
+    let prefill_chunk = 128;
+    let need = Need::of(config, weights, cache_positions, kv_format, prefill_chunk, 1);
+    Sizes { options: EngineOptions { context, cache_positions, prefill_chunk, kv_format }, need }
+}
+
+/// The format of most of the weights.
+fn format_of<S: ByteSource>(weights: &Weights<S>) -> String {
+    let mut bytes: BTreeMap<&str, u64> = BTreeMap::new();
+    for info in weights.names().filter_map(|name| weights.info(name)) {
+        *bytes.entry(info.dtype.name()).or_default() += info.byte_len();
+    }
+    bytes.into_iter().max_by_key(|(_, bytes)| *bytes).map_or(String::new(), |(name, _)| name.to_lowercase())
+}

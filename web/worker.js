@@ -1,0 +1,119 @@
+// The page's module worker around the WebAssembly module: messages in, events out (see README.md). Everything about models, their
+// files and their tokens happens here, so that the page never waits.
+
+import init, { Hash, Place, Session, check } from "./reflect_web.js";
+import { cachedModels, deleteModel, filesOf, storage } from "./worker/cache.js";
+import { download, fitsStorage } from "./worker/download.js";
+import { resolve } from "./worker/sources.js";
+import { Writer } from "./worker/writer.js";
+
+const post = (message, transfer = []) => self.postMessage(message, transfer);
+const module = init();
+const newHash = () => new Hash();
+
+let place = null;
+let model = null;
+let loading = null;
+
+/** What is done with the session is done in turn. */
+let turn = Promise.resolve();
+const inTurn = (work) => (turn = turn.then(work, work));
+
+const memory = async () => ({ wasm: (await module).memory.buffer.byteLength, gpu: model?.info.gpu ?? 0 });
+const writer = new Writer({ post, memory, fatal });
+
+const handlers = {
+  async hello({ prefer }) {
+    await module;
+    place = Place.open(prefer);
+    post({ type: "adapter", ...JSON.parse((await place).describe()) });
+  },
+
+  models: listModels,
+
+  async delete({ name }) {
+    await deleteModel(name);
+    await listModels();
+  },
+
+  async check({ source }) {
+    await module;
+    const found = await resolve(source);
+    const files = found.files.map((file) => file.remote);
+    const fit = JSON.parse(await check(await place, files));
+    const bytes = found.files.reduce((sum, file) => sum + file.size, 0);
+    const room = fit.ok && source.kind !== "files" && !found.cached ? await fitsStorage(bytes) : null;
+    post({ type: "fit", ...fit, ...(room ?? {}), bytes });
+  },
+
+  async load({ source, load }) {
+    loading?.abort();
+    writer.stop();
+    const mine = new AbortController();
+    loading = mine;
+    await inTurn(async () => {
+      if (mine.signal.aborted) return;
+      try {
+        await loadModel(source, load, mine.signal);
+      } catch (error) {
+        // A load that was cancelled has no end that anyone waits for.
+        if (!mine.signal.aborted) throw error;
+      }
+    });
+  },
+
+  cancel_load() {
+    loading?.abort();
+  },
+
+  generate: (message) => inTurn(() => writer.write(model?.session, message)),
+
+  stop({ run }) {
+    writer.stop(run);
+  },
+
+  release: ({ run }) => inTurn(() => model?.session.release(run)),
+};
+
+async function listModels() {
+  post({ type: "models", cached: await cachedModels(), ...(await storage()) });
+}
+
+async function loadModel(source, load, signal) {
+  await module;
+  const at = await place;
+  const began = performance.now();
+  const found = await resolve(source);
+  const tell = (stage, from_cache) => (done, total) => post({ type: "progress", load, stage, done, total, name: found.name, from_cache });
+  const kept = await download(found, { newHash, signal, tell });
+  const files = await filesOf(kept);
+  signal.throwIfAborted();
+  // The old model makes room for the new one first: two may not fit.
+  model?.session.free();
+  model = null;
+  const upload = tell("upload", kept.from_cache);
+  const session = await Session.load(at, files, (done, total) => !signal.aborted && upload(done, total));
+  if (signal.aborted) {
+    session.free();
+    return;
+  }
+  const info = JSON.parse(session.info());
+  model = { session, info };
+  const load_ms = performance.now() - began;
+  post({ type: "loaded", load, model: { name: found.name, ...info }, device: at.describe && JSON.parse(at.describe()).device, load_ms, memory: await memory() });
+}
+
+/** Whether after this error the module is of no use any more: it trapped, or the device is gone. */
+function fatal(error) {
+  return error instanceof WebAssembly.RuntimeError || error?.name === "DeviceError";
+}
+
+// Set before anything is awaited: a message that comes while a module still waits at its top level is lost.
+self.onmessage = async ({ data }) => {
+  try {
+    await handlers[data.type]?.(data);
+  } catch (error) {
+    const message = error?.message ?? String(error);
+    post({ type: "error", load: data.load, run: data.run, message, fatal: fatal(error) });
+  }
+};

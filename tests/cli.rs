@@ -4,6 +4,7 @@
 //! --release` left beside these tests.
 
 use std::{
+    io::{BufRead, BufReader, Read, Write},
     path::{Path, PathBuf},
     process::{Command, Output},
 };
@@ -156,6 +157,60 @@ fn json_events_are_in_order_and_tokens_are_llama_cpps() {
     let tokenizer = smollm2::tokenizer();
     assert_eq!(written, tokenizer.decode(token_ids, true));
     assert_eq!(reported, *token_ids);
+}
+
+#[test]
+fn an_answer_is_saved_as_a_picture() {
+    let picture = Temporary::new("trace.png", b"");
+    let run = run(&["run", "What is 35 + 43?", "--device", "cpu", "--greedy", "--trace-png", picture.path()]);
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+    let bytes = std::fs::read(picture.path()).expect("the picture");
+    assert!(bytes.starts_with(b"\x89PNG\r\n\x1a\n"));
+    let width = u32::from_be_bytes(bytes[16..20].try_into().expect("four bytes"));
+    assert_eq!(width, 1440);
+}
+
+/// The status line, the headers and the body that a server answers with.
+fn get(address: &str, path: &str) -> (String, String) {
+    let mut stream = std::net::TcpStream::connect(address).expect("the server listens");
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).expect("a request");
+    let mut response = String::new();
+    stream.read_to_string(&mut response).expect("an answer");
+    let (head, body) = response.split_once("\r\n\r\n").expect("headers and body");
+    (head.to_lowercase(), body.to_owned())
+}
+
+#[test]
+fn the_page_is_served_to_this_machine_with_the_right_headers() {
+    let folder = std::env::temp_dir().join(format!("reflect-cli-{}-page", std::process::id()));
+    let code = folder.join("0123456789ab");
+    std::fs::create_dir_all(&code).expect("a folder");
+    std::fs::write(folder.join("index.html"), "<p>the page</p>").expect("a page");
+    std::fs::write(code.join("m.wasm"), "module").expect("a module");
+    let dir = folder.to_str().expect("a plain path");
+    let mut server = Command::new(program())
+        .args(["web", "--port", "0", "--dir", dir])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    let mut line = String::new();
+    let stdout = server.stdout.take().expect("its output");
+    BufReader::new(stdout).read_line(&mut line).expect("its address");
+    let address = line.trim().strip_prefix("http://").expect("an address").to_owned();
+    assert!(address.starts_with("127.0.0.1:"), "{address}");
+    let page = get(&address, "/");
+    let module = get(&address, "/0123456789ab/m.wasm");
+    let outside = get(&address, "/../../../../../../etc/hostname");
+    server.kill().expect("it runs");
+    server.wait().expect("it ends");
+    std::fs::remove_dir_all(&folder).expect("the folder");
+    assert!(page.0.starts_with("http/1.1 200") && page.0.contains("text/html"), "{page:?}");
+    assert!(page.0.contains("cache-control: no-cache") && page.0.contains("nosniff"), "{page:?}");
+    assert_eq!((page.1.as_str(), module.1.as_str()), ("<p>the page</p>", "module"));
+    assert!(module.0.contains("application/wasm") && module.0.contains("immutable"), "{module:?}");
+    assert!(!outside.0.starts_with("http/1.1 200"), "{outside:?}");
+    assert_refused(&["web", "--dir", "/nowhere"], 2, &["holds no page", "cargo xtask web"]);
 }
 
 #[test]

@@ -74,6 +74,17 @@ fn the_model_knows_no_runtime_and_no_command_line() {
 }
 
 #[test]
+fn pictures_know_no_model() {
+    for target in [None, WASM] {
+        assert_without(
+            "reflect-picture",
+            target,
+            &["burn", "cubecl", "wgpu", "reflect-llm", "tokio", "clap"],
+        );
+    }
+}
+
+#[test]
 fn kernels_know_no_text_and_no_model() {
     for target in [None, WASM] {
         assert_without(

@@ -1,7 +1,7 @@
 // The page's module worker around the WebAssembly module: messages in, events out (see README.md). Everything about models, their
 // files and their tokens happens here, so that the page never waits.
 
-import init, { Hash, Place, Session, check } from "./reflect_web.js";
+import init, { Hash, Place, Session, check, picture } from "./reflect_web.js";
 import { cachedModels, deleteModel, filesOf, storage } from "./worker/cache.js";
 import { download, fitsStorage } from "./worker/download.js";
 import { resolve } from "./worker/sources.js";
@@ -70,6 +70,14 @@ const handlers = {
 
   stop({ run }) {
     writer.stop(run);
+  },
+
+  async png({ trace, theme, width }) {
+    await module;
+    const tokens = trace.runs.flatMap(({ events }) => events).filter(({ type }) => type === "done").reduce((sum, { usage }) => sum + usage.completion_tokens, 0);
+    const caption = [typeof trace.model === "string" ? trace.model : trace.model?.name, `${tokens} tokens`, "reflect"].filter(Boolean).join(" · ");
+    const bytes = picture(JSON.stringify(trace), theme, width, caption);
+    post({ type: "png", bytes }, [bytes.buffer]);
   },
 
   release: ({ run }) => inTurn(() => model?.session.release(run)),

@@ -66,7 +66,10 @@ impl ByteSource for BrowserFile {
         }
         let read = self.file.read(range.start as f64, range.end as f64).await.map_err(|error| {
             let problem = error.dyn_ref::<js_sys::Error>().map(|error| String::from(error.message()));
-            LoadError::Read { file: self.name.clone(), problem: problem.unwrap_or_else(|| format!("{error:?}")) }
+            LoadError::Read {
+                file: self.name.clone(),
+                problem: problem.unwrap_or_else(|| format!("{error:?}")),
+            }
         })?;
         let bytes = read.unchecked_into::<Uint8Array>().to_vec();
         if bytes.len() as u64 != length {

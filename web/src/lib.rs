@@ -8,6 +8,7 @@ use wasm_bindgen::prelude::*;
 mod file;
 mod hash;
 mod launch_cost;
+mod picture;
 mod place;
 mod session;
 mod tokens;

@@ -32,9 +32,9 @@ impl Place {
         }
         match adapter.open().await {
             Ok(open) => Self { open, why: "A WebGPU adapter was found.".to_owned() },
-            Err(error) => {
-                Self::cpu(format!("The WebGPU adapter cannot be used ({error}), so the model runs on the CPU."))
-            }
+            Err(error) => Self::cpu(format!(
+                "The WebGPU adapter cannot be used ({error}), so the model runs on the CPU."
+            )),
         }
     }
 

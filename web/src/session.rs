@@ -137,7 +137,9 @@ impl Session {
         let clock = Instant::now();
         let (texts, weights) = open(files).await?;
         if texts.template.is_none() {
-            return Err(sentence("This checkpoint has no chat template, so it can't be asked; choose another."));
+            return Err(sentence(
+                "This checkpoint has no chat template, so it can't be asked; choose another.",
+            ));
         }
         let Sizes { options, need } = sizes(&texts.config, &weights, place);
         let all = weights.total_bytes();
@@ -148,7 +150,8 @@ impl Session {
         };
         let limit = place.open.profile.map_or(u64::MAX, |profile| profile.max_binding_bytes).min(PART);
         let device = place.open.device.clone();
-        let model = load_model(texts.config.clone(), &weights, &device, limit, told).await.map_err(sentence)?;
+        let model =
+            load_model(texts.config.clone(), &weights, &device, limit, told).await.map_err(sentence)?;
         let info = json!({
             "parameters": texts.config.param_count(),
             "bytes": all,
@@ -274,7 +277,8 @@ impl Session {
 
     fn render(&self, messages: &[Message]) -> Result<Vec<u32>, Failure> {
         let Texts { tokenizer, template, .. } = &self.texts;
-        let template = template.as_ref().ok_or_else(|| Failure::new("This checkpoint has no chat template."))?;
+        let template =
+            template.as_ref().ok_or_else(|| Failure::new("This checkpoint has no chat template."))?;
         let options = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
         let rendered = template.render_ids(tokenizer, messages, &options).map_err(Failure::new)?;
         Ok(rendered.ids)

@@ -51,7 +51,7 @@ export function onPage(name, act, { mock = "rate=0&load_ms=40&first=5", settings
 }
 
 // Runs in the page before its own code: keeps what the page posts, and the number of workers that it started.
-function spy(stored) {
+export function spy(stored) {
   if (stored && !localStorage.getItem("reflect.settings")) localStorage.setItem("reflect.settings", JSON.stringify(stored));
   window.sent = [];
   window.workers = 0;
@@ -65,7 +65,7 @@ function spy(stored) {
   };
 }
 
-function helpersFor(page) {
+export function helpersFor(page) {
   // The page draws once a frame, so what has just been done is there to see after the next one.
   const settled = () => page.evaluate(() => new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve))));
   const after = (read) => async (selector) => {

@@ -45,6 +45,7 @@ pub fn test(web: bool) -> Result<()> {
     if web {
         wasm::build()?;
         wasm::verify()?;
+        wasm::test()?;
     }
     println!("==> all passed");
     Ok(())

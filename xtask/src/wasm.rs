@@ -1,5 +1,7 @@
 //! The WebAssembly build and the page that checks it in a browser.
 
+use crate::checks::binary;
+use crate::models::smollm2;
 use crate::process::{command, output, root, run, sha256_of, step, target};
 use crate::setup;
 use anyhow::{Context, Result};
@@ -64,7 +66,8 @@ const PAGES: [&str; 2] = ["index.html", "verify.html"];
 
 /// Models that come with the page, the one that it loads first.
 const MODELS: [&str; 1] = ["reflect-tiny"];
-const MODEL_FILES: [&str; 4] = ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"];
+const MODEL_FILES: [&str; 4] =
+    ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"];
 
 /// Compiles the crate in web/ and writes all that a server has to serve into web/dist.
 pub fn build() -> Result<()> {
@@ -110,7 +113,8 @@ fn module() -> Result<PathBuf> {
     }
     let fresh = package.with_extension("partial");
     let _ = fs::remove_dir_all(&fresh);
-    let bindgen = ["--target", "web", "--no-typescript", "--remove-name-section", "--out-name", "reflect_web"];
+    let bindgen =
+        ["--target", "web", "--no-typescript", "--remove-name-section", "--out-name", "reflect_web"];
     run(command(setup::wasm_bindgen()?, bindgen).arg("--out-dir").arg(&fresh).arg(&compiled))?;
     let module = fresh.join("reflect_web_bg.wasm");
     let smaller = fresh.join("smaller.wasm");
@@ -169,11 +173,23 @@ const OPTIMISER: [&str; 10] = [
 
 /// Runs every kernel in a headless browser.
 pub fn verify() -> Result<()> {
-    let mut node = command("node", ["web/verify.mjs"]);
+    step("browser verify", &mut node("verify.mjs")?)
+}
+
+/// The page in a headless browser: against recorded streams, then with the engine.
+pub fn test() -> Result<()> {
+    step("viewer", &mut node("tests/viewer.mjs")?)?;
+    let mut engine = node("tests/engine.mjs")?;
+    step("page with engine", engine.env("REFLECT_RUN", binary()?).env("SMOLLM2", smollm2()?))
+}
+
+/// `node web/<script>` with the browser of this machine.
+fn node(script: &str) -> Result<Command> {
+    let mut node = command("node", [root().join("web").join(script)]);
     if let Some(browser) = setup::browser() {
         node.env("CHROMIUM", browser);
     }
-    step("browser verify", &mut node)
+    Ok(node)
 }
 
 /// Another compiler's files would take turns with ours in one folder, so Debian's has its own.

@@ -44,6 +44,8 @@ pub enum Command {
     Merge(MergeArgs),
     /// Measure whether reflection repairs mistakes or adds them.
     Eval(EvalArgs),
+    /// Serve the page that runs models in a browser, to this machine alone.
+    Web(WebArgs),
 }
 
 /// Which model, and where it runs.
@@ -181,10 +183,26 @@ pub struct RunArgs {
     /// Alternatives to report for each token, in the JSON
     #[arg(long, value_name = "N", default_value_t = 0, requires = "json")]
     pub top_logprobs: usize,
+    /// Save the timeline of the answer as a picture (PNG)
+    #[arg(long, value_name = "FILE")]
+    pub trace_png: Option<PathBuf>,
+    /// Draw that picture on black
+    #[arg(long, requires = "trace_png")]
+    pub trace_dark: bool,
     #[command(flatten)]
     pub answer: AnswerArgs,
     #[command(flatten)]
     pub model: ModelArgs,
+}
+
+#[derive(clap::Args, Debug)]
+pub struct WebArgs {
+    /// Port on 127.0.0.1; 0 for a free one
+    #[arg(long, value_name = "N", default_value_t = 8080)]
+    pub port: u16,
+    /// Folder of the page [default: web/dist, which `cargo xtask web` makes]
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
 }
 
 #[derive(clap::Args, Debug)]

@@ -24,6 +24,7 @@ mod synthetic;
 mod train;
 mod verify;
 mod view;
+mod web;
 
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
@@ -82,6 +83,7 @@ fn main() -> ExitCode {
         Command::Train(args) => train::train(&args),
         Command::Merge(args) => merge::merge(&args).map(|()| ExitCode::SUCCESS),
         Command::Eval(args) => eval::eval(&args),
+        Command::Web(args) => web::web(&args),
     });
     match outcome {
         Ok(Ok(code)) => code,

@@ -6,7 +6,9 @@ use std::time::Instant;
 
 use anyhow::Result;
 use reflect_llm::{Generation, Request};
+use reflect_picture::{Theme, Turn};
 use reflect_text::{Event, FinishReason, Message, SpecialTokens};
+use reflect_train::checkpoint;
 
 use crate::{
     answer::{answer, limits, sampling},
@@ -16,6 +18,9 @@ use crate::{
     runtime::{Checkpoint, Runtime},
     view::View,
 };
+
+/// In units of two pixels each.
+const PICTURE_WIDTH: u32 = 720;
 
 /// Runs the command. With `--json` a failure is also the last event.
 pub fn run(args: &RunArgs) -> Result<ExitCode> {
@@ -31,6 +36,7 @@ pub fn run(args: &RunArgs) -> Result<ExitCode> {
 fn run_to(args: &RunArgs) -> Result<ExitCode> {
     let started = Instant::now();
     let text = prompt::read(args.prompt.as_deref())?;
+    let question = text.clone();
     let checkpoint = Checkpoint::open(&args.model)?;
     let ids = if args.raw {
         checkpoint.texts.tokenizer.encode(&text, SpecialTokens::Add)?
@@ -50,6 +56,7 @@ fn run_to(args: &RunArgs) -> Result<ExitCode> {
     let answering = Answering::start();
     let mut view = View::stdout(args.answer.view);
     let mut finish = FinishReason::Stop;
+    let mut events = Vec::new();
     let completion = answer(
         &mut runtime.engine,
         sequence,
@@ -60,6 +67,9 @@ fn run_to(args: &RunArgs) -> Result<ExitCode> {
         |event| {
             if let Event::Done { finish_reason, .. } = event {
                 finish = *finish_reason;
+            }
+            if args.trace_png.is_some() {
+                events.push(event.clone());
             }
             if args.json { print_event(event) } else { view.show(event) }
         },
@@ -72,6 +82,13 @@ fn run_to(args: &RunArgs) -> Result<ExitCode> {
             "raise --max-tokens for more"
         };
         eprintln!("note: the answer was cut off after {written} tokens; {why}");
+    }
+    if let Some(file) = &args.trace_png {
+        let written = completion.generation().tokens().len();
+        let caption = format!("{} · {written} tokens · reflect", runtime.model);
+        let theme = if args.trace_dark { Theme::Dark } else { Theme::Light };
+        let picture = reflect_picture::png(&[Turn { question, events }], &caption, theme, PICTURE_WIDTH)?;
+        checkpoint::write(file, &picture)?;
     }
     Ok(if finish == FinishReason::Cancelled { interrupt::EXIT_CODE.into() } else { ExitCode::SUCCESS })
 }

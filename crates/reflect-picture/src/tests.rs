@@ -1,0 +1,97 @@
+use proptest::prelude::*;
+use reflect_text::{Closed, SegmentKind, VerdictKind};
+
+use super::*;
+
+fn start(id: u32, parent: Option<u32>, kind: SegmentKind) -> Event {
+    Event::SegmentStart { id, parent, kind, token: 0 }
+}
+
+fn text(id: u32, text: &str) -> Event {
+    Event::Text { id, text: text.to_owned(), token_ids: vec![1], logprob: None, top: None }
+}
+
+fn end(id: u32, verdict: Option<(VerdictKind, &str, &str)>) -> Event {
+    Event::SegmentEnd {
+        id,
+        token: 1,
+        closed: Closed::Tag,
+        ms: 0,
+        reason: None,
+        verdict: verdict.map(|(kind, ..)| kind),
+        before: verdict.map(|(_, before, _)| before.to_owned()),
+        after: verdict.map(|(.., after)| after.to_owned()),
+    }
+}
+
+fn turn() -> Turn {
+    let corrected = Some((VerdictKind::Corrected, "346+964, sum = 1210", "sum = 1310"));
+    Turn {
+        question: "What is 346 + 964?".to_owned(),
+        events: vec![
+            start(0, None, SegmentKind::Thinking),
+            text(0, "346+964, sum"),
+            text(0, " = 1210\n"),
+            start(1, Some(0), SegmentKind::Reflection),
+            text(1, "ones = 6+4=10, put 0 carry 1, sum = 1310"),
+            end(1, corrected),
+            text(0, "\n346+964, sum = 1310\n"),
+            end(0, None),
+            start(2, None, SegmentKind::Output),
+            text(2, "1310"),
+            end(2, None),
+        ],
+    }
+}
+
+#[test]
+fn texts_of_a_segment_stay_in_order_around_what_is_in_it() {
+    let found = fold::segments(&turn().events);
+    assert_eq!(found.len(), 2);
+    assert_eq!(found[0].text(), "346+964, sum = 1210\n\n346+964, sum = 1310\n");
+    let fold::Part::Segment(reflection) = &found[0].parts[1] else { panic!("{found:?}") };
+    assert_eq!(reflection.after.as_deref(), Some("sum = 1310"));
+    assert_eq!(found[1].text(), "1310");
+}
+
+#[test]
+fn a_picture_has_its_size_and_its_colours() {
+    for (theme, page) in [(Theme::Light, [0xfb, 0xfb, 0xfa]), (Theme::Dark, [0x14, 0x15, 0x17])] {
+        let bytes = png(&[turn()], "reflect-tiny", theme, 720).unwrap();
+        let image = image::load_from_memory(&bytes).unwrap().into_rgb8();
+        assert_eq!(image.width(), 1440);
+        assert_eq!(image.get_pixel(0, 0).0, page);
+        let green = if theme == Theme::Light { [0x1a, 0x7f, 0x4b] } else { [0x52, 0xc4, 0x8f] };
+        assert!(image.pixels().filter(|pixel| pixel.0 == green).count() > 50, "what was corrected is green");
+    }
+}
+
+#[test]
+fn more_text_makes_it_taller_and_too_much_is_refused() {
+    let height = |turns: &[Turn]| {
+        let bytes = png(turns, "", Theme::Light, 400).unwrap();
+        image::load_from_memory(&bytes).unwrap().height()
+    };
+    assert!(height(&[turn(), turn()]) > height(&[turn()]) + 100);
+    let mut long = turn();
+    long.question = "word ".repeat(20_000);
+    assert!(png(&[long], "", Theme::Light, 400).unwrap_err().to_string().contains("too tall"));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(40) })]
+    #[test]
+    fn nothing_breaks_it(
+        question in ".{0,80}",
+        pieces in prop::collection::vec((0u32..4, prop::option::of(0u32..4), ".{0,60}", 0usize..5), 0..20),
+        width in 0u32..900,
+    ) {
+        let kinds = [SegmentKind::Thinking, SegmentKind::Reflection, SegmentKind::Output, SegmentKind::Text];
+        let events = pieces.iter().map(|(id, parent, piece, what)| match what {
+            0..=1 => start(*id, *parent, kinds[piece.len() % 4]),
+            2..=3 => text(*id, piece),
+            _ => end(*id, Some((VerdictKind::Corrected, piece, piece))),
+        });
+        png(&[Turn { question, events: events.collect() }], "caption", Theme::Dark, width).unwrap();
+    }
+}

@@ -1,6 +1,9 @@
 //! A model and the answers that it has written: what the page's worker drives, one step at a time.
 
 use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use js_sys::Function;
 use reflect_kernels::{KvFormat, PAGE};
@@ -178,23 +181,26 @@ impl Session {
         self.start(ask).map_err(failed)
     }
 
-    /// Runs one step of the engine and returns `{events, done}`. Without a run in progress it is done.
+    /// Runs one step of the engine and returns `{events, done, host_ms}`: what this thread was busy with it,
+    /// without waiting for the device. Without a run in progress it is done.
     ///
     /// # Errors
     /// If the device fails: then the session is of no use any more.
     pub async fn step(&mut self) -> Result<String, JsValue> {
         let Some((_, completion)) = &mut self.writing else {
-            return Ok(json!({ "events": [], "done": true }).to_string());
+            return Ok(json!({ "events": [], "done": true, "host_ms": 0.0 }).to_string());
         };
         let clock = self.clock;
         let now_ms = || clock.elapsed().as_secs_f64() * 1e3;
-        let progress =
-            completion.step(&mut self.engine, &self.texts.tokenizer, now_ms).await.map_err(failed)?;
+        let step = completion.step(&mut self.engine, &self.texts.tokenizer, now_ms);
+        let (progress, busy) = Busy { future: Box::pin(step), time: Duration::ZERO }.await;
+        let progress = progress.map_err(failed)?;
         let mut events = progress.events;
         if let Some(reason) = progress.ended {
             events.extend(self.end(reason).map_err(failed)?);
         }
-        Ok(json!({ "events": events, "done": self.writing.is_none() }).to_string())
+        let host_ms = busy.as_secs_f64() * 1e3;
+        Ok(json!({ "events": events, "done": self.writing.is_none(), "host_ms": host_ms }).to_string())
     }
 
     /// Ends the run in progress and returns its last events.
@@ -340,6 +346,23 @@ impl Session {
             run.written = completion.written().to_vec();
         }
         Ok(events)
+    }
+}
+
+/// A future with the time that was spent in it, as against waited for it.
+struct Busy<'a, T> {
+    future: Pin<Box<dyn Future<Output = T> + 'a>>,
+    time: Duration,
+}
+
+impl<T> Future for Busy<'_, T> {
+    type Output = (T, Duration);
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let start = Instant::now();
+        let polled = self.future.as_mut().poll(context);
+        self.time += start.elapsed();
+        polled.map(|output| (output, self.time))
     }
 }
 

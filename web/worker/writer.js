@@ -52,7 +52,7 @@ export class Writer {
           break;
         }
         const step = JSON.parse(await session.step());
-        figures.take(step.events);
+        figures.take(step);
         batch.push(...step.events);
         done = step.done;
         const now = performance.now();
@@ -83,9 +83,13 @@ class Figures {
     this.tokens = 0;
     this.thinking = new Map();
     this.thought = 0;
+    this.busy = 0;
   }
 
-  take(events) {
+  /** What a step brought. @param {{events: object[], host_ms: number}} step */
+  take({ events, host_ms }) {
+    // The prompt is no token's own cost.
+    if (this.first !== null) this.busy += host_ms;
     if (events.length === 0) return;
     const now = performance.now();
     for (const event of events) {
@@ -115,6 +119,7 @@ class Figures {
       tokens: this.total ?? this.tokens,
       tokens_per_s: seconds > 0 ? (this.tokens - 1) / seconds : 0,
       thinking_ms: this.thought + open,
+      host_ms_per_token: this.tokens > 1 ? this.busy / (this.tokens - 1) : null,
     };
   }
 }

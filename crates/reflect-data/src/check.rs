@@ -259,6 +259,18 @@ fn restates(before: &str, after: &str) -> bool {
     }
 }
 
+/// Whether a tag stands in the text that the parser took for text although nothing quotes it.
+pub(crate) fn has_stray_tag(text: &str) -> bool {
+    Tag::all().any(|tag| {
+        text.match_indices(tag.spelling()).any(|(place, _)| {
+            let before = text.get(..place).unwrap_or_default();
+            let line = before.rsplit('\n').next().unwrap_or_default();
+            let quoted = line.contains(['`', '"', '\'', '“', '‘', '«']);
+            !quoted && !before.contains("```") && !before.contains("~~~")
+        })
+    })
+}
+
 /// What a piece of text belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Role {
@@ -291,7 +303,7 @@ impl Answer {
                     answer.pieces.push((role(kind), String::new()));
                 }
                 TagEvent::Text { text, .. } => {
-                    answer.balanced &= !Tag::all().any(|tag| text.contains(tag.spelling()));
+                    answer.balanced &= !has_stray_tag(&text);
                     if open.last() == Some(&SegmentKind::Text) && !text.trim().is_empty() {
                         answer.ends_with_output = false;
                     }

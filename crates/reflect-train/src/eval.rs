@@ -35,7 +35,8 @@ pub enum Arm {
     Tuned,
     /// The tuned model, which may not write `<reflection>`.
     Banned,
-    /// Votes of the banned model, as many as the tuned model's tokens pay for.
+    /// Votes of the banned model, as many as the tuned model's tokens pay for. Prompts are not counted, as
+    /// votes share one.
     Majority,
     /// The tuned model after a wrong step that was forced into its answer.
     Injected,
@@ -123,12 +124,26 @@ pub struct Outcome {
     pub format: bool,
     pub right: bool,
     pub reflections: usize,
+    /// Steps of a right solution.
+    pub problem_steps: usize,
+    /// How much of the text ends with the first right statement of the last step, from 0 to 1.
+    pub efficiency: Option<f64>,
     /// The attempted steps, up to the first wrong one that was not repaired. Empty for problems of others:
     /// their right steps can be worded in many ways.
     pub steps: Vec<StepCheck>,
     /// Of an injected mistake: its place among `steps`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub injected_step: Option<usize>,
+    /// Of an answer that votes decided.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub votes: Option<Votes>,
+}
+
+/// How a vote went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Votes {
+    pub count: usize,
+    pub right: usize,
 }
 
 impl Outcome {
@@ -149,11 +164,27 @@ impl Outcome {
             format: answer.finished && check_answer(problem, &answer.text).format,
             right: answer.finished && is_right(problem, &answer.text),
             reflections: answer.text.matches(opens).count(),
+            problem_steps: problem.steps.len(),
+            efficiency: efficiency(problem, &answer.text),
             steps: if ours { check_steps(problem, lines) } else { Vec::new() },
             injected_step: None,
+            votes: None,
             text: answer.text.clone(),
         }
     }
+}
+
+/// The share of an answer that ends with its first right statement of the problem's last step.
+fn efficiency(problem: &Problem, text: &str) -> Option<f64> {
+    let last = problem.steps.last()?.text.as_str();
+    let mut end = 0;
+    for line in text.split_inclusive('\n') {
+        end += line.len();
+        if line.trim() == last {
+            return Some(end as f64 / text.len() as f64);
+        }
+    }
+    None
 }
 
 /// A hash of all that a problem says.
@@ -285,6 +316,9 @@ fn prompt(arm: Arm, problem: &Problem, settings: &Settings, prefix: String) -> P
 /// Most votes on a problem.
 const VOTES: usize = 16;
 
+/// Problems that are voted on at a time: so many are lost when a run is stopped.
+const BALLOT: usize = 100;
+
 /// Votes until their tokens reach what the tuned model spent, at least one; the most frequent output
 /// wins, of equal ones the first.
 fn majority(
@@ -294,6 +328,28 @@ fn majority(
     outcomes: &mut Outcomes,
     mut told: impl FnMut(),
 ) -> Result<(), TrainError> {
+    for problems in problems.chunks(BALLOT) {
+        let votes = votes(problems, model, settings, outcomes)?;
+        for (problem, votes) in problems.iter().zip(&votes) {
+            let Some(winner) = winner(problem, votes) else { continue };
+            let mut outcome = Outcome::of(problem, Arm::Majority, winner);
+            outcome.tokens = votes.iter().map(|vote| vote.tokens).sum();
+            let right = votes.iter().filter(|vote| vote.finished && is_right(problem, &vote.text)).count();
+            outcome.votes = Some(Votes { count: votes.len(), right });
+            outcomes.push(outcome);
+            told();
+        }
+    }
+    Ok(())
+}
+
+/// The votes on each problem.
+fn votes(
+    problems: &[&Problem],
+    model: &mut Answerer,
+    settings: &Settings,
+    outcomes: &Outcomes,
+) -> Result<Vec<Vec<Answer>>, TrainError> {
     let mut votes: Vec<Vec<Answer>> = problems.iter().map(|_| Vec::new()).collect();
     for round in 0..VOTES {
         let short: Vec<usize> = (0..problems.len())
@@ -325,14 +381,7 @@ fn majority(
             votes[at].push(answer);
         }
     }
-    for (problem, votes) in problems.iter().zip(&votes) {
-        let Some(winner) = winner(problem, votes) else { continue };
-        let mut outcome = Outcome::of(problem, Arm::Majority, winner);
-        outcome.tokens = votes.iter().map(|vote| vote.tokens).sum();
-        outcomes.push(outcome);
-        told();
-    }
-    Ok(())
+    Ok(votes)
 }
 
 /// The vote that most others agree with, of equal ones the first. Two agree where one would be right if

@@ -41,6 +41,7 @@ fn formats() {
         ("<output>5</output><output>2</output>", false, false),
         ("<output> </output>", false, false),
         ("<thinking>52</thinking>", false, false),
+        ("<thinking>Close with `</output>`.</thinking><output>52</output>", true, true),
         ("", false, false),
     ];
     for (text, format, right) in cases {

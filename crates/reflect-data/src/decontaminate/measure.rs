@@ -148,10 +148,13 @@ mod tests {
     }
 
     #[test]
-    fn chosen_thresholds_are_no_worse() {
-        let chosen = choose_thresholds(&[pairs()], &Settings::default());
-        let (before, after) = (measure(&pairs(), &Settings::default()), measure(&pairs(), &chosen));
-        assert!(after.any.f1() >= before.any.f1());
+    fn chosen_thresholds_part_what_bad_ones_do_not() {
+        for bad in [0.0, 1.0] {
+            let settings = Settings { minhash: bad, edit: bad, ..Settings::default() };
+            assert!(measure(&pairs(), &settings).any.f1() < 0.7, "{bad} finds all or nothing");
+            let chosen = choose_thresholds(&[pairs()], &settings);
+            assert_eq!(measure(&pairs(), &chosen).any.f1(), 1.0, "{chosen:?}");
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ use serde_json::Value;
 use reflect_text::{Closed, Message, SegmentKind, Tag, TagEvent, TagParser, VerdictKind, verdict};
 
 use super::{DropReason, Record, Refusal, stem, text_field};
+use crate::check::has_stray_tag;
 use crate::sample::{Category, Difficulty, Problem, Span, SpanKind, Split};
 use crate::words::template_of;
 
@@ -261,18 +262,6 @@ fn pieces(text: &str) -> Result<Vec<Piece>, Refusal> {
         }
     }
     Ok(pieces)
-}
-
-/// Whether a tag stands in the text that the parser took for text although nothing quotes it.
-fn has_stray_tag(text: &str) -> bool {
-    Tag::all().any(|tag| {
-        text.match_indices(tag.spelling()).any(|(place, _)| {
-            let before = text.get(..place).unwrap_or_default();
-            let line = before.rsplit('\n').next().unwrap_or_default();
-            let quoted = line.contains(['`', '"', '\'', '“', '‘', '«']);
-            !quoted && !before.contains("```") && !before.contains("~~~")
-        })
-    })
 }
 
 #[cfg(test)]

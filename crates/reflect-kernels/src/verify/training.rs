@@ -311,7 +311,7 @@ impl Check<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::{matmul::MatmulArgs, rms_norm, swiglu};
+    use crate::ops::{embed, embed::EmbedArgs, matmul::MatmulArgs, rms_norm, swiglu};
 
     /// Central differences of `Σ d · f(x)` at `x`; references round to f32, so steps are long.
     fn differences(x: &[f32], d: &[f32], f: impl Fn(&[f32]) -> Vec<f32>) -> Vec<f32> {
@@ -336,21 +336,28 @@ mod tests {
         assert!(nmse < 1e-6, "nmse {nmse:e}: {gradient:?} {differences:?}");
     }
 
+    /// Rows of f32 as a packed matrix holds them.
+    fn pack(w: &[f32], cols: usize) -> Vec<u32> {
+        let padded = |row: &[f32]| {
+            let mut words: Vec<u32> = row.iter().map(|v| v.to_bits()).collect();
+            words.resize(Format::F32.row_words(cols), 0);
+            words
+        };
+        w.chunks(cols).flat_map(padded).collect()
+    }
+
+    /// The rows of a gradient without what fills them up.
+    fn unpadded(gradient: &[f32], cols: usize) -> Vec<f32> {
+        gradient.chunks(Format::F32.row_words(cols)).flat_map(|row| row[..cols].to_vec()).collect()
+    }
+
     #[test]
     fn products() {
         let (tokens, rows, cols) = (3, 5, 7);
         let (x, w, d) =
             (noise(tokens * cols, 1, 1.0), noise(rows * cols, 2, 1.0), noise(tokens * rows, 3, 1.0));
         let stride = Format::F32.row_words(cols);
-        let pack = |w: &[f32]| -> Vec<u32> {
-            w.chunks(cols)
-                .flat_map(|row| {
-                    let mut words: Vec<u32> = row.iter().map(|v| v.to_bits()).collect();
-                    words.resize(stride, 0);
-                    words
-                })
-                .collect()
-        };
+        let pack = |w: &[f32]| pack(w, cols);
         let args = MatmulArgs { format: Format::F32, tokens, rows, cols, out_cols: rows, out_first: 0 };
         let dx_args =
             DxArgs { format: Format::F32, tokens, rows, cols, dy_cols: rows, dy_first: 0, add: false };
@@ -359,8 +366,22 @@ mod tests {
         let mut dw = vec![0.0; rows * stride];
         let dw_args = DwArgs { tokens, rows, cols, stride, dy_cols: rows, dy_first: 0 };
         matmul_dw::reference(&mut dw, &d, &x, &dw_args);
-        let dw: Vec<f32> = dw.chunks(stride).flat_map(|row| row[..cols].to_vec()).collect();
-        agree(&dw, &differences(&w, &d, |w| ops::matmul::reference(&x, &pack(w), &args)));
+        agree(&unpadded(&dw, cols), &differences(&w, &d, |w| ops::matmul::reference(&x, &pack(w), &args)));
+    }
+
+    #[test]
+    fn embeddings() {
+        let (rows, cols, ids) = (5, 3, [4, 1, 4]);
+        let (table, d) = (noise(rows * cols, 15, 1.0), noise(ids.len() * cols, 16, 1.0));
+        let args = EmbedArgs { format: Format::F32, tokens: ids.len(), cols, first_row: 0, rows };
+        let embedded = |table: &[f32]| {
+            let mut out = vec![0.0; ids.len() * cols];
+            embed::reference(&pack(table, cols), &ids, &mut out, &args);
+            out
+        };
+        let mut gradient = vec![0.0; rows * Format::F32.row_words(cols)];
+        embed_backward::reference(&mut gradient, &d, &ids, cols);
+        agree(&unpadded(&gradient, cols), &differences(&table, &d, embedded));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use reflect_data::{Difficulty, check::Reflected};
 use serde::Serialize;
 
-use super::Outcome;
+use super::{Outcome, Votes};
 
 /// A share with its 95 % interval; `rate` and `interval` are null where nothing was counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
@@ -111,7 +111,20 @@ pub struct Summary {
     pub false_reflection_rate: Rate,
     /// Right steps that a reflection confirmed.
     pub idle_rate: Rate,
+    /// Of all steps, those that were wrong before a reflection and right after it (the change from incorrect
+    /// to correct of Kumar et al. 2024, arXiv 2409.12917, by steps).
+    pub gained: Rate,
+    /// Of all steps, those that were right before a reflection and wrong after it.
+    pub lost: Rate,
+    /// How much of a right answer stands before and in its first right statement of the result; the rest
+    /// checks or repeats (the outcome efficiency of Chen et al. 2024, arXiv 2412.21187, by characters).
+    pub efficiency: Option<f64>,
+    /// Correlation of a hard problem's steps with its answer's reflections (Pearson).
+    pub reflections_by_steps: Option<f64>,
     pub tokens_mean: BTreeMap<&'static str, Option<f64>>,
+    /// Of an arm that votes: votes on a problem, and problems with at least one right vote.
+    pub votes_mean: Option<f64>,
+    pub best_vote: Option<Rate>,
 }
 
 /// Difficulties with their names.
@@ -145,6 +158,11 @@ impl Summary {
         let wrong = || steps().filter(|step| !step.right);
         let fine = || steps().filter(|step| step.right);
         let doubted = || steps().filter(|step| step.reflected == Reflected::Corrective);
+        let reflections_by_steps: Vec<(f64, f64)> = of_difficulty(Difficulty::Hard)
+            .iter()
+            .map(|outcome| (outcome.problem_steps as f64, outcome.reflections as f64))
+            .collect();
+        let votes: Vec<Votes> = outcomes.iter().filter_map(|outcome| outcome.votes).collect();
         Self {
             accuracy: right(outcomes),
             by_difficulty: by(&right),
@@ -161,9 +179,33 @@ impl Summary {
             }),
             false_reflection_rate: Rate::count(fine(), |step| step.reflected == Reflected::Corrective),
             idle_rate: Rate::count(fine(), |step| step.reflected == Reflected::Confirming),
+            gained: Rate::count(steps(), |step| step.repaired && step.reflected != Reflected::None),
+            lost: Rate::count(steps(), |step| step.damaged),
+            efficiency: mean(outcomes.iter().filter(|outcome| outcome.right).filter_map(|o| o.efficiency)),
+            reflections_by_steps: correlation(&reflections_by_steps),
             tokens_mean: mean_by(&|o| o.tokens),
+            votes_mean: mean(votes.iter().map(|votes| votes.count as f64)),
+            best_vote: (!votes.is_empty()).then(|| Rate::count(votes.iter(), |votes| votes.right > 0)),
         }
     }
+}
+
+fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
+    let (sum, count) = values.fold((0.0, 0_usize), |(sum, count), value| (sum + value, count + 1));
+    (count > 0).then(|| sum / count as f64)
+}
+
+/// Pearson's correlation; none where one side never varies.
+fn correlation(pairs: &[(f64, f64)]) -> Option<f64> {
+    let x_mean = mean(pairs.iter().map(|pair| pair.0))?;
+    let y_mean = mean(pairs.iter().map(|pair| pair.1))?;
+    let (mut xy, mut xx, mut yy) = (0.0, 0.0, 0.0);
+    for (x, y) in pairs.iter().map(|(x, y)| (x - x_mean, y - y_mean)) {
+        xy += x * y;
+        xx += x * x;
+        yy += y * y;
+    }
+    (xx > 0.0 && yy > 0.0).then(|| xy / (xx * yy).sqrt())
 }
 
 /// Injected mistakes that the right step followed.
@@ -208,5 +250,14 @@ mod tests {
             assert!((ours - expected).abs() < 1e-9, "{b} {c}: {ours}");
         }
         assert!(McNemar::new(700, 900).p > 0.0, "no underflow");
+    }
+
+    // scipy 1.17.1: `pearsonr([1, 2, 3, 4, 5], [2, 1, 4, 3, 7]).statistic`
+    #[test]
+    fn correlations_equal_scipy() {
+        let pairs = [(1.0, 2.0), (2.0, 1.0), (3.0, 4.0), (4.0, 3.0), (5.0, 7.0)];
+        assert!((correlation(&pairs).unwrap() - 0.824_163_383_692_134).abs() < 1e-12);
+        assert_eq!(correlation(&[(1.0, 1.0), (2.0, 1.0)]), None);
+        assert_eq!(correlation(&[]), None);
     }
 }

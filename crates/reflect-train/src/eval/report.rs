@@ -262,6 +262,8 @@ impl Report {
             row("right steps doubted", &|s| with_interval(&s.false_reflection_rate)),
             row("right steps confirmed", &|s| with_interval(&s.idle_rate)),
             row("reflected right steps damaged", &|s| with_interval(&s.damage_rate)),
+            row("of all steps: wrong, then right by reflecting", &|s| with_interval(&s.gained)),
+            row("of all steps: right, then wrong by reflecting", &|s| with_interval(&s.lost)),
         ];
         if let Some(injected) = &self.injected {
             let mut cells = vec!["–".to_owned(); columns.len()];
@@ -284,6 +286,16 @@ impl Report {
                     |s: &Summary| number(s.tokens_mean[name].zip(twin.tokens_mean[name]).map(|(a, b)| a / b));
                 cost.push(row(&format!("{name}: tokens, times the twin's"), &cell));
             }
+        }
+        cost.push(row("correlation of a hard problem's steps with its reflections", &|s| {
+            number(s.reflections_by_steps)
+        }));
+        cost.push(row("share of a right answer up to its first right result", &|s| percent(s.efficiency)));
+        if self.arms.contains_key(&Arm::Majority) {
+            cost.push(row("votes on a problem", &|s| number(s.votes_mean)));
+            cost.push(row("problems with a right vote", &|s| {
+                s.best_vote.as_ref().map_or_else(|| "–".to_owned(), with_interval)
+            }));
         }
         vec![
             table("Answers", main),

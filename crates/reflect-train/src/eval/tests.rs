@@ -96,7 +96,24 @@ fn rates_are_those_counted_by_hand() {
     assert_eq!(counts(&found.damage_rate), (1, 3), "6; 5 and 8 were not damaged");
     assert_eq!(counts(&found.false_reflection_rate), (2, 15), "6, 8");
     assert_eq!(counts(&found.idle_rate), (1, 15), "5");
+    assert_eq!(counts(&found.gained), (1, 18), "4; 7 was repaired without a reflection");
+    assert_eq!(counts(&found.lost), (1, 18), "6");
     assert_eq!(found.tokens_mean["easy"], Some(1.0));
+    // Three steps each.
+    assert_eq!(found.reflections_by_steps, None);
+    assert_eq!((found.votes_mean, found.best_vote), (None, None));
+}
+
+#[test]
+fn what_stands_after_the_first_right_result_is_not_efficient() {
+    let problem = problems().remove(4);
+    let short = solution(&[ONES, TENS, SUM], "52");
+    let result = short.find(SUM).unwrap() + SUM.len() + 1;
+    let of = |text: &str| Outcome::of(&problem, Arm::Tuned, &answer(text.to_owned())).efficiency;
+    assert_eq!(of(&short), Some(result as f64 / short.len() as f64));
+    let long = solution(&[ONES, TENS, SUM, CONFIRMS, SUM], "52");
+    assert_eq!(of(&long), Some(result as f64 / long.len() as f64));
+    assert_eq!(of(&solution(&[ONES, TENS], "52")), None);
 }
 
 #[test]

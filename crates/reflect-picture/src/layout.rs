@@ -1,6 +1,6 @@
 //! Where things stand: a column with a line along the thinking, cards on it, and the output below.
 
-use reflect_text::{SegmentKind, VerdictKind};
+use reflect_text::{SegmentKind, VerdictKind, conclusion};
 
 use crate::{
     Theme,
@@ -164,7 +164,7 @@ impl Writer<'_> {
 
     /// Thoughts with their reflections, along a line.
     fn thinking(&mut self, segment: &Segment) {
-        let top = self.y;
+        let (top, first) = (self.y, self.marks.len());
         let x = MARGIN + INDENT;
         if segment.kind == SegmentKind::Reflection {
             self.card(segment, x);
@@ -181,7 +181,8 @@ impl Writer<'_> {
             }
         }
         let area = Area { x: MARGIN, y: top, width: 1.0, height: self.y - top };
-        self.marks.push(Mark::Fill { area, radius: 0.0, color: self.colors.line });
+        // Under the dots of its cards.
+        self.marks.insert(first, Mark::Fill { area, radius: 0.0, color: self.colors.line });
         self.y += 16.0;
     }
 
@@ -204,11 +205,23 @@ impl Writer<'_> {
         match (&segment.before, &segment.after) {
             (Some(before), Some(after)) if corrected => {
                 self.struck(before, inside, head);
-                self.column(&format!("→ {after}"), inside, head, BODY, Weight::Bold, self.colors.good);
+                self.column(
+                    &format!("→ {}", conclusion(after)),
+                    inside,
+                    head,
+                    BODY,
+                    Weight::Bold,
+                    self.colors.good,
+                );
             }
-            (_, Some(after)) => {
-                self.column(&format!("✓ {after}"), inside, head, BODY, Weight::Regular, self.colors.ink)
-            }
+            (_, Some(after)) => self.column(
+                &format!("✓ {}", conclusion(after)),
+                inside,
+                head,
+                BODY,
+                Weight::Regular,
+                self.colors.ink,
+            ),
             _ => {}
         }
         self.column(segment.text().trim(), inside, width, SMALL, Weight::Regular, self.colors.soft);

@@ -6,7 +6,7 @@ use std::io::{IsTerminal, Stdout, Write, stdout};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use reflect_text::{Closed, Event, ForcedReason, SegmentKind, VerdictKind};
+use reflect_text::{Closed, Event, ForcedReason, SegmentKind, VerdictKind, conclusion};
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 use crate::args::ViewMode;
@@ -191,7 +191,7 @@ impl<W: Write> View<W> {
                 (Some(VerdictKind::Corrected), Some(before), Some(after)) => {
                     self.line(
                         MARKED,
-                        &format!("{BAR}corrected: {} → {}", one_line(before), one_line(after)),
+                        &format!("{BAR}corrected: {} → {}", one_line(before), one_line(conclusion(after))),
                     )?;
                 }
                 (Some(VerdictKind::Corrected), ..) => self.line(MARKED, &format!("{BAR}corrected"))?,

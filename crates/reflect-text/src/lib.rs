@@ -24,4 +24,4 @@ pub use template::{ChatTemplate, Date, Message, RenderOptions, Rendered, Span};
 pub use tokenizer::{
     Encoded, GgufVocab, Guard, SpecialTokens, Tokenizer, TrainedTokenizer, special_tokens, train_bpe,
 };
-pub use verdict::{Verdict, verdict};
+pub use verdict::{Verdict, conclusion, verdict};

@@ -57,6 +57,21 @@ pub fn verdict(before: &str, reflection: &str, after: &str) -> Verdict {
     Verdict { kind, before: last_before.map(str::to_owned), after: after.map(str::to_owned) }
 }
 
+/// Longer restatements are shown by their end.
+const SHORT: usize = 16;
+
+/// The equation in which a restatement ends, for showing it beside the doubted statement: of `7*6=42, put 2,
+/// p = 282, not 252` it is `p = 282`. The whole where that is short, or holds no equation.
+pub fn conclusion(after: &str) -> &str {
+    let whole = after.trim();
+    let equation =
+        |part: &&str| part.split_once('=').is_some_and(|(a, b)| !a.trim().is_empty() && !b.trim().is_empty());
+    match whole.split(", ").map(str::trim).filter(equation).last() {
+        Some(last) if whole.chars().count() > SHORT => last,
+        _ => whole,
+    }
+}
+
 fn has_claims(statement: &(&str, Vec<Claim>)) -> bool {
     !statement.1.is_empty()
 }
@@ -123,6 +138,17 @@ mod tests {
         assert_eq!(judged, expected);
         let judged = verdict("Guess.", "Hm.", "Then on. More.");
         assert_eq!((judged.before.as_deref(), judged.after.as_deref()), (Some("Guess."), Some("Then on.")));
+    }
+
+    #[test]
+    fn a_restatement_is_shown_by_its_end() {
+        assert_eq!(conclusion("ones = 7*6=42, put 2, p = 282, not 252"), "p = 282");
+        assert_eq!(conclusion(" p = 282, x "), "p = 282, x");
+        assert_eq!(
+            conclusion("It is Lyon, not Paris, as the text says."),
+            "It is Lyon, not Paris, as the text says."
+        );
+        assert_eq!(conclusion("a very long statement, b = , = c"), "a very long statement, b = , = c");
     }
 
     #[test]

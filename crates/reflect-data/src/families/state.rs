@@ -233,14 +233,23 @@ impl Piles {
         if !all {
             self.close(pile);
         }
-        let question =
-            if all { "What is in each?".to_owned() } else { format!("How many {thing} are in the {place}?") };
+        let easy = difficulty == Difficulty::Easy;
+        let question = match (all, easy) {
+            (true, _) => "What is in each?".to_owned(),
+            (false, true) => format!("What is in the {place}?"),
+            (false, false) => format!("How many {thing} are in the {place}?"),
+        };
         messages.push(Message::new("user", format!("{said} {question}")));
         structure.push_str(&if all { " all".to_owned() } else { format!(" one {pile}") });
         let told: Vec<String> =
             self.piles.iter().map(|pile| format!("{} {}", pile.place, pile.count)).collect();
-        let answer = if all { told.join(", ") } else { self.piles[pile].count.to_string() };
-        let steps = if difficulty == Difficulty::Easy { Vec::new() } else { self.chain.steps };
+        let answer = match (all, easy) {
+            (true, _) => told.join(", "),
+            // Without thinking a count is found by the name before it.
+            (false, true) => told[pile].clone(),
+            (false, false) => self.piles[pile].count.to_string(),
+        };
+        let steps = if easy { Vec::new() } else { self.chain.steps };
         Draft { structure, messages, steps, answer }
     }
 }

@@ -9,52 +9,19 @@ use anyhow::{Context, Result};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Families, how many problems, and the shares of easy, moderate and hard ones.
-type Group = (&'static str, &'static str, [&'static str; 3]);
-
-/// One pass over problems, with a rate that rises and falls.
-struct Stage {
-    /// The seed of its data and training.
-    seed: &'static str,
-    groups: &'static [Group],
-    /// Of the model's rate.
-    rate: f64,
-    warm_up: &'static str,
-}
-
-/// What is found by following names is learned slowest: where to look in `graph`, and answers without any
-/// thinking, which say little each. Columns are learned soonest, sums in one go never surely. The second stage
-/// is for what the first leaves weak.
-const STAGES: [Stage; 2] = [
-    Stage {
-        seed: "20",
-        groups: &[
-            ("graph", "130000", ["0.35", "0.2", "0.45"]),
-            ("state", "110000", ["0.5", "0.25", "0.25"]),
-            ("deduction", "90000", ["0.6", "0.2", "0.2"]),
-            ("boolean", "65000", ["0.45", "0.25", "0.3"]),
-            ("program,call", "100000", ["0.3", "0.4", "0.3"]),
-            ("subtraction", "60000", ["0.25", "0.25", "0.5"]),
-            ("addition,multiplication", "90000", ["0.25", "0.25", "0.5"]),
-        ],
-        rate: 1.0,
-        warm_up: "500",
-    },
-    Stage {
-        seed: "21",
-        groups: &[
-            ("addition,multiplication", "6000", ["0.3", "0.3", "0.4"]),
-            ("boolean", "6000", ["0.5", "0.2", "0.3"]),
-            ("call", "6000", ["0.2", "0.3", "0.5"]),
-            ("deduction", "16000", ["0.8", "0.1", "0.1"]),
-            ("graph", "30000", ["0.5", "0.1", "0.4"]),
-            ("program", "10000", ["0.1", "0.45", "0.45"]),
-            ("state", "40000", ["0.85", "0.05", "0.1"]),
-            ("subtraction", "8000", ["0.4", "0.2", "0.4"]),
-        ],
-        rate: 0.5,
-        warm_up: "200",
-    },
+/// The seed of all data and training.
+const SEED: &str = "20";
+/// Families, the problems of each group, and the shares of easy, moderate and hard ones. What is found by
+/// following names is learned slowest: where to look in `graph`, and answers without any thinking, which
+/// say little each. Columns are learned soonest, sums in one go never surely.
+const GROUPS: [(&str, &str, [&str; 3]); 7] = [
+    ("graph", "130000", ["0.35", "0.2", "0.45"]),
+    ("state", "110000", ["0.5", "0.25", "0.25"]),
+    ("deduction", "90000", ["0.6", "0.2", "0.2"]),
+    ("boolean", "65000", ["0.45", "0.25", "0.3"]),
+    ("program,call", "100000", ["0.3", "0.4", "0.3"]),
+    ("subtraction", "60000", ["0.25", "0.25", "0.5"]),
+    ("addition,multiplication", "90000", ["0.25", "0.25", "0.5"]),
 ];
 /// How likely a step of each risk gets a reflection.
 const RATES: [&str; 7] = ["--rates", "0", "0.2", "0.5", "1", "--max-reflections", "4"];
@@ -62,16 +29,20 @@ const HELD_OUT: &str = "600";
 const EVALUATED: &str = "1000";
 const EVALUATION_SEED: &str = "5";
 
-/// A model's shape and highest rate.
+/// A model's shape and training.
 struct Size {
     name: &'static str,
     shape: Shape,
-    rate: f64,
+    rate: &'static str,
 }
 
 const SIZES: [Size; 2] = [
-    Size { name: "reflect-tiny", shape: Shape { hidden: 128, ffn: 352, heads: 4, layers: 5 }, rate: 1.2e-3 },
-    Size { name: "reflect-micro", shape: Shape { hidden: 64, ffn: 168, heads: 4, layers: 5 }, rate: 2e-3 },
+    Size {
+        name: "reflect-tiny",
+        shape: Shape { hidden: 128, ffn: 352, heads: 4, layers: 5 },
+        rate: "1.2e-3",
+    },
+    Size { name: "reflect-micro", shape: Shape { hidden: 64, ffn: 168, heads: 4, layers: 5 }, rate: "2e-3" },
 ];
 
 /// What is trained on: reflections, or the same solutions without any.
@@ -83,35 +54,28 @@ pub fn train() -> Result<()> {
     let folder = cache()?.join("tiny");
     fs::create_dir_all(&folder)?;
     let path = |name: &str| folder.join(name);
+    let problems = made(&path("problems.jsonl"), |out| {
+        let parts = GROUPS.iter().enumerate().map(|(at, (families, count, mix))| {
+            let part = path(&format!("part{at}.jsonl"));
+            let options = ["--families", families, "--count", count, "--seed", SEED];
+            generate(&part, &[&options[..], &["--mix"], mix].concat())?;
+            Ok(part)
+        });
+        join(&parts.collect::<Result<Vec<_>>>()?, out)
+    })?;
     let held_out = made(&path("held-out-problems.jsonl"), |out| {
-        generate(out, &["--split", "held-out", "--count", HELD_OUT, "--seed", STAGES[0].seed])
+        generate(out, &["--split", "held-out", "--count", HELD_OUT, "--seed", SEED])
     })?;
     for (suffix, style) in STYLES {
-        written(&path(&format!("held-out{suffix}.jsonl")), &held_out, style, STAGES[0].seed)?;
+        written(&path(&format!("train{suffix}.jsonl")), &problems, style)?;
+        written(&path(&format!("held-out{suffix}.jsonl")), &held_out, style)?;
     }
-    for (number, stage) in STAGES.iter().enumerate() {
-        let problems = made(&path(&format!("problems{number}.jsonl")), |out| {
-            let parts = stage.groups.iter().enumerate().map(|(at, (families, count, mix))| {
-                let part = path(&format!("part{number}-{at}.jsonl"));
-                let options = ["--families", families, "--count", count, "--seed", stage.seed];
-                generate(&part, &[&options[..], &["--mix"], mix].concat())?;
-                Ok(part)
-            });
-            join(&parts.collect::<Result<Vec<_>>>()?, out)
-        })?;
-        for (suffix, style) in STYLES {
-            written(&path(&format!("train{number}{suffix}.jsonl")), &problems, style, stage.seed)?;
-        }
-    }
-    let tokenizer = recipe::tokenizer(&folder, STAGES[0].seed)?;
+    let tokenizer = recipe::tokenizer(&folder, SEED)?;
     for size in &SIZES {
-        let shape = path(&format!("{}-shape", size.name));
-        recipe::shape(&shape, &size.shape, &tokenizer)?;
+        let base = path(&format!("{}-shape", size.name));
+        recipe::shape(&base, &size.shape, &tokenizer)?;
         for (suffix, _) in STYLES {
-            let first = path(&format!("{}{suffix}-first", size.name));
-            train_on(size, 0, &folder, suffix, &shape, &first)?;
-            let out = path(&format!("{}{suffix}", size.name));
-            train_on(size, 1, &folder, suffix, &first, &out)?;
+            train_on(size, &folder, &base, suffix)?;
         }
         evaluate(size, &folder)?;
         publish(size, &folder)?;
@@ -120,28 +84,25 @@ pub fn train() -> Result<()> {
 }
 
 /// Answers in one style to problems.
-fn written(out: &Path, problems: &Path, style: &str, seed: &str) -> Result<PathBuf> {
+fn written(out: &Path, problems: &Path, style: &str) -> Result<PathBuf> {
     made(out, |out| {
-        let options = ["--style", style, "--seed", seed];
+        let options = ["--style", style, "--seed", SEED];
         data("reflect", Some(problems), out, &[&options[..], &RATES].concat())
     })
 }
 
-/// Trains on the data of a stage, from a shape or from what the stage before left.
-fn train_on(size: &Size, number: usize, folder: &Path, suffix: &str, from: &Path, out: &Path) -> Result<()> {
-    if is_trained(out) {
+fn train_on(size: &Size, folder: &Path, base: &Path, suffix: &str) -> Result<()> {
+    let out = folder.join(format!("{}{suffix}", size.name));
+    if is_trained(&out) {
         return Ok(());
     }
-    let stage = &STAGES[number];
-    let mut run = command(binary()?, ["train", "--device", "auto", "--seed", stage.seed]);
-    run.args((number == 0).then_some("--fresh"));
-    run.arg("--data").arg(folder.join(format!("train{number}{suffix}.jsonl")));
-    run.arg("--held-out").arg(folder.join(format!("held-out{suffix}.jsonl")));
-    run.arg("--model").arg(from).arg("--out").arg(out);
-    run.args(["--rate", &(size.rate * stage.rate).to_string(), "--warm-up", stage.warm_up]);
-    run.args("--micro-tokens 1024 --epochs 1 --final-share 0.03".split(' '));
+    let data = |name: &str| folder.join(format!("{name}{suffix}.jsonl"));
+    let mut run = command(binary()?, ["train", "--fresh", "--device", "auto", "--seed", SEED]);
+    run.arg("--data").arg(data("train")).arg("--held-out").arg(data("held-out"));
+    run.arg("--model").arg(base).arg("--out").arg(out).args(["--rate", size.rate]);
+    run.args("--micro-tokens 1024 --epochs 1 --warm-up 500 --final-share 0.03".split(' '));
     run.args("--loss mistake=0,output=3 --eval-every 2000 --save-every 1000".split(' '));
-    step(&format!("train {}{suffix}, stage {}", size.name, number + 1), &mut run)
+    step(&format!("train {}{suffix}", size.name), &mut run)
 }
 
 fn evaluate(size: &Size, folder: &Path) -> Result<()> {

@@ -100,6 +100,10 @@ pub fn train(args: &TrainArgs) -> Result<ExitCode> {
 
     let fingerprint = reflect_train::trainer::fingerprint(&settings, &train, &held_out, &args.model);
     let last = checkpoint::newest(&args.out, &fingerprint)?;
+    // At once: the model may be gone when the run ends.
+    if let (Method::Full, Some(folder)) = (&settings.method, base.folder()) {
+        copy_companions(folder, &args.out)?;
+    }
     let model = base.model(args, &settings, last.as_ref().map(|(folder, _)| folder.as_path()), &device)?;
     let mut trainer =
         Trainer::new(model, device.device.clone(), train, held_out, settings.clone(), args.model.clone())?;
@@ -135,7 +139,7 @@ pub fn train(args: &TrainArgs) -> Result<ExitCode> {
         eprintln!("stopped; the same command goes on from here");
         return Ok(ExitCode::from(crate::interrupt::EXIT_CODE));
     }
-    finish(args, &settings, &base, &trainer, ended)?;
+    finish(args, &settings, &trainer, ended)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -299,7 +303,7 @@ fn say_report(file: &Path, report: &Report) {
 }
 
 /// Writes the model that came out into the run's folder.
-fn finish(args: &TrainArgs, settings: &Settings, base: &Base, trainer: &Trainer, ended: Ended) -> Result<()> {
+fn finish(args: &TrainArgs, settings: &Settings, trainer: &Trainer, ended: Ended) -> Result<()> {
     let state = trainer.state();
     let best = state.best.filter(|best| settings.patience > 0 && best.step != state.step);
     match (&settings.method, best) {
@@ -314,9 +318,6 @@ fn finish(args: &TrainArgs, settings: &Settings, base: &Base, trainer: &Trainer,
             }
         }
         (method, None) => checkpoint::write_weights(&args.out, &trainer.model, method, &args.model)?,
-    }
-    if let (Method::Full, Some(folder)) = (&settings.method, base.folder()) {
-        copy_companions(folder, &args.out)?;
     }
     checkpoint::write_json(&args.out.join("settings.json"), settings)?;
     let why = match ended {

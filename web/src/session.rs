@@ -306,7 +306,7 @@ impl Session {
     }
 
     /// A sequence of these tokens, of which what the longest common beginning with an earlier run covers is
-    /// not computed again. Runs of long ago give up their cache where `wanted` positions need it.
+    /// not computed again. Earlier runs give up their cache, the oldest first, where `wanted` positions need it.
     fn sequence(
         &mut self,
         ids: &[u32],
@@ -316,25 +316,28 @@ impl Session {
         let common = |run: &Run| run.ids().zip(ids).take_while(|(a, b)| a == *b).count();
         let held = self.runs.iter().filter_map(|(number, run)| Some((common(run), *number, run.sequence?)));
         let best = held.max().filter(|(common, ..)| *common >= PAGE);
-        let shared = best.map_or(0, |(common, ..)| common / PAGE * PAGE);
-        while self.engine.free_positions() < wanted.next_multiple_of(PAGE) - shared {
-            let spare = |(number, run): (&u32, &mut Run)| {
-                let kept = best.is_some_and(|(_, best, _)| best == *number);
-                run.sequence.take_if(|_| !kept)
-            };
-            match self.runs.iter_mut().find_map(spare) {
-                Some(sequence) => self.engine.cancel(sequence),
-                None => break,
-            }
-        }
-        match best {
-            None => self.engine.submit(Request { prompt: ids.to_vec(), sampling }),
+        let (sequence, shared) = match best {
+            None => (self.engine.submit(Request { prompt: ids.to_vec(), sampling })?, 0),
             Some((common, _, sequence)) => {
                 let forked = self.engine.fork(sequence, common, sampling)?;
                 self.engine.append(forked, &ids[common..])?;
-                Ok(forked)
+                (forked, (common - 1) / PAGE * PAGE)
+            }
+        };
+        // What is shared stays when the run that it comes from gives up the rest; that one is asked last.
+        let last = best.map(|(_, number, _)| number);
+        let mut givers: Vec<u32> = self.runs.keys().copied().collect();
+        givers.sort_by_key(|number| Some(*number) == last);
+        let needed = wanted.next_multiple_of(PAGE).saturating_sub(shared);
+        for number in givers {
+            if self.engine.free_positions() >= needed {
+                break;
+            }
+            if let Some(given) = self.runs.get_mut(&number).and_then(|run| run.sequence.take()) {
+                self.engine.cancel(given);
             }
         }
+        Ok(sequence)
     }
 
     /// Ends the run in progress, if there is one, and keeps its cache for those that go on from it.

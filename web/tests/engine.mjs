@@ -238,6 +238,36 @@ describe("what a visitor does", () => {
     assert.equal((await texts(".compare .answer")).length, 2);
   });
 
+  onPage("more runs than the cache holds: old ones give it up and can still be gone on from", "cpu", async (page, { ready, ask, done, got }) => {
+    await ready();
+    const runs = 24;
+    for (let run = 1; run <= runs; run += 1) {
+      if (run > 1) await page.click("#new");
+      await ask(HARD.replace("7 bags", `${run} bags`));
+      await done(run);
+    }
+    assert.deepEqual(await got("error"), []);
+    const ids = await tokensOf(page, 1);
+    assert.deepEqual(ids, native(HARD.replace("7 bags", "1 bags"), "default", 1024));
+    // The first run's part of the cache is gone by now; the same question again writes the same.
+    await page.click("#new");
+    await ask(HARD.replace("7 bags", "1 bags"));
+    await done(runs + 1);
+    assert.deepEqual(await tokensOf(page, runs + 1), ids);
+  });
+
+  onPage("saves the timeline as an image", "cpu", async (page, { ready, ask, done }) => {
+    await ready();
+    await ask(HARD);
+    await done(1);
+    await page.click("#more > summary");
+    const [saved] = await Promise.all([page.waitForEvent("download"), page.getByRole("button", { name: "Save as an image" }).click()]);
+    const bytes = readFileSync(await saved.path());
+    assert.match(saved.suggestedFilename(), /\.png$/);
+    assert.equal(bytes.subarray(1, 4).toString(), "PNG");
+    assert.deepEqual([bytes.readUInt32BE(16), bytes.readUInt32BE(20) > 600], [1440, true]);
+  });
+
   onPage("many turns keep what was computed", "cpu", async (page, { ready, ask, done, got }) => {
     await ready();
     await ask("I have 9 coins in the drawer and 7 coins in the jar.");

@@ -65,7 +65,7 @@ describe("viewer", { concurrency: 3 }, () => {
     assert.match(await text(".notes"), /You stopped it before it answered/);
     await page.getByRole("button", { name: "Show its thinking" }).click();
     assert.equal(await visible(".timeline"), true);
-  }, { settings: { policy: "hidden" }, mock: "rate=200&load_ms=40" });
+  }, { settings: { policy: "hidden" }, mock: "rate=40&load_ms=40" });
 
   onPage("a run without an answer stays open", async (page, { answered, text, visible }) => {
     await answered("nothing");

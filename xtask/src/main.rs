@@ -23,7 +23,7 @@ Usage: cargo xtask <command>
   test [--no-web]       set up, then every check and test, native and in a browser
   setup [--no-web]      install what tests and web builds need, or say what to install
   check [--full]        format, spelling, lints, docs; --full adds licences and advisories (cargo-deny)
-  web                   build the WebAssembly package into web/dist
+  web                   build the page and its WebAssembly module into web/dist
   fetch smollm2         download and check the model that the tests use
   golden [SCRIPT ARGS…] list the scripts that make golden files, or run one
   acceptance            the full matrix of checkpoints, prompts and adapters

@@ -1,5 +1,4 @@
-// What the page suggests, for the model that comes with it. Change both together: the third question is one that this model gets wrong
-// at first, so that a visitor sees it notice.
+// What the page suggests, for the model that comes with it. Change both together.
 
 export const DEFAULT_MODEL = "reflect-tiny";
 
@@ -16,5 +15,5 @@ export const EXAMPLES = [
       "There are 7 bags. There are 4 times as many cups as bags. There are 2 times as many coins as cups. " +
       "The jars are the coins minus the cups. There are 13 drums. The cards are the jars minus the drums. How many cards are there, mod 23?",
   },
-  { title: "Wrong at first", text: "It slips, notices, and puts it right.", question: "What is 47 * 86?" },
+  { title: "Long", text: "It works out the parts, and checks each.", question: "What is 47 * 86?" },
 ];

@@ -20,7 +20,7 @@ let turn = Promise.resolve();
 const inTurn = (work) => (turn = turn.then(work, work));
 
 const memory = async () => ({ wasm: (await module).memory.buffer.byteLength, gpu: model?.info.gpu ?? 0 });
-const writer = new Writer({ post, memory, fatal });
+const writer = new Writer({ post, memory });
 
 const handlers = {
   async hello({ prefer }) {
@@ -121,7 +121,11 @@ self.onmessage = async ({ data }) => {
   try {
     await handlers[data.type]?.(data);
   } catch (error) {
-    const message = error?.message ?? String(error);
+    const detail = error?.message ?? String(error);
+    const lost = error?.name === "DeviceError";
+    // What the driver said helps whoever looks for the cause, and nobody else.
+    if (lost) console.warn(detail);
+    const message = lost ? "The GPU was lost: its driver stopped, or the system took it away." : detail;
     post({ type: "error", load: data.load, run: data.run, message, fatal: fatal(error) });
   }
 };

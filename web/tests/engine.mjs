@@ -109,12 +109,13 @@ after(async () => {
   server?.close();
 });
 
-/** A test on a page with the real worker. @param {"cpu"|"gpu"} device */
-function onPage(name, device, act, { expect = null, start = true, settings = {} } = {}) {
+/** A test on a page with the real worker, in a browser of its own if it breaks it. @param {"cpu"|"gpu"} device */
+function onPage(name, device, act, { expect = null, start = true, settings = {}, own = false } = {}) {
   test(`${name} (${device})`, { timeout: 240_000 }, async () => {
     harm = null;
     asked.length = 0;
-    const context = await browsers[device].newContext({ viewport: { width: 1200, height: 860 } });
+    const browser = own ? await openBrowser({ webgpu: device === "gpu" }) : browsers[device];
+    const context = await browser.newContext({ viewport: { width: 1200, height: 860 } });
     context.setDefaultTimeout(120_000);
     const page = await context.newPage();
     const problems = [];
@@ -124,10 +125,11 @@ function onPage(name, device, act, { expect = null, start = true, settings = {} 
     await page.addInitScript(listen);
     if (start) await page.goto(address());
     try {
-      await act(page, { ...helpersFor(page), got: (type) => page.evaluate((wanted) => window.got.filter((message) => message.type === wanted), type), context });
+      await act(page, { ...helpersFor(page), browser, got: (type) => page.evaluate((wanted) => window.got.filter((message) => message.type === wanted), type), context });
       assert.deepEqual(problems.filter((problem) => !expect?.test(problem)), []);
     } finally {
       await context.close();
+      if (own) await browser.close();
     }
   });
 }
@@ -420,4 +422,18 @@ describe("devices and crashes", () => {
     await done(2);
     assert.equal(await page.evaluate(() => window.workers), 2);
   }, { expect: /the driver is gone/ });
+
+  onPage("a GPU that is lost while it writes is said so, and a new worker goes on", "gpu", async (page, { ready, ask, done, until, text, texts, browser }) => {
+    await ready();
+    await ask(HARD);
+    await until(() => document.querySelector('.turn[data-status="running"] .timeline'));
+    await (await browser.newBrowserCDPSession()).send("Browser.crashGpuProcess");
+    await until(() => !document.querySelector("#crash").hidden);
+    assert.match(await text("#crash"), /The GPU was lost: its driver stopped, or the system took it away\..*A new worker was started/);
+    assert.match((await texts(".notes"))[0], /The worker stopped while this was being written/);
+    await page.getByRole("button", { name: "Load reflect-tiny again and go on" }).click();
+    await ready();
+    await ask(EASY);
+    await done(2);
+  }, { own: true });
 });

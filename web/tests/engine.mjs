@@ -230,7 +230,7 @@ describe("what a visitor does", () => {
     // A reflection that confirms is one line that opens.
     if (!(await page.locator(".counterfactual").first().isVisible())) await page.locator(".unfold").first().click();
     await page.locator(".counterfactual").first().click();
-    await page.waitForSelector(".compare[data-state]:not([data-state=running])");
+    await page.waitForSelector(".compare[data-state=same], .compare[data-state=differ]");
     const ids = await tokensOf(page, 2);
     const { from, banned } = await page.evaluate(() => window.sent.filter((message) => message.type === "generate")[1]);
     assert.deepEqual(banned, ["<reflection>"]);

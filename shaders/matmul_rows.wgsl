@@ -51,10 +51,10 @@ fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group
             let scale_c = unit_scale(scales_c, group, unit - group);
             let scale_d = unit_scale(scales_d, group, unit - group);
             let start = at + unit * UNIT_VEC4;
-            let quants_a = unit_quants(start.x);
-            let quants_b = unit_quants(start.y);
-            let quants_c = unit_quants(start.z);
-            let quants_d = unit_quants(start.w);
+            let quants_a = unit_quants(start.x, at.x, p.units, unit);
+            let quants_b = unit_quants(start.y, at.y, p.units, unit);
+            let quants_c = unit_quants(start.z, at.z, p.units, unit);
+            let quants_d = unit_quants(start.w, at.w, p.units, unit);
             var xs: array<X, TOKENS>;
             for (var t = 0u; t < TOKENS; t++) {
                 xs[t] = load_x(min(first + t, p.tokens - 1u) * p.k4, unit, lane);

@@ -3,34 +3,50 @@
 // at a time, to leave the registers to the sums. The including shader declares `SUM_SCALES`.
 
 // The quants of a unit, but for f32. No array, since `quad` is called with the index of a loop.
-struct Quants { a: vec4<u32>, b: vec4<u32>, c: vec4<u32>, d: vec4<u32> }
+struct Quants { a: vec4<u32>, b: vec4<u32>, c: vec4<u32>, d: vec4<u32>, high: vec2<u32> }
 
-// The vector that holds the scales of units `group` to `group + 3`; `group` is a multiple of 4.
-fn group_scales(row: u32, units: u32, group: u32) -> vec4<u32> {
-    if FORMAT < 3u { return vec4<u32>(0u); }
-    return weights[row + units * UNIT_VEC4 + select(group / 8u, group / 4u, FORMAT == 5u)];
+// What the scales of units `group` to `group + 3` are made from.
+struct Scales { words: vec4<u32>, d: f32 }
+
+// `group` is a multiple of 4.
+fn group_scales(row: u32, units: u32, group: u32) -> Scales {
+    if FORMAT < 3u { return Scales(vec4<u32>(0u), 1.0); }
+    let at = scales_at(row, units);
+    if FORMAT == 5u || FORMAT == 7u { return Scales(weights[at + group / 4u], 0.0); }
+    let words = weights[at + select(group / 8u, 0u, FORMAT == 11u)];
+    if FORMAT == 10u {
+        let block = group / 8u;
+        return Scales(words, half_of(word_at(at + (units + 7u) / 8u, block >> 1u), block));
+    }
+    return Scales(words, 0.0);
 }
 
-// Scale and offset of unit `group + k`: w = d q + m with what `quad` makes of q. Formats without scales
-// have 1 and 0.
-fn unit_scale(scales: vec4<u32>, group: u32, k: u32) -> vec2<f32> {
+// Scale and offset of unit `group + k`: w = d q + m with what `quad` makes of q; for q6_k the scales of
+// both halves. Formats without scales have 1 and 0.
+fn unit_scale(scales: Scales, group: u32, k: u32) -> vec2<f32> {
     if FORMAT < 3u { return vec2<f32>(1.0, 0.0); }
-    if FORMAT == 5u { return unpack2x16float(scales[k]); }
-    let pair = unpack2x16float(scales[(group / 2u + k / 2u) & 3u]);
-    let d = select(pair.x, pair.y, (k & 1u) == 1u);
-    if FORMAT == 4u { return vec2<f32>(d, -8.0 * d); }
-    return vec2<f32>(d, select(0.0, -128.0 * d, SUM_SCALES));
+    if FORMAT == 5u || FORMAT == 7u { return unpack2x16float(scales.words[k]); }
+    let in_block = (group & 4u) + k;
+    if FORMAT == 8u || FORMAT == 9u {
+        return six_bits(scales.words, in_block) * unpack2x16float(scales.words.x) * vec2<f32>(1.0, -1.0);
+    }
+    if FORMAT == 10u { return scales.d * signed_pair(scales.words, in_block); }
+    if FORMAT == 11u { return vec2<f32>(bitcast<f32>(scales.words.x), 0.0); }
+    let d = half_of(scales.words[(group / 2u + k / 2u) & 3u], k);
+    if FORMAT == 3u { return vec2<f32>(d, select(0.0, -128.0 * d, SUM_SCALES)); }
+    return vec2<f32>(d, -f32(1u << (BITS - 1u)) * d);
 }
 
-// The quants of the unit that starts at vector `at`.
-fn unit_quants(at: u32) -> Quants {
+// The quants of the unit that starts at vector `at`, which is `unit` of the row at vector `row`.
+fn unit_quants(at: u32, row: u32, units: u32, unit: u32) -> Quants {
     var q: Quants;
     if FORMAT > 0u { q.a = weights[at]; }
-    if FORMAT > 0u && FORMAT < 4u { q.b = weights[at + 1u]; }
-    if FORMAT > 0u && FORMAT < 3u {
+    if FORMAT > 0u && UNIT_VEC4 > 1u { q.b = weights[at + 1u]; }
+    if FORMAT > 0u && UNIT_VEC4 > 2u {
         q.c = weights[at + 2u];
         q.d = weights[at + 3u];
     }
+    q.high = high_of(row, units, unit);
     return q;
 }
 
@@ -41,11 +57,13 @@ fn in_place(q: u32, mask: u32) -> vec4<f32> {
     return vec4<f32>(vec4<i32>(vec4<u32>(q, q, half, half) & vec4<u32>(mask, mask << 8u, mask, mask << 8u)));
 }
 
-// The low halves of the bytes of `q` plus 16, made by writing them into the mantissa of 16.0, which
-// spares the conversion.
-fn nibbles_plus_16(q: u32) -> vec4<f32> {
-    let bits = vec4<u32>(vec3<u32>(q) << vec3<u32>(19u, 11u, 3u), q >> 5u);
-    return bitcast<vec4<f32>>((bits & vec4<u32>(0x780000u)) | vec4<u32>(0x41800000u));
+// The bytes of `q`, of which BITS bits count, plus 2^BITS, made by writing them into the mantissa of
+// that power, which spares the conversion.
+fn bytes_plus_power(q: u32) -> vec4<f32> {
+    // The first bit of the mantissa is bit 22.
+    let bits = vec4<u32>(vec3<u32>(q) << (vec3<u32>(23u, 15u, 7u) - BITS), q >> (1u + BITS));
+    let mask = ((1u << BITS) - 1u) << (23u - BITS);
+    return bitcast<vec4<f32>>((bits & vec4<u32>(mask)) | vec4<u32>((127u + BITS) << 23u));
 }
 
 // Weights 4 i to 4 i + 3 of the unit that starts at vector `at`, whose `unit_quants` and `unit_scale`
@@ -61,25 +79,36 @@ fn quad(at: u32, quants: Quants, i: u32, scale: vec2<f32>) -> vec4<f32> {
         if FORMAT == 1u { return widen_f16(half); }
         return widen_bf16(half);
     }
-    if FORMAT == 3u {
+    if FORMAT == 3u || FORMAT == 11u {
         let q = select(quants.a, quants.b, i >= 4u)[i & 3u];
+        if FORMAT == 11u { return scale.x * e4m3(q); }
         // Signed bytes plus 128 are unsigned ones with the first bit turned.
         if SUM_SCALES { return in_place(q ^ 0x80808080u, 0xffu); }
         return scale.x * signed_bytes(q);
     }
     let q = quants.a[i & 3u];
-    if SUM_SCALES { return in_place(q, 0xfu << (i & 4u)); }
-    return scale.x * nibbles_plus_16(q >> (i & 4u)) + (scale.y - 16.0 * scale.x);
+    if HIGH_WORDS == 0u {
+        if SUM_SCALES { return in_place(q, 0xfu << (i & 4u)); }
+        return scale.x * bytes_plus_power(q >> (i & 4u)) + (scale.y - 16.0 * scale.x);
+    }
+    let whole = ((q >> (i & 4u)) & 0x0f0f0f0fu) | high_bits(quants.high, i);
+    if SUM_SCALES { return in_place(whole, 0xffu); }
+    let power = f32(1u << BITS);
+    if FORMAT == 10u { return select(scale.x, scale.y, i >= 4u) * (bytes_plus_power(whole) - (power + 32.0)); }
+    return scale.x * bytes_plus_power(whole) + (scale.y - power * scale.x);
 }
+
+// Whether `quad` leaves the high nibbles of bytes where they are.
+const NIBBLES_IN_PLACE: bool = FORMAT > 3u && HIGH_WORDS == 0u;
 
 // Vector `j` of a unit of x, times what makes up for the place of the numbers in `quad`; exact, as both
 // are powers of two.
 fn fit_x(v: vec4<f32>, j: u32) -> vec4<f32> {
     if FORMAT < 3u || !SUM_SCALES { return v; }
-    return v * vec4<f32>(1.0, 0.00390625, 1.0, 0.00390625) * select(1.0, 0.0625, FORMAT > 3u && j >= 4u);
+    return v * vec4<f32>(1.0, 0.00390625, 1.0, 0.00390625) * select(1.0, 0.0625, NIBBLES_IN_PLACE && j >= 4u);
 }
 
 // Sum of the elements of a vector that `fit_x` returned, as they were before.
 fn unfit_sum(v: vec4<f32>, j: u32) -> f32 {
-    return dot(v, vec4<f32>(1.0, 256.0, 1.0, 256.0)) * select(1.0, 16.0, FORMAT > 3u && j >= 4u);
+    return dot(v, vec4<f32>(1.0, 256.0, 1.0, 256.0)) * select(1.0, 16.0, NIBBLES_IN_PLACE && j >= 4u);
 }

@@ -8,9 +8,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use reflect_kernels::Format;
 use reflect_llm::{
     LlamaConfig,
-    weights::{Dtype, LoadError, TensorInfo, TensorSource, expected_shapes},
+    weights::{LoadError, TensorInfo, TensorSource, expected_shapes},
 };
 use safetensors::SafeTensors;
 use serde_json::Value;
@@ -102,7 +103,7 @@ impl Generated {
     /// The weights of `config`, uniform in ± the amplitude of their kind (`self_attn.q_proj.weight`).
     pub fn new(config: &LlamaConfig, amplitudes: HashMap<String, f32>) -> Self {
         let info = |(name, shape): (String, Vec<usize>)| {
-            (name.clone(), TensorInfo { name, shape, dtype: Dtype::F32 })
+            (name.clone(), TensorInfo { name, shape, format: Format::F32 })
         };
         Self { infos: expected_shapes(config).into_iter().map(info).collect(), amplitudes }
     }

@@ -1,18 +1,44 @@
 //! Packed weight formats: how a weight matrix lies in device memory.
 //!
 //! A row of `cols` weights is cut into units of 32, the last one padded with zeros. The row holds
-//! the quants of all its units, then their scales, then padding to a whole number of 16-byte
-//! vectors. Rows are self-contained, so matrices are stacked, split and sharded by rows without
-//! touching a byte. The WGSL reader of the same layout is `shaders/shared/weights.wgsl`.
+//! three planes, each padded to whole 16-byte vectors: the quants of all its units, the high bits of
+//! formats with five or six bits, and the scales. Rows are self-contained, so matrices are stacked,
+//! split and sharded by rows without touching a byte. The WGSL reader of the same layout is
+//! `shaders/shared/weights.wgsl`.
 //!
-//! Quants keep the order of GGUF blocks (ggml's `block_q8_0`, `block_q4_0`, `block_q4_1` in
-//! `ggml-common.h`): in the 4-bit formats byte `j` of a unit has weight `j` in its low and weight
-//! `16 + j` in its high half.
+//! | format | quants of a unit | high bits of a unit | scales |
+//! | --- | --- | --- | --- |
+//! | f32, f16, bf16 | the numbers | | |
+//! | q8_0 | 32 signed bytes | | f16 a unit |
+//! | q4_0, q5_0 | nibbles | q5_0: one bit a weight | f16 a unit |
+//! | q4_1, q5_1 | nibbles | q5_1: one bit a weight | f16 scale and offset a unit |
+//! | q4_k, q5_k | nibbles | q5_k: one bit a weight | [`SUPER`] units: 16 bytes, see below |
+//! | q6_k | nibbles | two bits a weight | a signed byte for each 16 weights, then f16 for each [`SUPER`] units |
+//! | fp8 | 32 bytes, e4m3 | | f32 a row |
+//!
+//! Nibbles keep the order of GGUF's small blocks (ggml's `block_q4_0`, `block_q4_1` in
+//! `ggml-common.h`): byte `j` of a unit has weight `j` in its low and weight `16 + j` in its high
+//! half. The high bits of weight `j` stand at bit `j` of the unit's word, or for two bits at bit
+//! `2 (j % 16)` of word `j / 16`. The 16 bytes of eight units of q4_k and q5_k are four words: f16
+//! `d` and `dmin`; the low nibbles of the eight scales; those of the eight minima; and the two high
+//! bits of each scale in the low and of each minimum in the high half.
 
-use half::{bf16, f16};
+use half::f16;
 
-/// Weights in a unit, which is also the block of the GGUF formats below.
+mod encode;
+mod fp8;
+mod pack;
+
+pub use encode::encode_row;
+pub use fp8::{decode_e4m3, encode_e4m3};
+pub(crate) use pack::widen_f16;
+pub use pack::{pack_row, unpack_row};
+
+/// Weights in a unit, which is also the block of GGUF's small formats.
 pub const UNIT: usize = 32;
+
+/// Units in a super-block of the k-quants.
+pub const SUPER: usize = 8;
 
 /// Encoding of a weight matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -30,11 +56,41 @@ pub enum Format {
     /// `w = d q + m`, q in 0..=15, d and m in f16.
     #[serde(rename = "q4_1")]
     Q4_1,
+    /// `w = d (q - 16)`, q in 0..=31, d in f16.
+    #[serde(rename = "q5_0")]
+    Q5_0,
+    /// `w = d q + m`, q in 0..=31, d and m in f16.
+    #[serde(rename = "q5_1")]
+    Q5_1,
+    /// `w = (d s) q - dmin m`, q in 0..=15; s and m in 0..=63 of a unit, d and dmin in f16 of a super-block.
+    #[serde(rename = "q4_k")]
+    Q4K,
+    /// As [`Q4K`](Self::Q4K) with q in 0..=31.
+    #[serde(rename = "q5_k")]
+    Q5K,
+    /// `w = (d s) (q - 32)`, q in 0..=63; s a signed byte for 16 weights, d in f16 of a super-block.
+    #[serde(rename = "q6_k")]
+    Q6K,
+    /// `w = d q`, q in e4m3 (Micikevicius et al. 2022, arXiv 2209.05433), d in f32 for a row.
+    Fp8,
 }
 
 impl Format {
     /// Every format, in the order of the WGSL constant `FORMAT`.
-    pub const ALL: [Self; 6] = [Self::F32, Self::F16, Self::Bf16, Self::Q8_0, Self::Q4_0, Self::Q4_1];
+    pub const ALL: [Self; 12] = [
+        Self::F32,
+        Self::F16,
+        Self::Bf16,
+        Self::Q8_0,
+        Self::Q4_0,
+        Self::Q4_1,
+        Self::Q5_0,
+        Self::Q5_1,
+        Self::Q4K,
+        Self::Q5K,
+        Self::Q6K,
+        Self::Fp8,
+    ];
 
     /// The name used on the command line and in reports.
     pub fn name(self) -> &'static str {
@@ -45,6 +101,12 @@ impl Format {
             Self::Q8_0 => "q8_0",
             Self::Q4_0 => "q4_0",
             Self::Q4_1 => "q4_1",
+            Self::Q5_0 => "q5_0",
+            Self::Q5_1 => "q5_1",
+            Self::Q4K => "q4_k",
+            Self::Q5K => "q5_k",
+            Self::Q6K => "q6_k",
+            Self::Fp8 => "fp8",
         }
     }
 
@@ -58,174 +120,137 @@ impl Format {
         match self {
             Self::F32 => 32,
             Self::F16 | Self::Bf16 => 16,
-            Self::Q8_0 => 8,
-            Self::Q4_0 | Self::Q4_1 => 4,
+            Self::Q8_0 | Self::Fp8 => 8,
+            Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q4K | Self::Q5K | Self::Q6K => 4,
+        }
+    }
+
+    /// 32-bit words of high bits of a unit.
+    pub fn high_words(self) -> usize {
+        match self {
+            Self::Q5_0 | Self::Q5_1 | Self::Q5K => 1,
+            Self::Q6K => 2,
+            _ => 0,
         }
     }
 
     /// 32-bit words of scales in a row of `units` units.
     pub fn scale_words(self, units: usize) -> usize {
+        let supers = units.div_ceil(SUPER);
         match self {
             Self::F32 | Self::F16 | Self::Bf16 => 0,
-            Self::Q8_0 | Self::Q4_0 => units.div_ceil(2),
-            Self::Q4_1 => units,
+            Self::Q8_0 | Self::Q4_0 | Self::Q5_0 => units.div_ceil(2),
+            Self::Q4_1 | Self::Q5_1 => units,
+            Self::Q4K | Self::Q5K => 4 * supers,
+            Self::Q6K => 4 * supers + supers.div_ceil(2),
+            Self::Fp8 => 1,
         }
+    }
+
+    /// Word of a packed row at which the high bits start; for formats without any, as the scales.
+    pub fn high_at(self, units: usize) -> usize {
+        units * self.unit_words()
+    }
+
+    /// Word of a packed row at which the scales start.
+    pub fn scales_at(self, units: usize) -> usize {
+        self.high_at(units) + (units * self.high_words()).next_multiple_of(4)
     }
 
     /// 32-bit words in a packed row of `cols` weights.
     pub fn row_words(self, cols: usize) -> usize {
         let units = cols.div_ceil(UNIT);
-        (units * self.unit_words() + self.scale_words(units)).next_multiple_of(4)
+        (self.scales_at(units) + self.scale_words(units)).next_multiple_of(4)
+    }
+
+    /// Weights of a block in a file and its bytes.
+    fn file_block(self) -> (usize, usize) {
+        match self {
+            Self::F32 => (1, 4),
+            Self::F16 | Self::Bf16 => (1, 2),
+            Self::Q8_0 => (32, 34),
+            Self::Q4_0 => (32, 18),
+            Self::Q4_1 => (32, 20),
+            Self::Q5_0 => (32, 22),
+            Self::Q5_1 => (32, 24),
+            Self::Q4K => (256, 144),
+            Self::Q5K => (256, 176),
+            Self::Q6K => (256, 210),
+            Self::Fp8 => (1, 1),
+        }
+    }
+
+    /// Weights that share a block, of which the columns of a matrix must be a multiple; 1 for
+    /// formats without blocks.
+    pub fn block(self) -> usize {
+        self.file_block().0
     }
 
     /// Bytes of a row of `cols` weights in a GGUF or safetensors file, or `None` where the format
-    /// has blocks of 32 and `cols` is not a multiple of that.
+    /// has blocks and `cols` is no multiple of theirs. A row of fp8 is followed by its scale in f32,
+    /// which files keep in a tensor of its own.
     pub fn file_row_bytes(self, cols: usize) -> Option<usize> {
-        let block = match self {
-            Self::F32 => return Some(4 * cols),
-            Self::F16 | Self::Bf16 => return Some(2 * cols),
-            Self::Q8_0 => 34,
-            Self::Q4_0 => 18,
-            Self::Q4_1 => 20,
-        };
-        cols.is_multiple_of(UNIT).then_some(cols / UNIT * block)
+        let (weights, bytes) = self.file_block();
+        let scale = if self == Self::Fp8 { 4 } else { 0 };
+        cols.is_multiple_of(weights).then(|| cols / weights * bytes + scale)
     }
 }
 
-/// Packs one row from its encoding in a file (little-endian, GGUF blocks) into `out`, which has
-/// [`Format::row_words`] words.
-///
-/// # Panics
-/// If the lengths do not fit `format` and `cols`.
-pub fn pack_row(format: Format, cols: usize, file: &[u8], out: &mut [u32]) {
-    assert_eq!(
-        Some(file.len()),
-        format.file_row_bytes(cols),
-        "pack_row: {} bytes for {cols} weights in {}",
-        file.len(),
-        format.name()
-    );
-    assert_eq!(out.len(), format.row_words(cols), "pack_row: output words");
-    out.fill(0);
-    let units = cols.div_ceil(UNIT);
-    let bytes: &mut [u8] = bytemuck::cast_slice_mut(out);
-    let scales = units * format.unit_words() * 4;
-    let (block_head, block_size) = match format {
-        Format::F32 | Format::F16 | Format::Bf16 => {
-            bytes[..file.len()].copy_from_slice(file);
-            return;
-        }
-        Format::Q8_0 => (2, 34),
-        Format::Q4_0 => (2, 18),
-        Format::Q4_1 => (4, 20),
-    };
-    let unit_bytes = format.unit_words() * 4;
-    for (unit, block) in file.chunks_exact(block_size).enumerate() {
-        let (head, quants) = block.split_at(block_head);
-        bytes[unit * unit_bytes..][..unit_bytes].copy_from_slice(quants);
-        bytes[scales + unit * block_head..][..block_head].copy_from_slice(head);
-    }
-}
-
-/// Widens one packed row to f32: the reference that the CPU body and the WGSL reader are held to.
-pub fn unpack_row(format: Format, cols: usize, words: &[u32], out: &mut [f32]) {
-    let units = cols.div_ceil(UNIT);
-    let scale = |unit: usize| Scale::read(format, units, words, unit);
-    for (col, value) in out.iter_mut().enumerate().take(cols) {
-        let (unit, j) = (col / UNIT, col % UNIT);
-        let byte = |i: usize| (words[i / 4] >> (8 * (i % 4))) as u8;
-        *value = match format {
-            Format::F32 => f32::from_bits(words[col]),
-            Format::F16 => f16::from_bits((words[col / 2] >> (16 * (col % 2))) as u16).to_f32(),
-            Format::Bf16 => bf16::from_bits((words[col / 2] >> (16 * (col % 2))) as u16).to_f32(),
-            Format::Q8_0 => scale(unit).d * f32::from(byte(col) as i8),
-            Format::Q4_0 | Format::Q4_1 => {
-                let nibble = (byte(unit * 16 + j % 16) >> (4 * (j / 16))) & 15;
-                let Scale { d, m } = scale(unit);
-                d * f32::from(nibble) + m
-            }
-        };
-    }
-}
-
-/// Scale and offset of one unit: `w = d q + m`, with the -8 of q4_0 folded into `m`.
+/// Scales and offset of one unit, `w = d q + m`: a scale for its first and one for its second 16
+/// weights, equal but for q6_k.
 #[derive(Clone, Copy, Debug)]
 pub struct Scale {
-    pub d: f32,
+    pub d: [f32; 2],
     pub m: f32,
 }
 
 impl Scale {
-    /// Reads the scale of `unit` from a packed row; formats without scales give `d = 1, m = 0`.
+    /// Reads the scale of `unit` from a packed row; formats without scales give 1 and 0. Offsets
+    /// inside the brackets of a format are folded into `m`, but for q6_k, whose quants are signed.
     #[inline(always)]
     pub fn read(format: Format, units: usize, words: &[u32], unit: usize) -> Self {
-        let base = units * format.unit_words();
+        let words = &words[format.scales_at(units)..];
         let half_word = |bits: u32| widen_f16(bits as u16);
+        let same = |d: f32, m: f32| Self { d: [d; 2], m };
         match format {
-            Format::F32 | Format::F16 | Format::Bf16 => Self { d: 1.0, m: 0.0 },
-            Format::Q8_0 | Format::Q4_0 => {
-                let d = half_word(words[base + unit / 2] >> (16 * (unit % 2)));
-                let m = if format == Format::Q4_0 { -8.0 * d } else { 0.0 };
-                Self { d, m }
+            Format::F32 | Format::F16 | Format::Bf16 => same(1.0, 0.0),
+            Format::Q8_0 | Format::Q4_0 | Format::Q5_0 => {
+                let d = half_word(words[unit / 2] >> (16 * (unit % 2)));
+                same(d, -(offset(format) as f32) * d)
             }
-            Format::Q4_1 => {
-                let word = words[base + unit];
-                Self { d: half_word(word), m: half_word(word >> 16) }
+            Format::Q4_1 | Format::Q5_1 => {
+                let word = words[unit];
+                same(half_word(word), half_word(word >> 16))
             }
+            Format::Q4K | Format::Q5K => {
+                let (block, k) = (&words[unit / SUPER * 4..][..4], unit % SUPER);
+                let low = |word: u32| (word >> (4 * k)) & 15;
+                let high = |at: usize| ((block[3] >> (at + 2 * k)) & 3) << 4;
+                let (s, m) = (low(block[1]) | high(0), low(block[2]) | high(16));
+                same(half_word(block[0]) * s as f32, -(half_word(block[0] >> 16) * m as f32))
+            }
+            Format::Q6K => {
+                let (block, k) = (unit / SUPER, unit % SUPER);
+                let pair = words[block * 4 + k / 2] >> (16 * (k % 2));
+                let d = half_word(words[units.div_ceil(SUPER) * 4 + block / 2] >> (16 * (block % 2)));
+                Self { d: [d * f32::from(pair as i8), d * f32::from((pair >> 8) as i8)], m: 0.0 }
+            }
+            Format::Fp8 => same(f32::from_bits(words[0]), 0.0),
         }
     }
 }
 
-/// f16 to f32 without branches or a call, so that loops over it vectorise: a multiplication moves
-/// the exponent to f32's bias and makes subnormals right; infinities and NaNs get their exponent.
+/// What is subtracted from an unsigned quant to make it signed.
 #[inline(always)]
-pub(crate) fn widen_f16(bits: u16) -> f32 {
-    let bits = u32::from(bits);
-    let magnitude = f32::from_bits((bits & 0x7fff) << 13) * f32::from_bits(0x7780_0000);
-    let special = if bits & 0x7c00 == 0x7c00 { 0x7f80_0000 } else { 0 };
-    f32::from_bits(magnitude.to_bits() | special | (bits & 0x8000) << 16)
+pub(crate) fn offset(format: Format) -> i32 {
+    match format {
+        Format::Q4_0 => 8,
+        Format::Q5_0 => 16,
+        Format::Q6K => 32,
+        _ => 0,
+    }
 }
 
-/// Encodes one row of f32 as a file would hold it, by ggml's reference rules
-/// (`quantize_row_*_ref` in `ggml-quants.c`): round to nearest, scale from the extreme value.
-/// Returns `None` where the format has blocks of 32 and the row is no multiple of that.
-pub fn encode_row(format: Format, row: &[f32]) -> Option<Vec<u8>> {
-    let mut file = Vec::with_capacity(format.file_row_bytes(row.len())?);
-    match format {
-        Format::F32 => file.extend(row.iter().flat_map(|v| v.to_le_bytes())),
-        Format::F16 => file.extend(row.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes())),
-        Format::Bf16 => file.extend(row.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes())),
-        Format::Q8_0 => {
-            for block in row.chunks_exact(UNIT) {
-                let top = block.iter().fold(0f32, |top, v| top.max(v.abs()));
-                let d = top / 127.0;
-                let inverse = if d == 0.0 { 0.0 } else { 1.0 / d };
-                file.extend(f16::from_f32(d).to_le_bytes());
-                file.extend(block.iter().map(|v| (v * inverse).round() as i8 as u8));
-            }
-        }
-        Format::Q4_0 => {
-            for block in row.chunks_exact(UNIT) {
-                let extreme = block.iter().fold(0f32, |top, &v| if v.abs() > top.abs() { v } else { top });
-                let d = extreme / -8.0;
-                let inverse = if d == 0.0 { 0.0 } else { 1.0 / d };
-                file.extend(f16::from_f32(d).to_le_bytes());
-                let quant = |v: f32| ((v * inverse + 8.5) as i32).clamp(0, 15) as u8;
-                file.extend((0..16).map(|j| quant(block[j]) | quant(block[16 + j]) << 4));
-            }
-        }
-        Format::Q4_1 => {
-            for block in row.chunks_exact(UNIT) {
-                let low = block.iter().copied().fold(f32::INFINITY, f32::min);
-                let high = block.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-                let d = (high - low) / 15.0;
-                let inverse = if d == 0.0 { 0.0 } else { 1.0 / d };
-                file.extend(f16::from_f32(d).to_le_bytes());
-                file.extend(f16::from_f32(low).to_le_bytes());
-                let quant = |v: f32| (((v - low) * inverse + 0.5) as i32).clamp(0, 15) as u8;
-                file.extend((0..16).map(|j| quant(block[j]) | quant(block[16 + j]) << 4));
-            }
-        }
-    }
-    Some(file)
+fn f16_bytes(value: f32) -> [u8; 2] {
+    f16::from_f32(value).to_le_bytes()
 }

@@ -14,7 +14,9 @@ use std::ops::Range;
 use reflect_text::GgufVocab;
 
 use crate::config::{ConfigError, LlamaConfig};
-use crate::weights::{ByteSource, Dtype, LoadError, Located, TensorInfo, TensorSource, no_such_tensor};
+use reflect_kernels::Format;
+
+use crate::weights::{ByteSource, LoadError, Located, TensorInfo, TensorSource, no_such_tensor};
 
 mod header;
 mod metadata;
@@ -55,12 +57,12 @@ impl<S: ByteSource> GgufFile<S> {
         let data_start = header.end.next_multiple_of(alignment);
         let mut tensors = BTreeMap::new();
         for raw in header.tensors {
-            let dtype = dtype_of(raw.type_id).map_err(|found| LoadError::UnsupportedDtype {
+            let format = format_of(raw.type_id).map_err(|found| LoadError::UnsupportedDtype {
                 file: file(),
                 tensor: raw.name.clone(),
                 found,
             })?;
-            let located = raw.locate(dtype, data_start, alignment, source.size()).map_err(damaged)?;
+            let located = raw.locate(format, data_start, alignment, source.size()).map_err(damaged)?;
             let name = located.info.name.clone();
             if tensors.insert(name, located).is_some() {
                 return Err(damaged(format!("tensor {:?} appears twice", raw.name)));
@@ -84,11 +86,11 @@ impl<S: ByteSource> GgufFile<S> {
         config.attention_bias = has("model.layers.0.self_attn.q_proj.bias");
         config.mlp_bias = has("model.layers.0.mlp.gate_proj.bias");
         if let Some(info) = self.info(ROPE_FREQS) {
-            if info.dtype != Dtype::F32 {
+            if info.format != Format::F32 {
                 return Err(LoadError::UnsupportedDtype {
                     file: self.source.name().into(),
                     tensor: ROPE_FREQS.into(),
-                    found: format!("{} instead of F32", info.dtype.name()),
+                    found: format!("{} instead of F32", info.format.name()),
                 });
             }
             let bytes = self.read(ROPE_FREQS, 0..info.rows()).await?;
@@ -230,14 +232,19 @@ const TYPE_NAMES: [&str; 40] = [
 ];
 
 /// The format of a type number, or the name of one that cannot be read.
-fn dtype_of(type_id: u32) -> Result<Dtype, String> {
+fn format_of(type_id: u32) -> Result<Format, String> {
     match type_id {
-        0 => Ok(Dtype::F32),
-        1 => Ok(Dtype::F16),
-        2 => Ok(Dtype::Q4_0),
-        3 => Ok(Dtype::Q4_1),
-        8 => Ok(Dtype::Q8_0),
-        30 => Ok(Dtype::BF16),
+        0 => Ok(Format::F32),
+        1 => Ok(Format::F16),
+        2 => Ok(Format::Q4_0),
+        3 => Ok(Format::Q4_1),
+        6 => Ok(Format::Q5_0),
+        7 => Ok(Format::Q5_1),
+        8 => Ok(Format::Q8_0),
+        12 => Ok(Format::Q4K),
+        13 => Ok(Format::Q5K),
+        14 => Ok(Format::Q6K),
+        30 => Ok(Format::Bf16),
         _ => {
             let name = TYPE_NAMES.get(type_id as usize).filter(|name| !name.is_empty());
             Err(name.map_or_else(|| format!("the unknown type {type_id}"), |name| name.to_string()))
@@ -249,17 +256,17 @@ impl RawTensor {
     /// Places the tensor in the file, or says why it does not fit.
     fn locate(
         &self,
-        dtype: Dtype,
+        format: Format,
         data_start: u64,
         alignment: u64,
         file_size: u64,
     ) -> Result<Located, String> {
         let dims = self.dims.iter().rev().map(|&dim| usize::try_from(dim).ok());
         let shape: Option<Vec<usize>> = dims.collect();
-        let info = shape.map(|shape| TensorInfo { name: hf_name(&self.name), shape, dtype });
+        let info = shape.map(|shape| TensorInfo { name: hf_name(&self.name), shape, format });
         let sized = info.and_then(|info| Some((info.checked_byte_len()?, info)));
         let (bytes, info) = sized.ok_or_else(|| {
-            format!("tensor {:?} has the impossible shape {:?} for {}", self.name, self.dims, dtype.name())
+            format!("tensor {:?} has the impossible shape {:?} for {}", self.name, self.dims, format.name())
         })?;
         if !self.offset.is_multiple_of(alignment) {
             return Err(format!("tensor {:?} starts off the alignment of {alignment}", self.name));

@@ -178,6 +178,6 @@ impl<S: TensorSource, P: FnMut(u64)> Loader<'_, S, P> {
             .source
             .info(name)
             .ok_or_else(|| LoadError::MissingTensor { tensor: name.to_owned(), expected: Vec::new() })?;
-        Ok((info.dtype.into(), info.rows(), info.cols()))
+        Ok((info.format, info.rows(), info.cols()))
     }
 }

@@ -1,6 +1,6 @@
 //! The memory that a run takes, from shapes alone.
 
-use reflect_kernels::{Format, KvFormat};
+use reflect_kernels::KvFormat;
 
 use crate::{LlamaConfig, engine::Engine, weights::TensorSource};
 
@@ -43,7 +43,7 @@ impl Need {
 /// Bytes of all weights as they lie on a device.
 pub fn weight_bytes(source: &impl TensorSource) -> u64 {
     let infos = source.names().filter_map(|name| source.info(name));
-    infos.map(|info| 4 * (info.rows() * Format::from(info.dtype).row_words(info.cols())) as u64).sum()
+    infos.map(|info| 4 * (info.rows() * info.format.row_words(info.cols())) as u64).sum()
 }
 
 /// A number of bytes for a person.

@@ -9,11 +9,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::Range;
 
+use half::{bf16, f16};
+use reflect_kernels::Format;
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 
 use crate::config::shown;
-use crate::weights::{ByteSource, Dtype, LoadError, Located, TensorInfo, TensorSource, no_such_tensor};
+use crate::weights::{ByteSource, LoadError, Located, TensorInfo, TensorSource, no_such_tensor};
 
 /// The limit that the format sets for its header.
 const MAX_HEADER: u64 = 100_000_000;
@@ -24,6 +26,8 @@ const INDEX_FILE: &str = "model.safetensors.index.json";
 pub struct SafetensorsFiles<S> {
     files: Vec<S>,
     tensors: BTreeMap<String, Located>,
+    /// Of each tensor in fp8, a scale for each row.
+    scales: BTreeMap<String, Vec<f32>>,
 }
 
 impl<S: ByteSource> SafetensorsFiles<S> {
@@ -43,7 +47,45 @@ impl<S: ByteSource> SafetensorsFiles<S> {
                 }
             }
         }
-        Ok(SafetensorsFiles { files, tensors })
+        let mut weights = SafetensorsFiles { files, tensors, scales: BTreeMap::new() };
+        let eight: Vec<TensorInfo> = weights.tensors.values().map(|tensor| tensor.info.clone()).collect();
+        for info in eight.into_iter().filter(|info| info.format == Format::Fp8) {
+            let scales = weights.row_scales(&info).await?;
+            weights.scales.insert(info.name, scales);
+        }
+        Ok(weights)
+    }
+
+    /// The scales of a tensor in fp8, one a row: those of the tensor `…weight_scale` beside `…weight`,
+    /// which has one for each row or one for all (the layout of compressed-tensors), or 1 without it.
+    async fn row_scales(&self, info: &TensorInfo) -> Result<Vec<f32>, LoadError> {
+        let unsupported = |problem: String| LoadError::Unsupported { file: info.name.clone(), problem };
+        let rows = info.rows();
+        if self.tensors.contains_key(&format!("{}_scale_inv", info.name)) {
+            return Err(unsupported(
+                "it is in fp8 with a scale for each block of columns; use a checkpoint with one for each row, \
+                 or one in bf16"
+                    .into(),
+            ));
+        }
+        let Some(scale) = self.tensors.get(&format!("{}_scale", info.name)) else {
+            return Ok(vec![1.0; rows]);
+        };
+        let count: usize = scale.info.shape.iter().product();
+        let decode: fn(&[u8]) -> f32 = match scale.info.format {
+            Format::F32 => |b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]),
+            Format::F16 => |b| f16::from_le_bytes([b[0], b[1]]).to_f32(),
+            Format::Bf16 => |b| bf16::from_le_bytes([b[0], b[1]]).to_f32(),
+            other => return Err(unsupported(format!("its scales are in {}, not in f32", other.name()))),
+        };
+        if count != 1 && count != rows {
+            return Err(unsupported(format!(
+                "it has {rows} rows and {count} scales; use another checkpoint"
+            )));
+        }
+        let bytes = self.files[scale.file].read(scale.whole()).await?;
+        let scales: Vec<f32> = bytes.chunks_exact(bytes.len() / count.max(1)).map(decode).collect();
+        Ok(if count == rows { scales } else { vec![scales[0]; rows] })
     }
 
     /// Checks that every tensor that `index` lists is in the file that it names; `names` are the
@@ -76,7 +118,22 @@ impl<S: ByteSource> TensorSource for SafetensorsFiles<S> {
 
     async fn read(&self, name: &str, rows: Range<usize>) -> Result<Cow<'_, [u8]>, LoadError> {
         let tensor = self.tensors.get(name).ok_or_else(|| no_such_tensor(name, rows.clone()))?;
-        self.files[tensor.file].read(tensor.range(rows)?).await
+        let bytes = self.files[tensor.file].read(tensor.range(rows.clone())?).await?;
+        let Some(scales) = self.scales.get(name) else { return Ok(bytes) };
+        // No byte of a weight may be the one that stands for no number.
+        if bytes.iter().any(|byte| byte & 0x7f == 0x7f) {
+            return Err(LoadError::Damaged {
+                file: self.files[tensor.file].name().into(),
+                problem: format!("tensor {name:?} has a weight that is no number"),
+            });
+        }
+        let cols = tensor.info.cols();
+        let mut with_scales = Vec::with_capacity(rows.len() * (cols + 4));
+        for (row, scale) in bytes.chunks_exact(cols.max(1)).zip(&scales[rows]) {
+            with_scales.extend(row);
+            with_scales.extend(scale.to_le_bytes());
+        }
+        Ok(Cow::Owned(with_scales))
     }
 
     fn total_bytes(&self) -> u64 {
@@ -85,8 +142,7 @@ impl<S: ByteSource> TensorSource for SafetensorsFiles<S> {
 
     fn release(&self, name: &str) {
         if let Some(tensor) = self.tensors.get(name) {
-            let range = tensor.start..tensor.start + tensor.info.byte_len();
-            self.files[tensor.file].release(range);
+            self.files[tensor.file].release(tensor.whole());
         }
     }
 }
@@ -198,26 +254,29 @@ async fn read_header(file: &impl ByteSource) -> Result<Vec<Located>, LoadError> 
     let mut end = 0;
     let mut located = Vec::with_capacity(tensors.len());
     for (name, raw) in tensors {
-        let dtype = match raw.dtype {
-            safetensors::Dtype::F32 => Dtype::F32,
-            safetensors::Dtype::F16 => Dtype::F16,
-            safetensors::Dtype::BF16 => Dtype::BF16,
+        let format = match raw.dtype {
+            safetensors::Dtype::F32 => Format::F32,
+            safetensors::Dtype::F16 => Format::F16,
+            safetensors::Dtype::BF16 => Format::Bf16,
+            safetensors::Dtype::F8_E4M3 => Format::Fp8,
             other => {
                 let (file, found) = (file.name().into(), format!("{other:?}"));
                 return Err(LoadError::UnsupportedDtype { file, tensor: name, found });
             }
         };
-        let info = TensorInfo { name, shape: raw.shape, dtype };
+        let info = TensorInfo { name, shape: raw.shape, format };
         let (from, to) = raw.data_offsets;
+        let sized = info.checked_byte_len().is_some();
+        let tensor = Located { info, file: 0, start: data_start.saturating_add(from) };
         // The format leaves no holes, so a tensor begins where the one before it ended.
-        if info.checked_byte_len().is_none_or(|bytes| from != end || to.checked_sub(from) != Some(bytes)) {
+        if !sized || from != end || to.checked_sub(from) != Some(tensor.stored_bytes()) {
             return Err(damaged(format!(
                 "tensor {:?} of shape {:?} claims the bytes {from}..{to}",
-                info.name, info.shape
+                tensor.info.name, tensor.info.shape
             )));
         }
         end = to;
-        located.push(Located { info, file: 0, start: data_start + from });
+        located.push(tensor);
     }
     if end != file.size() - data_start {
         return Err(damaged(format!(
@@ -343,7 +402,7 @@ mod tests {
             (two(a(), entry("b", "F32", "[2]", 16, 24)), "\"b\""),
             (two(a(), entry("b", "F32", "[1]", 12, 16)), "16 bytes where it has 20"),
             (two(a(), entry("a", "F32", "[2]", 12, 20)), "appears twice"),
-            (two(a(), entry("b", "F8_E4M3", "[8]", 12, 20)), "F8_E4M3"),
+            (two(a(), entry("b", "F8_E5M2", "[8]", 12, 20)), "F8_E5M2"),
             (two(a(), entry("b", "F32", "[4294967296,4294967296,2]", 12, 20)), "\"b\""),
             (two(a(), entry("b", "F32", "[0,4294967296,4294967296,2]", 12, 12)), "\"b\""),
             (two(a(), entry("b", "F32", "[2]", 20, 12)), "\"b\""),

@@ -21,92 +21,9 @@ pub use self::bytes::MemoryFile;
 pub use self::bytes::MmapFile;
 pub use self::extended::ExtendedVocabulary;
 
-/// How the numbers of a tensor are stored, in the layout of the file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[allow(non_camel_case_types, reason = "the names that GGUF files and their users know")]
-pub enum Dtype {
-    F32,
-    F16,
-    BF16,
-    /// Blocks of 32: an f16 scale, then 32 signed bytes.
-    Q8_0,
-    /// Blocks of 32: an f16 scale, then 16 bytes of nibbles with offset 8.
-    Q4_0,
-    /// Blocks of 32: an f16 scale and an f16 minimum, then 16 bytes of nibbles.
-    Q4_1,
-}
-
 /// The supported formats as error messages list them.
-pub const SUPPORTED_DTYPES: &str = "F32, F16, BF16, Q8_0, Q4_0 or Q4_1";
-
-/// The packed format that holds the values of a file's format exactly.
-impl From<Dtype> for Format {
-    fn from(dtype: Dtype) -> Self {
-        match dtype {
-            Dtype::F32 => Self::F32,
-            Dtype::F16 => Self::F16,
-            Dtype::BF16 => Self::Bf16,
-            Dtype::Q8_0 => Self::Q8_0,
-            Dtype::Q4_0 => Self::Q4_0,
-            Dtype::Q4_1 => Self::Q4_1,
-        }
-    }
-}
-
-/// The format in files that a packed format comes from.
-impl From<Format> for Dtype {
-    fn from(format: Format) -> Self {
-        match format {
-            Format::F32 => Self::F32,
-            Format::F16 => Self::F16,
-            Format::Bf16 => Self::BF16,
-            Format::Q8_0 => Self::Q8_0,
-            Format::Q4_0 => Self::Q4_0,
-            Format::Q4_1 => Self::Q4_1,
-        }
-    }
-}
-
-impl Dtype {
-    /// The name of the format, as GGUF tools write it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Dtype::F32 => "F32",
-            Dtype::F16 => "F16",
-            Dtype::BF16 => "BF16",
-            Dtype::Q8_0 => "Q8_0",
-            Dtype::Q4_0 => "Q4_0",
-            Dtype::Q4_1 => "Q4_1",
-        }
-    }
-
-    /// Elements that share one block; 1 for the plain number formats.
-    pub fn block_elements(self) -> usize {
-        match self {
-            Dtype::F32 | Dtype::F16 | Dtype::BF16 => 1,
-            Dtype::Q8_0 | Dtype::Q4_0 | Dtype::Q4_1 => 32,
-        }
-    }
-
-    /// Bytes of one block.
-    pub fn block_bytes(self) -> usize {
-        match self {
-            Dtype::F32 => 4,
-            Dtype::F16 | Dtype::BF16 => 2,
-            Dtype::Q8_0 => 34,
-            Dtype::Q4_0 => 18,
-            Dtype::Q4_1 => 20,
-        }
-    }
-
-    /// Bytes of a row of `cols` elements, or `None` if the row is not whole blocks or overflows.
-    pub fn row_bytes(self, cols: usize) -> Option<usize> {
-        if !cols.is_multiple_of(self.block_elements()) {
-            return None;
-        }
-        (cols / self.block_elements()).checked_mul(self.block_bytes())
-    }
-}
+pub const SUPPORTED_DTYPES: &str =
+    "F32, F16, BF16, F8_E4M3, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K or Q6_K";
 
 /// What a checkpoint says about one tensor. Both sizes have been checked to fit the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -115,7 +32,7 @@ pub struct TensorInfo {
     pub name: String,
     /// Row-major, `[rows, cols]` for a matrix and `[n]` for a vector.
     pub shape: Vec<usize>,
-    pub dtype: Dtype,
+    pub format: Format,
 }
 
 impl TensorInfo {
@@ -129,13 +46,13 @@ impl TensorInfo {
         self.shape.iter().rev().skip(1).product()
     }
 
-    /// Bytes of one row in the file.
+    /// Bytes of one row as a source reads it: those of the file, for fp8 with the row's scale behind.
     pub fn row_bytes(&self) -> usize {
         // A source only holds tensors for which this is defined; see `checked_byte_len`.
-        self.dtype.row_bytes(self.cols()).unwrap_or(0)
+        self.format.file_row_bytes(self.cols()).unwrap_or(0)
     }
 
-    /// Bytes of the whole tensor in the file.
+    /// Bytes of all rows as a source reads them.
     pub fn byte_len(&self) -> u64 {
         self.rows() as u64 * self.row_bytes() as u64
     }
@@ -148,7 +65,7 @@ impl TensorInfo {
             return None;
         }
         self.shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d))?;
-        let row = self.dtype.row_bytes(self.cols())?;
+        let row = self.format.file_row_bytes(self.cols())?;
         u64::try_from(self.rows().checked_mul(row)?).ok()
     }
 }
@@ -249,6 +166,22 @@ pub(crate) struct Located {
 }
 
 impl Located {
+    /// Bytes of a row in the file: the scale of a row in fp8 lies elsewhere.
+    pub fn stored_row_bytes(&self) -> u64 {
+        let behind = if self.info.format == Format::Fp8 { 4 } else { 0 };
+        self.info.row_bytes().saturating_sub(behind) as u64
+    }
+
+    /// The byte range of the whole tensor in the file.
+    pub fn whole(&self) -> Range<u64> {
+        self.start..self.start + self.stored_bytes()
+    }
+
+    /// Bytes of the whole tensor in the file.
+    pub fn stored_bytes(&self) -> u64 {
+        self.info.rows() as u64 * self.stored_row_bytes()
+    }
+
     /// The byte range of `rows` in the file.
     pub fn range(&self, rows: Range<usize>) -> Result<Range<u64>, LoadError> {
         let available = self.info.rows();
@@ -260,7 +193,7 @@ impl Located {
                 available,
             });
         }
-        let row = self.info.row_bytes() as u64;
+        let row = self.stored_row_bytes();
         Ok(self.start + rows.start as u64 * row..self.start + rows.end as u64 * row)
     }
 }
@@ -370,9 +303,9 @@ pub(crate) mod testing {
     pub(crate) struct Tensors(pub BTreeMap<String, (TensorInfo, Vec<u8>)>);
 
     impl Tensors {
-        pub(crate) fn of(shapes: Vec<(String, Vec<usize>)>, dtype: Dtype) -> Self {
+        pub(crate) fn of(shapes: Vec<(String, Vec<usize>)>, format: Format) -> Self {
             let entry = |(name, shape): (String, Vec<usize>)| {
-                let info = TensorInfo { name: name.clone(), shape, dtype };
+                let info = TensorInfo { name: name.clone(), shape, format };
                 let bytes = vec![0; info.byte_len() as usize];
                 (name, (info, bytes))
             };

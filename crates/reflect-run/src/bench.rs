@@ -212,7 +212,7 @@ fn print(out: &mut impl Write, report: &Report, prompt: usize, generate: usize) 
 fn main_format(source: &impl TensorSource) -> Format {
     let mut bytes = Format::ALL.map(|format| (0, format));
     for info in source.names().filter_map(|name| source.info(name)) {
-        bytes[Format::from(info.dtype).index()].0 += info.byte_len();
+        bytes[info.format.index()].0 += info.byte_len();
     }
     bytes.into_iter().max_by_key(|(bytes, _)| *bytes).map_or(Format::F32, |(_, format)| format)
 }

@@ -9,7 +9,7 @@ use anyhow::{Result, ensure};
 use reflect_kernels::{Format, format::encode_row, verify::noise};
 use reflect_llm::{
     LlamaConfig,
-    weights::{Dtype, LoadError, TensorInfo, TensorSource, expected_shapes},
+    weights::{LoadError, TensorInfo, TensorSource, expected_shapes},
 };
 
 /// Different rows in a matrix; the others repeat them, which costs nothing to make.
@@ -32,8 +32,8 @@ impl Synthetic {
         let mut tensors = BTreeMap::new();
         let mut rows = BTreeMap::new();
         for (name, shape) in expected_shapes(config) {
-            let dtype = if shape.len() == 1 { Dtype::F32 } else { Dtype::from(format) };
-            let info = TensorInfo { name: name.clone(), shape, dtype };
+            let format = if shape.len() == 1 { Format::F32 } else { format };
+            let info = TensorInfo { name: name.clone(), shape, format };
             let cols = info.cols();
             if info.shape.len() > 1 && !rows.contains_key(&cols) {
                 let made = make_rows(format, cols);

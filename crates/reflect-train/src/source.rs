@@ -12,7 +12,7 @@ use reflect_kernels::{
 };
 use reflect_llm::{
     LlamaConfig,
-    weights::{Dtype, LoadError, TensorInfo, TensorSource, expected_shapes},
+    weights::{LoadError, TensorInfo, TensorSource, expected_shapes},
 };
 
 /// A checkpoint all of whose numbers are read as f32.
@@ -26,7 +26,7 @@ impl<'a, S: TensorSource> Widened<'a, S> {
         let infos = source
             .names()
             .filter_map(|name| source.info(name))
-            .map(|info| (info.name.clone(), TensorInfo { dtype: Dtype::F32, ..info.clone() }))
+            .map(|info| (info.name.clone(), TensorInfo { format: Format::F32, ..info.clone() }))
             .collect();
         Self { source, infos }
     }
@@ -43,10 +43,10 @@ impl<S: TensorSource> TensorSource for Widened<'_, S> {
 
     async fn read(&self, name: &str, rows: Range<usize>) -> Result<Cow<'_, [u8]>, LoadError> {
         let bytes = self.source.read(name, rows).await?;
-        let Some(info) = self.source.info(name).filter(|info| info.dtype != Dtype::F32) else {
+        let Some(info) = self.source.info(name).filter(|info| info.format != Format::F32) else {
             return Ok(bytes);
         };
-        let (format, cols) = (Format::from(info.dtype), info.cols());
+        let (format, cols) = (info.format, info.cols());
         let mut words = vec![0u32; format.row_words(cols)];
         let mut values = vec![0f32; cols];
         let mut wide = Vec::with_capacity(bytes.len() * 4 / info.row_bytes().max(1) * cols);
@@ -78,11 +78,11 @@ pub struct Packed<'a, S> {
 impl<'a, S: TensorSource> Packed<'a, S> {
     pub fn new(source: &'a S) -> Self {
         let info = |info: &TensorInfo| {
-            let wide = matches!(info.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16);
-            let fits = Dtype::Q4_0.row_bytes(info.cols()).is_some();
+            let wide = matches!(info.format, Format::F32 | Format::F16 | Format::Bf16);
+            let fits = Format::Q4_0.file_row_bytes(info.cols()).is_some();
             let packed = wide && fits && info.name.ends_with("_proj.weight");
-            let dtype = if packed { Dtype::Q4_0 } else { info.dtype };
-            (info.name.clone(), (TensorInfo { dtype, ..info.clone() }, packed))
+            let format = if packed { Format::Q4_0 } else { info.format };
+            (info.name.clone(), (TensorInfo { format, ..info.clone() }, packed))
         };
         let infos = source.names().filter_map(|name| source.info(name)).map(info).collect();
         Self { source, infos }
@@ -103,7 +103,7 @@ impl<S: TensorSource> TensorSource for Packed<'_, S> {
         let (Some(info), Some((_, true))) = (self.source.info(name), self.infos.get(name)) else {
             return Ok(bytes);
         };
-        let (format, cols) = (Format::from(info.dtype), info.cols());
+        let (format, cols) = (info.format, info.cols());
         let mut words = vec![0u32; format.row_words(cols)];
         let mut values = vec![0f32; cols];
         let mut packed = Vec::new();
@@ -157,7 +157,7 @@ impl Fresh {
                 _ => (0..len).map(|_| deviation * normal(&mut random)).collect(),
             };
             let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-            tensors.insert(name.clone(), (TensorInfo { name, shape, dtype: Dtype::F32 }, bytes));
+            tensors.insert(name.clone(), (TensorInfo { name, shape, format: Format::F32 }, bytes));
         }
         Self { tensors }
     }

@@ -14,8 +14,10 @@ use crate::{
     cpu,
     format::{Format, UNIT, unpack_row},
     matrix::PackedMatrix,
-    shader::{Shader, grid, launch, u},
+    shader::{Shader, grid, launch},
 };
+
+use super::matmul::reader_constants;
 
 /// Embeddings of the batch's ids in `table` `[vocab, D]`: `[T, D]`, f32. The row of an id outside
 /// the table is undefined; the engine refuses such ids.
@@ -98,7 +100,7 @@ pub fn shader(format: Format) -> Shader {
             include_str!("../../../../shaders/embed.wgsl"),
             include_str!("../../../../shaders/shared/weights.wgsl"),
         ],
-        constants: vec![("FORMAT", u(format.index())), ("UNIT_VEC4", u(format.unit_words() / 4))],
+        constants: reader_constants(format),
         workgroup_size: 64,
         subgroups: false,
     }

@@ -12,7 +12,7 @@ use burn_wgpu::CubeBackend;
 use crate::{
     cpu::{self, Scattered, View, dispatch_simd, fma},
     device::profile,
-    format::{Format, Scale, UNIT, unpack_row, widen_f16},
+    format::{Format, Scale, UNIT, decode_e4m3, unpack_row, widen_f16},
     matrix::PackedMatrix,
     shader::{Shader, grid, launch, u},
 };
@@ -164,11 +164,8 @@ fn rows_variant(tokens: usize, subgroup_size: Option<usize>) -> Variant {
 
 /// The WGSL of one variant; `tail` says that the last unit reads past a row of x.
 pub fn shader(variant: Variant, format: Format, tail: bool) -> Shader {
-    let mut constants = vec![
-        ("FORMAT", u(format.index())),
-        ("UNIT_VEC4", u(format.unit_words() / 4)),
-        ("TAIL", tail.to_string()),
-    ];
+    let mut constants = reader_constants(format);
+    constants.push(("TAIL", tail.to_string()));
     let (name, sources, workgroup_size, subgroups): (_, &'static [&'static str], _, _) = match variant {
         Variant::Rows { tokens, lanes, shuffle } => {
             const ROWS: &str = include_str!("../../../../shaders/matmul_rows.wgsl");
@@ -177,7 +174,9 @@ pub fn shader(variant: Variant, format: Format, tail: bool) -> Shader {
             const X_SHUFFLE: &str = include_str!("../../../../shaders/shared/x_shuffle.wgsl");
             const DIRECT: &[&str] = &[ROWS, WEIGHTS, QUADS, X_DIRECT];
             const SHUFFLE: &[&str] = &[ROWS, WEIGHTS, QUADS, X_SHUFFLE];
-            let scaled = !matches!(format, Format::F32 | Format::F16 | Format::Bf16);
+            // One scale and offset a unit: the others have none, two, or one a row.
+            let scaled =
+                !matches!(format, Format::F32 | Format::F16 | Format::Bf16 | Format::Q6K | Format::Fp8);
             constants.push(("TOKENS", u(tokens)));
             constants.push(("LANES", u(lanes)));
             constants.push(("SUM_SCALES", (shuffle && tokens == 1 && scaled).to_string()));
@@ -202,6 +201,15 @@ pub fn shader(variant: Variant, format: Format, tail: bool) -> Shader {
         }
     };
     Shader { name, sources, constants, workgroup_size, subgroups }
+}
+
+/// The constants of `shaders/shared/weights.wgsl`.
+pub(super) fn reader_constants(format: Format) -> Vec<(&'static str, String)> {
+    vec![
+        ("FORMAT", u(format.index())),
+        ("UNIT_VEC4", u(format.unit_words() / 4)),
+        ("HIGH_WORDS", u(format.high_words())),
+    ]
 }
 
 impl PackedMatmul for Flex {
@@ -317,6 +325,12 @@ fn vector_rows(x: &[f32], words: &[u32], out: Scattered<'_>, args: &MatmulArgs, 
         Format::Q8_0 => vector_rows_of::<{ Format::Q8_0 as usize }>,
         Format::Q4_0 => vector_rows_of::<{ Format::Q4_0 as usize }>,
         Format::Q4_1 => vector_rows_of::<{ Format::Q4_1 as usize }>,
+        Format::Q5_0 => vector_rows_of::<{ Format::Q5_0 as usize }>,
+        Format::Q5_1 => vector_rows_of::<{ Format::Q5_1 as usize }>,
+        Format::Q4K => vector_rows_of::<{ Format::Q4K as usize }>,
+        Format::Q5K => vector_rows_of::<{ Format::Q5K as usize }>,
+        Format::Q6K => vector_rows_of::<{ Format::Q6K as usize }>,
+        Format::Fp8 => vector_rows_of::<{ Format::Fp8 as usize }>,
     };
     rows(x, words, out, args, first, last);
 }
@@ -359,11 +373,11 @@ fn row_dot<const FMA: bool>(format: Format, row: &[u32], x: &[f32]) -> f32 {
     let (x, _) = x.as_chunks::<UNIT>();
     for (unit, x) in x.iter().enumerate() {
         let Scale { d, m } = Scale::read(format, units, row, unit);
-        let w = unit_quants(format, row, unit);
+        let w = unit_quants(format, row, units, unit);
         for i in 0..UNIT {
-            lanes[i] = fma::<FMA>(d * w[i], x[i], lanes[i]);
+            lanes[i] = fma::<FMA>(d[i / 16] * w[i], x[i], lanes[i]);
         }
-        if matches!(format, Format::Q4_0 | Format::Q4_1) {
+        if has_offset(format) {
             for i in 0..8 {
                 let sum = (x[i] + x[i + 8]) + (x[i + 16] + x[i + 24]);
                 offsets[i] = fma::<FMA>(m, sum, offsets[i]);
@@ -376,12 +390,18 @@ fn row_dot<const FMA: bool>(format: Format, row: &[u32], x: &[f32]) -> f32 {
     cpu::sum_lanes(&lanes)
 }
 
+/// Whether units have an offset beside their scales.
+const fn has_offset(format: Format) -> bool {
+    matches!(format, Format::Q4_0 | Format::Q4_1 | Format::Q5_0 | Format::Q5_1 | Format::Q4K | Format::Q5K)
+}
+
 /// The quants of one unit as floats, without scale and offset.
 #[inline(always)]
-fn unit_quants(format: Format, row: &[u32], unit: usize) -> [f32; UNIT] {
+fn unit_quants(format: Format, row: &[u32], units: usize, unit: usize) -> [f32; UNIT] {
     let mut q = [0f32; UNIT];
     let words = &row[unit * format.unit_words()..][..format.unit_words()];
     let bytes: &[u8] = bytemuck::cast_slice(words);
+    let high = &row[format.high_at(units) + unit * format.high_words()..][..format.high_words()];
     match format {
         Format::F32 => q.copy_from_slice(bytemuck::cast_slice(words)),
         Format::F16 => {
@@ -401,10 +421,29 @@ fn unit_quants(format: Format, row: &[u32], unit: usize) -> [f32; UNIT] {
                 q[i] = f32::from(bytes[i] as i8);
             }
         }
-        Format::Q4_0 | Format::Q4_1 => {
+        Format::Fp8 => {
+            for i in 0..UNIT {
+                q[i] = decode_e4m3(bytes[i]);
+            }
+        }
+        Format::Q4_0 | Format::Q4_1 | Format::Q4K => {
             for i in 0..UNIT / 2 {
                 q[i] = f32::from(bytes[i] & 15);
                 q[UNIT / 2 + i] = f32::from(bytes[i] >> 4);
+            }
+        }
+        Format::Q5_0 | Format::Q5_1 | Format::Q5K => {
+            for i in 0..UNIT / 2 {
+                q[i] = ((u32::from(bytes[i]) & 15) | ((high[0] >> i) & 1) << 4) as f32;
+                q[UNIT / 2 + i] = ((u32::from(bytes[i]) >> 4) | ((high[0] >> (16 + i)) & 1) << 4) as f32;
+            }
+        }
+        Format::Q6K => {
+            for i in 0..UNIT / 2 {
+                let low = (u32::from(bytes[i]) & 15) | ((high[0] >> (2 * i)) & 3) << 4;
+                let top = (u32::from(bytes[i]) >> 4) | ((high[1] >> (2 * i)) & 3) << 4;
+                q[i] = (low as i32 - 32) as f32;
+                q[UNIT / 2 + i] = (top as i32 - 32) as f32;
             }
         }
     }
@@ -462,12 +501,12 @@ fn widen_row(format: Format, row: &[u32], wide: &mut [f32]) {
     let (wide, _) = wide.as_chunks_mut::<UNIT>();
     for (unit, wide) in wide.iter_mut().enumerate() {
         let Scale { d, m } = Scale::read(format, units, row, unit);
-        let q = unit_quants(format, row, unit);
+        let q = unit_quants(format, row, units, unit);
         match format {
             Format::F32 | Format::F16 | Format::Bf16 => *wide = q,
             _ => {
                 for i in 0..UNIT {
-                    wide[i] = d * q[i] + m;
+                    wide[i] = d[i / 16] * q[i] + m;
                 }
             }
         }

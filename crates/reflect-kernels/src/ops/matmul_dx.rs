@@ -13,8 +13,10 @@ use crate::{
     cpu::{self, Scattered, View},
     format::{Format, UNIT, unpack_row},
     matrix::PackedMatrix,
-    shader::{Shader, launch, u},
+    shader::{Shader, launch},
 };
+
+use super::matmul::reader_constants;
 
 /// Gradient `[T, K]` of the input of [`matmul`](super::matmul()), from the gradient `dy` `[T, N]` of
 /// its output and the matrix `w` `[N, K]` in any format.
@@ -112,11 +114,7 @@ pub fn shader(format: Format, add: bool) -> Shader {
             include_str!("../../../../shaders/matmul_dx.wgsl"),
             include_str!("../../../../shaders/shared/weights.wgsl"),
         ],
-        constants: vec![
-            ("FORMAT", u(format.index())),
-            ("UNIT_VEC4", u(format.unit_words() / 4)),
-            ("ACCUMULATE", add.to_string()),
-        ],
+        constants: [reader_constants(format), vec![("ACCUMULATE", add.to_string())]].concat(),
         workgroup_size: 256,
         subgroups: false,
     }

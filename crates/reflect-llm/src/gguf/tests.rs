@@ -160,7 +160,7 @@ fn a_whole_model_is_read() {
         assert_eq!((config.bos_token_id, config.eos_token_ids), (None, vec![2, 1]));
 
         let up = file.info("model.layers.0.mlp.up_proj.weight").unwrap();
-        assert_eq!((up.shape.as_slice(), up.dtype), (&[64, 32][..], Dtype::Q4_1));
+        assert_eq!((up.shape.as_slice(), up.format), (&[64, 32][..], Format::Q4_1));
         let rows = ready(file.read("model.layers.0.mlp.up_proj.weight", 62..64)).unwrap();
         assert_eq!(&*rows, [5; 40]);
         assert!(ready(file.read("model.layers.0.mlp.up_proj.weight", 62..65)).is_err());

@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use half::{bf16, f16};
+use reflect_kernels::Format;
 
-use super::{Dtype, LoadError, Located, TensorInfo, TensorSource, no_such_tensor};
+use super::{LoadError, Located, TensorInfo, TensorSource, no_such_tensor};
 
 /// A checkpoint whose embedding and head got extra rows, each the mean of the existing ones.
 ///
@@ -86,10 +87,10 @@ impl<S: TensorSource> TensorSource for ExtendedVocabulary<S> {
     }
 }
 
-pub(super) fn encode(dtype: Dtype, value: f64) -> Vec<u8> {
-    match dtype {
-        Dtype::F16 => f16::from_f64(value).to_le_bytes().to_vec(),
-        Dtype::BF16 => bf16::from_f64(value).to_le_bytes().to_vec(),
+pub(super) fn encode(format: Format, value: f64) -> Vec<u8> {
+    match format {
+        Format::F16 => f16::from_f64(value).to_le_bytes().to_vec(),
+        Format::Bf16 => bf16::from_f64(value).to_le_bytes().to_vec(),
         _ => (value as f32).to_le_bytes().to_vec(),
     }
 }
@@ -97,16 +98,16 @@ pub(super) fn encode(dtype: Dtype, value: f64) -> Vec<u8> {
 /// The mean of all rows of a matrix, encoded like them.
 async fn mean_row(source: &impl TensorSource, info: &TensorInfo) -> Result<Vec<u8>, LoadError> {
     const ROWS_AT_ONCE: usize = 1024;
-    let decode: fn(&[u8]) -> f64 = match info.dtype {
-        Dtype::F32 => |b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]).into(),
-        Dtype::F16 => |b| f16::from_le_bytes([b[0], b[1]]).into(),
-        Dtype::BF16 => |b| bf16::from_le_bytes([b[0], b[1]]).into(),
-        Dtype::Q8_0 | Dtype::Q4_0 | Dtype::Q4_1 => {
+    let decode: fn(&[u8]) -> f64 = match info.format {
+        Format::F32 => |b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]).into(),
+        Format::F16 => |b| f16::from_le_bytes([b[0], b[1]]).into(),
+        Format::Bf16 => |b| bf16::from_le_bytes([b[0], b[1]]).into(),
+        _ => {
             return Err(LoadError::Unsupported {
                 file: info.name.clone(),
                 problem: format!(
                     "missing vocabulary rows can only be added to F32, F16 or BF16 weights, not {}; repair the checkpoint before it is quantised",
-                    info.dtype.name()
+                    info.format.name()
                 ),
             });
         }
@@ -116,10 +117,10 @@ async fn mean_row(source: &impl TensorSource, info: &TensorInfo) -> Result<Vec<u
         let rows = start..info.rows().min(start + ROWS_AT_ONCE);
         let bytes = source.read(&info.name, rows).await?;
         for row in bytes.chunks_exact(info.row_bytes().max(1)) {
-            let values = row.chunks_exact(info.dtype.block_bytes());
+            let values = row.chunks_exact(info.row_bytes() / info.cols().max(1));
             sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += decode(value));
         }
     }
     let count = info.rows().max(1) as f64;
-    Ok(sums.iter().flat_map(|sum| encode(info.dtype, sum / count)).collect())
+    Ok(sums.iter().flat_map(|sum| encode(info.format, sum / count)).collect())
 }

@@ -7,6 +7,7 @@ use std::{
 
 use burn::tensor::{Tensor, TensorData};
 use pollster::block_on;
+use reflect_data::loss::LossStrategy;
 use reflect_kernels::device::OpenDevice;
 use reflect_llm::{
     Llama,
@@ -21,7 +22,8 @@ use reflect_train::{
     optimizer::{Optimizer, floats, gradient_norm},
     parameters::{Gradients, Parameter, Scope, update},
     pass,
-    settings::OptimizerSettings,
+    settings::{Method, OptimizerSettings, Settings},
+    trainer::{Trainer, side_by_side},
 };
 use serde_json::Value;
 
@@ -265,6 +267,56 @@ fn packed_sequences_have_the_losses_they_have_alone() {
             }
         }
     }
+}
+
+#[test]
+fn micro_batches_side_by_side_take_the_step_of_one_after_the_other() {
+    let data = Data::read();
+    let open = reflect_kernels::device::cpu();
+    let (mut model, scope) = golden_model("untied", &open, false);
+    // A group for each sequence.
+    let settings = Settings {
+        method: Method::Full,
+        strategy: LossStrategy::None,
+        steps: 1,
+        micro_tokens: 1,
+        accumulate: data.sequences.len(),
+        optimizer: OptimizerSettings { warm_up: 0, ..OptimizerSettings::default() },
+        seed: 0,
+        recompute: false,
+        eval_every: 0,
+        save_every: 0,
+        patience: 0,
+    };
+    assert!(side_by_side(&settings, true) && settings.accumulate > 2);
+    let examples = data.sequences.clone();
+    let trainer = Trainer::new(
+        model.clone(),
+        open.device.clone(),
+        examples,
+        Vec::new(),
+        settings.clone(),
+        String::new(),
+    );
+    let mut trainer = trainer.expect("a trainer");
+    let record = trainer.step().expect("a step");
+
+    let micros: Vec<MicroBatch> =
+        data.sequences.iter().map(|example| MicroBatch::new(&[example], &model, &open.device)).collect();
+    let divisor: f64 = micros.iter().map(MicroBatch::weight).sum();
+    let mut gradients = Gradients::zeros(&mut model, scope);
+    let mut loss = 0.0;
+    for micro in &micros {
+        let losses = pass::losses_and_gradients(&model, micro, divisor, false, &mut gradients);
+        loss += weighted(&losses.expect("a pass"), micro) / divisor;
+    }
+    let norm = gradient_norm(&gradients).expect("a norm");
+    let mut optimizer = Optimizer::new(&mut model, scope, settings.optimizer, 1);
+    optimizer.step(&mut model, gradients, norm, &open.device);
+    assert!((record.loss - loss).abs() < 1e-6, "{} and {loss}", record.loss);
+    assert!((record.norm / norm - 1.0).abs() < 1e-5, "{} and {norm}", record.norm);
+    let difference = largest_difference(&exported(&trainer.model, scope), &exported(&model, scope));
+    assert!(difference < WEIGHT, "weights are {difference:.1e} apart");
 }
 
 #[test]

@@ -142,6 +142,25 @@ fn a_killed_run_goes_on_with_the_same_losses() {
 }
 
 #[test]
+fn micro_batches_side_by_side_do_not_depend_on_the_threads() {
+    let setting = Setting::new("lanes");
+    let steps = ["--fresh", "--steps", "12", "--warm-up", "4"];
+    let with = |name: &str, threads: &str, more: &[&str]| {
+        let out = setting.folder.file(name);
+        let args = setting.train_args(&out, &[&steps[..], more].concat());
+        let output = program().args(args).env("RAYON_NUM_THREADS", threads).output();
+        let output = output.expect("the program starts");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        losses(&out)
+    };
+    // Three of them on one, two and four threads: waves of one, of two and one, and of three.
+    let small = ["--micro-tokens", "512", "--accumulate", "3"];
+    let runs = ["1", "2", "4"].map(|threads| with(&format!("small-{threads}"), threads, &small));
+    assert_eq!(runs[0].len(), 12);
+    assert!(runs.iter().all(|run| *run == runs[0]), "the losses depend on the threads");
+}
+
+#[test]
 fn another_setting_does_not_go_on_in_the_same_folder() {
     let setting = Setting::new("settings");
     let out = setting.folder.file("run");

@@ -48,9 +48,16 @@ pub struct TrainingNeed {
 
 impl TrainingNeed {
     /// The need of `frozen` bytes of weights, `trained` numbers with their gradients and two moments, and
-    /// what steps of `rows` rows keep for the way back: every block's activations, or with `recompute` one
-    /// block's and the inputs of all.
-    pub fn of(config: &LlamaConfig, frozen: u64, trained: u64, rows: usize, recompute: bool) -> Self {
+    /// what `lanes` micro-batches of `rows` rows side by side keep for the way back: every block's
+    /// activations, or with `recompute` one block's and the inputs of all.
+    pub fn of(
+        config: &LlamaConfig,
+        frozen: u64,
+        trained: u64,
+        rows: usize,
+        recompute: bool,
+        lanes: usize,
+    ) -> Self {
         // A number with its gradient and AdamW's two moments, in f32.
         const TRAINED: u64 = 16;
         let heads = config.num_attention_heads + 2 * config.num_key_value_heads;
@@ -61,7 +68,12 @@ impl TrainingNeed {
         };
         // Logits and their gradient, in chunks of the vocabulary.
         let head = 2 * config.vocab_size.min(HEAD_ROWS);
-        Self { weights: frozen + TRAINED * trained, activations: 4 * (rows * (blocks + head)) as u64 }
+        // Side by side each has gradients of its own beside the sum.
+        let own = if lanes > 1 { lanes as u64 * 4 * trained } else { 0 };
+        Self {
+            weights: frozen + TRAINED * trained + own,
+            activations: 4 * (lanes * rows * (blocks + head)) as u64,
+        }
     }
 
     /// Refuses training that does not fit.

@@ -28,7 +28,7 @@ use reflect_train::{
     lora, plot,
     settings::{LoraSettings, Method, OptimizerSettings, Settings},
     source::{Fresh, Packed, Widened},
-    trainer::{Ended, Happened, HeldOutRecord, Record, StepRecord, Trainer},
+    trainer::{Ended, Happened, HeldOutRecord, Record, StepRecord, Trainer, side_by_side},
 };
 
 use self::args::MethodName;
@@ -92,7 +92,7 @@ pub fn train(args: &TrainArgs) -> Result<ExitCode> {
     };
     let settings = settings(args, &train);
     let device = open_device(&args.device)?;
-    base.need(&settings).check(&device, None)?;
+    base.need(&settings, &device).check(&device, None)?;
     fs::create_dir_all(&args.out).map_err(|source| TrainError::Write { path: args.out.clone(), source })?;
     if !report.all_skipped.is_empty() {
         write_jsonl(&args.out.join(SKIPPED), &report.all_skipped)?;
@@ -185,7 +185,7 @@ impl Base {
     }
 
     /// Memory that the run takes.
-    fn need(&self, settings: &Settings) -> TrainingNeed {
+    fn need(&self, settings: &Settings, device: &OpenDevice) -> TrainingNeed {
         let config = &self.texts().config;
         let (frozen, trained) = match (&settings.method, self) {
             (Method::Lora(lora_settings), Self::Checkpoint(checkpoint)) => {
@@ -200,7 +200,12 @@ impl Base {
                 (0, shapes.map(|(_, shape)| shape.iter().product::<usize>() as u64).sum())
             }
         };
-        TrainingNeed::of(config, frozen, trained, settings.micro_tokens, settings.recompute)
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let lanes = match side_by_side(settings, device.profile.is_none()) {
+            true => settings.accumulate.min(threads),
+            false => 1,
+        };
+        TrainingNeed::of(config, frozen, trained, settings.micro_tokens, settings.recompute, lanes)
     }
 
     /// The model of a run with its adapters, as it began or as its last checkpoint has it.

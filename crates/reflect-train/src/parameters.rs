@@ -1,7 +1,7 @@
 //! The tensors of a model that a run trains, in a fixed order and with fixed names.
 
 use burn::tensor::{Int, Tensor};
-use reflect_kernels::PackedMatrix;
+use reflect_kernels::{PackedMatrix, ops::zeros};
 use reflect_llm::{Llama, model::Linear};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -157,8 +157,8 @@ impl Gradients {
         let mut gradients = BTreeMap::new();
         update(model, scope, &mut |name, parameter| {
             let zeros = match &parameter {
-                Parameter::Matrix(words) => Tensor::zeros([parameter.len()], &words.device()),
-                Parameter::Vector(values) => Tensor::zeros([parameter.len()], &values.device()),
+                Parameter::Matrix(words) => zeros([parameter.len()], &words.device()),
+                Parameter::Vector(values) => zeros([parameter.len()], &values.device()),
             };
             gradients.insert(name.to_owned(), zeros);
             parameter
@@ -176,6 +176,14 @@ impl Gradients {
         if let Some(gradient) = self.0.remove(name) {
             self.0.insert(name.to_owned(), add(gradient));
         }
+    }
+
+    /// The sums with the gradients of the same tensors.
+    pub fn added_to(mut self, others: Self) -> Self {
+        for (name, other) in others.0 {
+            self.add(&name, |gradient| other + gradient);
+        }
+        self
     }
 
     /// Takes the gradient of `name` out.

@@ -13,7 +13,7 @@ use reflect_kernels::{
         cross_entropy,
         cross_entropy::{RowLoss, RowState, read_losses},
         cross_entropy_backward, embed, embed_backward, matmul, matmul_dw, matmul_dx, rms_norm_backward,
-        rms_norm_dw, rope, segment_attention, segment_attention_backward, swiglu_backward,
+        rms_norm_dw, rope, segment_attention, segment_attention_backward, swiglu_backward, zeros,
     },
 };
 use reflect_llm::{
@@ -91,7 +91,7 @@ pub fn losses_and_gradients(
     let (state, logits) = head_forward(model, &x, micro);
 
     let dx = head_backward(model, x, micro, &state, logits, divisor, gradients);
-    let nothing = last.zeros_like();
+    let nothing = zeros(last.dims(), &last.device());
     let mut d = norm_backward(last, &model.norm, dx, nothing, eps, NORM, gradients);
     for (layer, block) in model.layers.iter().enumerate().rev() {
         let made = match kept.pop() {

@@ -17,6 +17,7 @@ use crate::{
     batch::{MicroBatch, pack},
     checkpoint::{self, Best, Fingerprint, State},
     examples::Example,
+    lanes::Lanes,
     optimizer::{Optimizer, gradient_norm},
     parameters::Gradients,
     pass,
@@ -107,6 +108,8 @@ pub struct Trainer {
     fingerprint: Fingerprint,
     /// How adapters name the model they were trained on.
     base: String,
+    /// On the CPU, where a step has several micro-batches.
+    lanes: Option<Lanes>,
 }
 
 impl Trainer {
@@ -130,7 +133,21 @@ impl Trainer {
         let fingerprint = fingerprint(&settings, &train, &held_out, &base);
         let groups = epoch_groups(&train, &settings, 0);
         let state = State::default();
-        Ok(Self { model, optimizer, settings, device, train, held_out, groups, state, fingerprint, base })
+        let lanes = side_by_side(&settings, device == Device::flex());
+        let lanes = lanes.then(|| Lanes::new(settings.accumulate)).transpose()?;
+        Ok(Self {
+            model,
+            optimizer,
+            settings,
+            device,
+            train,
+            held_out,
+            groups,
+            state,
+            fingerprint,
+            base,
+            lanes,
+        })
     }
 
     /// Goes to the place of a checkpoint whose weights the model already has.
@@ -216,10 +233,37 @@ impl Trainer {
         let divisor: f64 = batches.iter().map(|(_, micro)| micro.weight()).sum();
         let mut gradients = Gradients::zeros(&mut self.model, scope);
         let mut tally = Tally::default();
-        for (examples, micro) in &batches {
-            let recompute = self.settings.recompute;
-            let losses = pass::losses_and_gradients(&self.model, micro, divisor, recompute, &mut gradients)?;
-            tally.add(examples, &losses);
+        let recompute = self.settings.recompute;
+        match &self.lanes {
+            None => {
+                for (examples, micro) in &batches {
+                    let made =
+                        pass::losses_and_gradients(&self.model, micro, divisor, recompute, &mut gradients);
+                    tally.add(examples, &made?);
+                }
+            }
+            // Each has gradients of its own, and these are added in the order of the micro-batches: the
+            // sums do not depend on how many lanes there are.
+            Some(lanes) => {
+                let (model, zeros) = (&self.model, gradients.clone());
+                let mut sum = None;
+                for wave in batches.chunks(lanes.count()) {
+                    let made = lanes.run(wave, |(_, micro)| {
+                        let mut own = zeros.clone();
+                        let losses = pass::losses_and_gradients(model, micro, divisor, recompute, &mut own);
+                        losses.map(|losses| (losses, own))
+                    });
+                    for ((examples, _), made) in wave.iter().zip(made) {
+                        let (losses, own) = made?;
+                        tally.add(examples, &losses);
+                        sum = Some(match sum {
+                            None => own,
+                            Some(sum) => own.added_to(sum),
+                        });
+                    }
+                }
+                gradients = sum.unwrap_or(gradients);
+            }
         }
         let norm = gradient_norm(&gradients)?;
         let loss = tally.loss();
@@ -282,6 +326,15 @@ impl Trainer {
             by_kind: tally.by_kind(),
         })
     }
+}
+
+/// Whether the micro-batches of a step run side by side, a core each. Large ones use all cores well by
+/// themselves, and adapters are trained where memory is short. Not a question of how many cores there are,
+/// since the order of the sums must not depend on it.
+pub fn side_by_side(settings: &Settings, on_cpu: bool) -> bool {
+    const SMALL: usize = 1024;
+    let full = matches!(settings.method, Method::Full);
+    on_cpu && full && settings.accumulate > 1 && settings.micro_tokens <= SMALL
 }
 
 /// Which examples go together in an epoch: shuffled by seed and epoch, packed, and the groups are

@@ -262,7 +262,7 @@ impl AdamW for Flex {
         let grad = cpu::contiguous(grad);
         let values = cpu::floats(&grad);
         let parts = len.div_ceil(SPAN).max(1);
-        let mut sums = FlexTensor::empty(Shape::new([parts]), DType::F32);
+        let mut sums = cpu::zeros(Shape::new([parts]));
         let slots = Scattered::new(sums.storage_mut::<f32>());
         cpu::for_each(parts, |part| {
             let span = &values[part * SPAN..((part + 1) * SPAN).min(len)];

@@ -9,7 +9,6 @@ use burn::{
     },
     tensor::{DType, Shape, Tensor},
 };
-use burn_flex::FlexTensor;
 use burn_wgpu::CubeBackend;
 
 use super::{empty_like, rope_append::read_line};
@@ -265,7 +264,7 @@ impl PagedAttention for Flex {
     ) -> FloatTensor<Self> {
         let q = cpu::contiguous(q);
         let (tokens, head_dim) = (args.batch.tokens, args.kv.head_dim);
-        let mut out = FlexTensor::empty(Shape::new([tokens, args.heads * head_dim]), DType::F32);
+        let mut out = cpu::zeros(Shape::new([tokens, args.heads * head_dim]));
         let slots = Scattered::new(out.storage_mut::<f32>());
         let (q, cache, batch) = (cpu::floats(&q), cpu::words(&cache), cpu::words(&batch));
         cpu::for_each(tokens * args.heads, |line| {

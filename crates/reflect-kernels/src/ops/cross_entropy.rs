@@ -10,7 +10,7 @@ use burn::{
 };
 use burn_wgpu::CubeBackend;
 
-use super::swiglu::exp;
+use super::{output, swiglu::exp};
 use crate::{
     cpu::{self, Scattered, dispatch_simd},
     shader::{Shader, grid, launch, u},
@@ -34,7 +34,7 @@ pub fn cross_entropy(
     let [rows, cols] = logits.dims();
     assert_eq!(targets.dims(), [rows], "cross_entropy: a target a row");
     assert_eq!(state.is_none(), first_id == 0, "cross_entropy: the first chunk starts at token 0");
-    let state = state.unwrap_or_else(|| Tensor::empty([rows, 4], &logits.device()));
+    let state = state.unwrap_or_else(|| output([rows, 4], &logits.device()));
     assert_eq!(state.dims(), [rows, 4], "cross_entropy: state");
     Tensor::from_dispatch(Dispatch::chunk_state(
         logits.clone().into_dispatch(),

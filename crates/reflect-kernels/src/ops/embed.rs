@@ -17,13 +17,13 @@ use crate::{
     shader::{Shader, grid, launch},
 };
 
-use super::matmul::reader_constants;
+use super::{matmul::reader_constants, output};
 
 /// Embeddings of the batch's ids in `table` `[vocab, D]`: `[T, D]`, f32. The row of an id outside
 /// the table is undefined; the engine refuses such ids.
 pub fn embed(table: &PackedMatrix, batch: &Batch) -> Tensor<2> {
     let tokens = batch.shape.tokens;
-    let mut out = Tensor::empty([tokens, table.cols], &batch.data.device());
+    let mut out = output([tokens, table.cols], &batch.data.device());
     let mut first_row = 0;
     for part in &table.parts {
         let args = EmbedArgs { format: part.format, tokens, cols: table.cols, first_row, rows: part.rows };

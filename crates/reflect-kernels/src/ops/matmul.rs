@@ -17,6 +17,8 @@ use crate::{
     shader::{Shader, grid, launch, u},
 };
 
+use super::output;
+
 #[cfg(target_arch = "x86_64")]
 #[path = "matmul_avx2.rs"]
 mod avx2;
@@ -35,7 +37,7 @@ pub fn matmul(x: Tensor<2>, w: &PackedMatrix) -> Tensor<2> {
     // WGSL reads x in vectors of four.
     let padded = cols.next_multiple_of(4);
     let x = if padded == cols { x } else { x.pad((0, padded - cols, 0, 0), 0.0) };
-    let mut out = Tensor::empty([tokens, w.rows()], &x.device());
+    let mut out = output([tokens, w.rows()], &x.device());
     let mut out_first = 0;
     for part in &w.parts {
         let args =

@@ -16,7 +16,7 @@ use crate::{
     shader::{Shader, launch},
 };
 
-use super::matmul::reader_constants;
+use super::{matmul::reader_constants, output};
 
 /// Gradient `[T, K]` of the input of [`matmul`](super::matmul()), from the gradient `dy` `[T, N]` of
 /// its output and the matrix `w` `[N, K]` in any format.
@@ -26,7 +26,7 @@ use super::matmul::reader_constants;
 pub fn matmul_dx(dy: Tensor<2>, w: &PackedMatrix) -> Tensor<2> {
     let [tokens, rows] = dy.dims();
     assert_eq!(rows, w.rows(), "matmul_dx: dy is {tokens} x {rows}, w has {} rows", w.rows());
-    let mut dx = Tensor::empty([tokens, w.cols], &dy.device());
+    let mut dx = output([tokens, w.cols], &dy.device());
     let mut dy_first = 0;
     for part in &w.parts {
         let args = DxArgs {

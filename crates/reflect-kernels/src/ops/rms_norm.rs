@@ -5,7 +5,6 @@ use burn::{
     backend::{Dispatch, Flex, backend_extension, tensor::FloatTensor},
     tensor::{DType, Shape, Tensor},
 };
-use burn_flex::FlexTensor;
 use burn_wgpu::CubeBackend;
 
 use super::empty_like;
@@ -140,8 +139,8 @@ impl ResidualRmsNorm for Flex {
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         let (x, residual) = (cpu::contiguous(x), cpu::contiguous(residual));
         let shape = Shape::new([args.rows, args.cols]);
-        let mut sum = if args.residual { FlexTensor::empty(shape.clone(), DType::F32) } else { x.clone() };
-        let mut out = FlexTensor::empty(shape, DType::F32);
+        let mut sum = if args.residual { cpu::zeros(shape.clone()) } else { x.clone() };
+        let mut out = cpu::zeros(shape);
         if args.residual {
             add(cpu::floats(&x), cpu::floats(&residual), sum.storage_mut::<f32>());
         }
@@ -152,7 +151,7 @@ impl ResidualRmsNorm for Flex {
             let to = unsafe { slots.slice(row * args.cols, args.cols) };
             norm_row(&rows[row * args.cols..][..args.cols], weight, args.eps, to);
         });
-        let sum = if args.residual { sum } else { FlexTensor::empty(Shape::new([1, 1]), DType::F32) };
+        let sum = if args.residual { sum } else { cpu::zeros(Shape::new([1, 1])) };
         (sum, out)
     }
 }

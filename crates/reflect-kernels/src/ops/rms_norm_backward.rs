@@ -5,7 +5,6 @@ use burn::{
     backend::{Dispatch, Flex, backend_extension, tensor::FloatTensor},
     tensor::{DType, Shape, Tensor},
 };
-use burn_flex::FlexTensor;
 use burn_wgpu::CubeBackend;
 
 use super::{empty_like, rms_norm::NormArgs};
@@ -179,8 +178,8 @@ impl RmsNormBackward for Flex {
         args: NormArgs,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         let [x, dy, add] = [x, dy, add].map(cpu::contiguous);
-        let mut dx = FlexTensor::empty(Shape::new([args.rows, args.cols]), DType::F32);
-        let mut scales = FlexTensor::empty(Shape::new([args.rows]), DType::F32);
+        let mut dx = cpu::zeros(Shape::new([args.rows, args.cols]));
+        let mut scales = cpu::zeros(Shape::new([args.rows]));
         let (x, dy, add, weight) =
             (cpu::floats(&x), cpu::floats(&dy), cpu::floats(&add), cpu::floats(&weight));
         let (dx_slots, scale_slots) =

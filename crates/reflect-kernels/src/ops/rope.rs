@@ -8,7 +8,6 @@ use burn::{
     },
     tensor::{DType, Shape, Tensor},
 };
-use burn_flex::FlexTensor;
 use burn_wgpu::CubeBackend;
 
 use super::{empty_like, rope_append::pair_elements};
@@ -125,7 +124,7 @@ impl Rotate for Flex {
     fn rotate(qkv: FloatTensor<Self>, batch: IntTensor<Self>, args: RotationArgs) -> FloatTensor<Self> {
         let qkv = cpu::contiguous(qkv);
         let cols = args.shape.cols();
-        let mut out = FlexTensor::empty(Shape::new([args.batch.tokens, cols]), DType::F32);
+        let mut out = cpu::zeros(Shape::new([args.batch.tokens, cols]));
         let (from, words) = (cpu::floats(&qkv), cpu::words(&batch));
         let slots = Scattered::new(out.storage_mut::<f32>());
         cpu::for_each(args.batch.tokens, |row| {

@@ -9,7 +9,6 @@ use burn::{
     },
     tensor::{DType, Shape, Tensor},
 };
-use burn_flex::FlexTensor;
 use burn_wgpu::CubeBackend;
 
 use super::{empty_like, rope::HeadShape, swiglu::exp};
@@ -271,8 +270,8 @@ impl AttendSegments for Flex {
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         let HeadShape { heads, kv_heads, head_dim, .. } = args.shape;
         let qkv = cpu::contiguous(qkv);
-        let mut context = FlexTensor::empty(Shape::new([args.tokens, heads * head_dim]), DType::F32);
-        let mut lse = FlexTensor::empty(Shape::new([args.tokens, heads]), DType::F32);
+        let mut context = cpu::zeros(Shape::new([args.tokens, heads * head_dim]));
+        let mut lse = cpu::zeros(Shape::new([args.tokens, heads]));
         let sequences = sequences(cpu::words(&batch), args.tokens);
         let from = cpu::floats(&qkv);
         let contexts = Scattered::new(context.storage_mut::<f32>());
@@ -323,7 +322,7 @@ impl AttendSegments for Flex {
         let sequences = sequences(cpu::words(&batch), args.tokens);
         // Keys and values are sums over queries, so they start at zero.
         let shape = Shape::new([args.tokens, args.shape.cols()]);
-        let mut dqkv = FlexTensor::empty(shape, DType::F32);
+        let mut dqkv = cpu::zeros(shape);
         dqkv.storage_mut::<f32>().fill(0.0);
         let inputs = BackwardInputs {
             qkv: cpu::floats(&qkv),

@@ -4,7 +4,6 @@ use burn::{
     backend::{Dispatch, Flex, backend_extension, tensor::FloatTensor},
     tensor::{DType, Shape, Tensor},
 };
-use burn_flex::FlexTensor;
 use burn_wgpu::CubeBackend;
 
 use super::empty_like;
@@ -66,7 +65,7 @@ pub fn shader() -> Shader {
 impl GatedSilu for Flex {
     fn gated_silu(gate_up: FloatTensor<Self>, tokens: usize, cols: usize) -> FloatTensor<Self> {
         let gate_up = cpu::contiguous(gate_up);
-        let mut out = FlexTensor::empty(Shape::new([tokens, cols]), DType::F32);
+        let mut out = cpu::zeros(Shape::new([tokens, cols]));
         let from = cpu::floats(&gate_up);
         let slots = Scattered::new(out.storage_mut::<f32>());
         cpu::for_each(tokens, |token| {

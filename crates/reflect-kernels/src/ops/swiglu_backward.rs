@@ -5,7 +5,6 @@ use burn::{
     backend::{Dispatch, Flex, backend_extension, tensor::FloatTensor},
     tensor::{DType, Shape, Tensor},
 };
-use burn_flex::FlexTensor;
 use burn_wgpu::CubeBackend;
 
 use super::{empty_like, swiglu::exp};
@@ -86,7 +85,7 @@ impl GatedSiluBackward for Flex {
         cols: usize,
     ) -> FloatTensor<Self> {
         let (gate_up, d) = (cpu::contiguous(gate_up), cpu::contiguous(d));
-        let mut out = FlexTensor::empty(Shape::new([tokens, 2 * cols]), DType::F32);
+        let mut out = cpu::zeros(Shape::new([tokens, 2 * cols]));
         let (from, d) = (cpu::floats(&gate_up), cpu::floats(&d));
         let slots = Scattered::new(out.storage_mut::<f32>());
         cpu::for_each(tokens, |token| {

@@ -1,0 +1,44 @@
+//! Pieces of work that each keep one core, side by side.
+//!
+//! A product of some hundred rows is too small to be divided well: two threads that share every one
+//! of them wait for each other a fifth of the time, two threads with a micro-batch each do not wait.
+
+use rayon::{ThreadPool, ThreadPoolBuilder};
+
+use crate::TrainError;
+
+/// As many lanes as there are threads.
+pub struct Lanes(Vec<ThreadPool>);
+
+impl Lanes {
+    /// A lane for each thread of the process, at most `most` and at least one.
+    ///
+    /// # Errors
+    /// If the system gives no threads.
+    pub fn new(most: usize) -> Result<Self, TrainError> {
+        let count = rayon::current_num_threads().min(most).max(1);
+        let lane = |_| ThreadPoolBuilder::new().num_threads(1).build();
+        let lanes = (0..count).map(lane).collect::<Result<_, _>>();
+        lanes.map(Self).map_err(|error| TrainError::Device(error.to_string()))
+    }
+
+    /// How many pieces run side by side.
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    /// What `work` makes of each of at most [`count`](Self::count) pieces, in their order. In a lane
+    /// the process seems to have one thread, so nothing inside is divided further.
+    pub fn run<P: Sync, T: Send>(&self, pieces: &[P], work: impl Fn(&P) -> T + Sync) -> Vec<T> {
+        assert!(pieces.len() <= self.0.len(), "Lanes: more pieces than lanes");
+        let mut made: Vec<Option<T>> = pieces.iter().map(|_| None).collect();
+        std::thread::scope(|scope| {
+            for ((lane, piece), made) in self.0.iter().zip(pieces).zip(&mut made) {
+                let work = &work;
+                scope.spawn(move || *made = Some(lane.install(|| work(piece))));
+            }
+        });
+        // A panic inside has ended the scope with a panic.
+        made.into_iter().flatten().collect()
+    }
+}

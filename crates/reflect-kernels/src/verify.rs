@@ -303,27 +303,28 @@ impl Check<'_> {
 }
 
 /// Packed rows of random weights in -1..1.
+///
+/// # Panics
+/// If `cols` are no whole blocks of `format`.
 pub fn random_words(format: Format, rows: usize, cols: usize, seed: u64) -> Vec<u32> {
     let row_words = format.row_words(cols);
     let mut words = vec![0; rows * row_words];
     for (n, row) in words.chunks_mut(row_words).enumerate() {
         let values = noise(cols, seed.wrapping_mul(1_000_003).wrapping_add(n as u64), 1.0);
-        if let Some(file) = encode_row(format, &values) {
-            pack_row(format, cols, &file, row);
-        }
+        let Some(file) = encode_row(format, &values) else {
+            panic!("random_words: {cols} columns are no whole blocks of {}", format.name());
+        };
+        pack_row(format, cols, &file, row);
     }
     words
 }
 
-/// The sizes that `format` can have: blocked formats want columns in blocks of 32.
+/// The sizes that `format` can have: blocked formats want columns of whole blocks.
 fn sizes(format: Format, wanted: &[(usize, usize)]) -> Vec<(usize, usize)> {
-    wanted
-        .iter()
-        .map(|&(rows, cols)| match format.file_row_bytes(cols) {
-            Some(_) => (rows, cols),
-            None => (rows, cols.next_multiple_of(32)),
-        })
-        .collect()
+    let mut sizes: Vec<(usize, usize)> =
+        wanted.iter().map(|&(rows, cols)| (rows, cols.next_multiple_of(format.block()))).collect();
+    sizes.dedup();
+    sizes
 }
 
 /// Deterministic values in `-amplitude..amplitude` (splitmix64).

@@ -144,6 +144,25 @@ impl LlamaConfig {
         Ok(config)
     }
 
+    /// A `config.json` for weights in the row order of Hugging Face, stored as `torch_dtype` says, with
+    /// `fp8` the projections in that and a scale for each row.
+    ///
+    /// # Errors
+    /// If the frequency factors have no name in such a file.
+    pub fn to_hf_json(&self, torch_dtype: &str, fp8: bool) -> Result<Json, ConfigError> {
+        hugging_face::to_json(self, torch_dtype, fp8)
+    }
+
+    /// Divisors of the frequencies as GGUF stores them, where Llama 3 scaling stretches some.
+    pub fn freq_factors(&self) -> Option<Vec<f32>> {
+        if let RopeScaling::Llama3 { .. } = self.rope_scaling {
+            let plain = Self { rope_scaling: RopeScaling::None, rope_freq_factors: None, ..self.clone() };
+            let pairs = plain.inv_freq().into_iter().zip(self.inv_freq());
+            return Some(pairs.map(|(plain, scaled)| plain / scaled).collect());
+        }
+        self.rope_freq_factors.clone()
+    }
+
     /// Adds the end tokens of a `generation_config.json`: instruction-tuned checkpoints list the
     /// end of a turn there and sometimes only there.
     ///

@@ -20,16 +20,20 @@ use crate::weights::{ByteSource, LoadError, Located, TensorInfo, TensorSource, n
 
 mod header;
 mod metadata;
+mod write;
 
 use self::header::{RawTensor, read_header};
 use self::metadata::wrong_type;
 pub use self::metadata::{Array, GgufMetadata, Value};
+pub use self::write::{GgufHeader, gguf_name};
 
 /// An open GGUF file.
 #[derive(Debug)]
 pub struct GgufFile<S> {
     source: S,
     metadata: GgufMetadata,
+    /// Key, number of the type, and place of the value of each entry, in their order.
+    entries: Vec<(String, u32, Range<u64>)>,
     tensors: BTreeMap<String, Located>,
 }
 
@@ -68,11 +72,26 @@ impl<S: ByteSource> GgufFile<S> {
                 return Err(damaged(format!("tensor {:?} appears twice", raw.name)));
             }
         }
-        Ok(GgufFile { source, metadata, tensors })
+        Ok(GgufFile { source, metadata, entries: header.entries, tensors })
     }
 
     pub fn metadata(&self) -> &GgufMetadata {
         &self.metadata
+    }
+
+    /// Copies the entries for which `wanted` says so, as they are, into the header of another file.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub async fn copy_entries(
+        &self,
+        to: &mut GgufHeader,
+        wanted: impl Fn(&str) -> bool,
+    ) -> Result<(), LoadError> {
+        for (key, kind, place) in self.entries.iter().filter(|(key, ..)| wanted(key)) {
+            to.raw(key, *kind, &self.source.read(place.clone()).await?);
+        }
+        Ok(())
     }
 
     /// The model's configuration, from the metadata and from which tensors there are.
@@ -233,24 +252,27 @@ const TYPE_NAMES: [&str; 40] = [
 
 /// The format of a type number, or the name of one that cannot be read.
 fn format_of(type_id: u32) -> Result<Format, String> {
-    match type_id {
-        0 => Ok(Format::F32),
-        1 => Ok(Format::F16),
-        2 => Ok(Format::Q4_0),
-        3 => Ok(Format::Q4_1),
-        6 => Ok(Format::Q5_0),
-        7 => Ok(Format::Q5_1),
-        8 => Ok(Format::Q8_0),
-        12 => Ok(Format::Q4K),
-        13 => Ok(Format::Q5K),
-        14 => Ok(Format::Q6K),
-        30 => Ok(Format::Bf16),
-        _ => {
-            let name = TYPE_NAMES.get(type_id as usize).filter(|name| !name.is_empty());
-            Err(name.map_or_else(|| format!("the unknown type {type_id}"), |name| name.to_string()))
-        }
-    }
+    let known = TYPE_NUMBERS.iter().find(|(number, _)| *number == type_id);
+    known.map(|(_, format)| *format).ok_or_else(|| {
+        let name = TYPE_NAMES.get(type_id as usize).filter(|name| !name.is_empty());
+        name.map_or_else(|| format!("the unknown type {type_id}"), |name| (*name).to_owned())
+    })
 }
+
+/// The numbers by which files name the formats that can be read.
+const TYPE_NUMBERS: [(u32, Format); 11] = [
+    (0, Format::F32),
+    (1, Format::F16),
+    (2, Format::Q4_0),
+    (3, Format::Q4_1),
+    (6, Format::Q5_0),
+    (7, Format::Q5_1),
+    (8, Format::Q8_0),
+    (12, Format::Q4K),
+    (13, Format::Q5K),
+    (14, Format::Q6K),
+    (30, Format::Bf16),
+];
 
 impl RawTensor {
     /// Places the tensor in the file, or says why it does not fit.

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand, ValueEnum};
 use reflect_kernels::{Format, KvFormat, device::DeviceChoice};
 
+use crate::convert::ConvertArgs;
 use crate::data::DataArgs;
 use crate::eval::EvalArgs;
 use crate::memory::parse_bytes;
@@ -42,6 +43,8 @@ pub enum Command {
     Train(TrainArgs),
     /// Add an adapter to the weights of its model.
     Merge(MergeArgs),
+    /// Write the weights of a model in another format.
+    Convert(ConvertArgs),
     /// Measure whether reflection repairs mistakes or adds them.
     Eval(EvalArgs),
     /// Serve the page that runs models in a browser, to this machine alone.
@@ -292,10 +295,10 @@ pub struct VerifyArgs {
     pub device: Option<DeviceChoice>,
 }
 
-fn parse_format(name: &str) -> Result<Format, String> {
+pub fn parse_format(name: &str) -> Result<Format, String> {
     let known = Format::ALL.map(Format::name);
     Format::ALL
         .into_iter()
-        .find(|format| format.name() == name)
+        .find(|format| format.name().eq_ignore_ascii_case(name))
         .ok_or_else(|| format!("use one of {}", known.join(", ")))
 }

@@ -8,6 +8,7 @@ mod args;
 mod bench;
 mod catalogue;
 mod chat;
+mod convert;
 mod data;
 mod devices;
 mod eval;
@@ -81,6 +82,7 @@ fn main() -> ExitCode {
         Command::Models(args) => models::models(&args),
         Command::Data(args) => data::data(&args),
         Command::Train(args) => train::train(&args),
+        Command::Convert(args) => convert::convert(&args).map(|()| ExitCode::SUCCESS),
         Command::Merge(args) => merge::merge(&args).map(|()| ExitCode::SUCCESS),
         Command::Eval(args) => eval::eval(&args),
         Command::Web(args) => web::web(&args),

@@ -112,6 +112,26 @@ fn check(
     Err(input(format!("{} and {has} {}; use {way}", what(), show_bytes(free))))
 }
 
+/// Bytes that can be written to the disk that holds `path`, or `None` where the system does not say.
+pub fn free_disk(path: &std::path::Path) -> Option<u64> {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        use std::os::unix::ffi::OsStrExt;
+
+        let path = std::ffi::CString::new(path.as_os_str().as_bytes()).ok()?;
+        // SAFETY: all bits zero is a value of this plain structure.
+        let mut found: libc::statvfs = unsafe { std::mem::zeroed() };
+        // SAFETY: the path ends in a zero byte and the structure is ours.
+        let failed = unsafe { libc::statvfs(path.as_ptr(), &mut found) } != 0;
+        (!failed).then(|| found.f_bavail * found.f_frsize)
+    }
+    #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+    {
+        let _ = path;
+        None
+    }
+}
+
 /// Memory that the system can give, or `None` where it does not say.
 fn available() -> Option<u64> {
     kib_of("/proc/meminfo", "MemAvailable:")

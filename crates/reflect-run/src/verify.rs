@@ -178,8 +178,10 @@ fn check_model(device: &OpenDevice, format: Format) -> Result<Row> {
 fn tiny_logits(device: &OpenDevice, format: Format, chunk: usize) -> Result<Vec<f32>> {
     let mut config = LlamaConfig::by_name("smollm2-135m")?;
     config.num_hidden_layers = 3;
-    config.intermediate_size = 160;
-    (config.hidden_size, config.head_dim) = (128, 32);
+    // Rows of whole blocks.
+    config.intermediate_size = 160usize.next_multiple_of(format.block());
+    config.hidden_size = 128usize.next_multiple_of(format.block());
+    config.head_dim = config.hidden_size / 4;
     (config.num_attention_heads, config.num_key_value_heads) = (4, 2);
     config.vocab_size = 499;
     let source = Synthetic::new(&config, format)?;

@@ -22,6 +22,7 @@ pub use stream::StreamDecoder;
 pub use tags::{Tag, TagEvent, TagParser};
 pub use template::{ChatTemplate, Date, Message, RenderOptions, Rendered, Span};
 pub use tokenizer::{
-    Encoded, GgufVocab, Guard, SpecialTokens, Tokenizer, TrainedTokenizer, special_tokens, train_bpe,
+    Encoded, GgufVocab, Guard, SpecialTokens, Tokenizer, TrainedTokenizer, byte_spellings, special_tokens,
+    train_bpe,
 };
 pub use verdict::{Verdict, conclusion, verdict};

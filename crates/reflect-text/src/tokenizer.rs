@@ -31,6 +31,11 @@ use crate::error::TextError;
 use crate::stream::StreamDecoder;
 use crate::tags::Tag;
 
+/// How a byte-level vocabulary spells each byte, in the order of the bytes.
+pub fn byte_spellings() -> Vec<String> {
+    (0..=u8::MAX).map(|byte| byte_level::char_of(byte).to_string()).collect()
+}
+
 /// What [`Tokenizer::encode`] does with special tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SpecialTokens {
@@ -136,6 +141,38 @@ impl Tokenizer {
     pub fn from_tiktoken(bytes: &[u8]) -> Result<Self, TextError> {
         let (inner, settings) = tiktoken::build(bytes)?;
         Ok(Self::assemble(inner, settings))
+    }
+
+    /// The `tokenizer.ggml.*` entries of a GGUF file with this tokenizer.
+    ///
+    /// # Errors
+    /// [`TextError::Unsupported`] for one that is no byte-level BPE, or whose way to split a text has no
+    /// name in GGUF.
+    pub fn to_gguf(&self) -> Result<GgufVocab, TextError> {
+        gguf::vocab(&self.inner, &self.settings)
+    }
+
+    /// The `tokenizer.json` and `tokenizer_config.json` of a Hugging Face folder with this tokenizer.
+    ///
+    /// # Errors
+    /// If it cannot be written as JSON.
+    pub fn to_json(&self) -> Result<(String, String), TextError> {
+        let bad = |error: String| TextError::BadTokenizer(error);
+        let tokenizer = self.inner.to_string(false).map_err(|error| bad(error.to_string()))?;
+        let Settings { bos_id, eos_id, prefix, suffix, chat_template, .. } = &self.settings;
+        let text = |id: &Option<u32>| id.and_then(|id| self.inner.id_to_token(id));
+        let around = |id: &Option<u32>, ids: &[u32]| id.is_some_and(|id| ids.contains(&id));
+        let config = serde_json::json!({
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": text(bos_id),
+            "eos_token": text(eos_id),
+            "add_bos_token": around(bos_id, prefix),
+            "add_eos_token": around(eos_id, suffix),
+            "clean_up_tokenization_spaces": false,
+            "chat_template": chat_template,
+        });
+        let config = serde_json::to_string_pretty(&config).map_err(|error| bad(error.to_string()))?;
+        Ok((tokenizer, config))
     }
 
     fn assemble(inner: tokenizers::Tokenizer, settings: Settings) -> Self {

@@ -282,6 +282,18 @@ fn wide_product(x: View<'_>, words: &[u32], out: Scattered<'_>, args: &MatmulArg
     });
 }
 
+/// One packed row of `cols` weights as f32, into `out`; what [`unpack_row`] does, faster.
+pub fn widen(format: Format, cols: usize, row: &[u32], out: &mut [f32]) {
+    let width = cols.div_ceil(UNIT) * UNIT;
+    if width == cols {
+        widen_rows(format, row, row.len(), width, out);
+    } else {
+        let mut whole = vec![0.0; width];
+        widen_rows(format, row, row.len(), width, &mut whole);
+        out.copy_from_slice(&whole[..cols]);
+    }
+}
+
 dispatch_simd! {
     fn widen_rows = widen_rows_body(format: Format, words: &[u32], row_words: usize, width: usize, to: &mut [f32])
 }

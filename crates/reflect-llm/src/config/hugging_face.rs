@@ -1,9 +1,9 @@
 //! `config.json` as Hugging Face writes it.
 
 use serde::Deserialize;
-use serde_json::Value as Json;
+use serde_json::{Value as Json, json};
 
-use super::{ConfigError, RopeScaling, invalid, required, shown};
+use super::{ConfigError, LLAMA31_ROPE_SCALING, LlamaConfig, RopeScaling, invalid, required, shown};
 
 /// The fields of `config.json` that matter here.
 #[derive(Deserialize)]
@@ -46,11 +46,91 @@ impl HfConfig {
         if let Some(act) = self.hidden_act.as_ref().filter(|act| *act != "silu") {
             return invalid("hidden_act", shown(act), "silu".into());
         }
-        if self.quantization_config.as_ref().is_some_and(|q| !q.is_null()) {
-            return invalid("quantization_config", "present", "absent (GGUF files may be quantised)".into());
+        let quantised = self.quantization_config.as_ref().filter(|quantised| !quantised.is_null());
+        if let Some(quantised) = quantised {
+            let text = |key: &str| quantised.get(key).and_then(Json::as_str).unwrap_or("missing");
+            let by_rows = match text("quant_method") {
+                "compressed-tensors" => text("format") == "float-quantized",
+                method => method == "fbgemm_fp8",
+            };
+            if !by_rows {
+                let must = "absent, or fp8 with a scale for each row or tensor (GGUF files may be quantised)";
+                return invalid("quantization_config", text("quant_method"), must.into());
+            }
         }
         Ok(())
     }
+}
+
+/// A `config.json` for `config`, whose weights are stored as `torch_dtype` says, or in `fp8` where that
+/// is set: then each row of a projection has a scale (the layout of compressed-tensors).
+pub(super) fn to_json(config: &LlamaConfig, torch_dtype: &str, fp8: bool) -> Result<Json, ConfigError> {
+    let scaling = match (config.rope_scaling, &config.rope_freq_factors) {
+        (RopeScaling::None, Some(_)) => {
+            let named =
+                LlamaConfig { rope_scaling: LLAMA31_ROPE_SCALING, rope_freq_factors: None, ..config.clone() };
+            let near = |(a, b): (f32, f32)| (a / b - 1.0).abs() < 1e-5;
+            if !config.inv_freq().into_iter().zip(named.inv_freq()).all(near) {
+                return invalid("rope_freqs.weight", "a table of its own", "that of Llama 3.1".into());
+            }
+            LLAMA31_ROPE_SCALING
+        }
+        (scaling, _) => scaling,
+    };
+    let scaling = match scaling {
+        RopeScaling::None => Json::Null,
+        RopeScaling::Linear { factor } => json!({ "rope_type": "linear", "factor": factor }),
+        RopeScaling::Llama3 {
+            factor,
+            low_freq_factor,
+            high_freq_factor,
+            original_max_position_embeddings,
+        } => json!({
+            "rope_type": "llama3",
+            "factor": factor,
+            "low_freq_factor": low_freq_factor,
+            "high_freq_factor": high_freq_factor,
+            "original_max_position_embeddings": original_max_position_embeddings,
+        }),
+    };
+    let mut json = json!({
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_hidden_layers,
+        "num_attention_heads": config.num_attention_heads,
+        "num_key_value_heads": config.num_key_value_heads,
+        "head_dim": config.head_dim,
+        "vocab_size": config.vocab_size,
+        "max_position_embeddings": config.max_position_embeddings,
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": scaling,
+        "hidden_act": "silu",
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "attention_bias": config.attention_bias,
+        "mlp_bias": config.mlp_bias,
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": config.eos_token_ids,
+        "torch_dtype": torch_dtype,
+    });
+    if fp8 {
+        json["quantization_config"] = json!({
+            "quant_method": "compressed-tensors",
+            "format": "float-quantized",
+            "quantization_status": "compressed",
+            "ignore": ["lm_head"],
+            "config_groups": { "group_0": {
+                "targets": ["Linear"],
+                "input_activations": null,
+                "weights": {
+                    "num_bits": 8, "type": "float", "strategy": "channel", "symmetric": true, "dynamic": false,
+                },
+            }},
+        });
+    }
+    Ok(json)
 }
 
 /// `rope_scaling` and `rope_parameters`, which name the kind by `type` or `rope_type` or both.

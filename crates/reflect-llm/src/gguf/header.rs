@@ -1,6 +1,7 @@
 //! Reading the header of a GGUF file as a growing prefix, with nothing in it believed.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use super::metadata::{Array, Value};
 use crate::config::shown;
@@ -18,6 +19,8 @@ const MAX_DIMS: u32 = 4;
 
 pub(super) struct Header {
     pub(super) values: BTreeMap<String, Value>,
+    /// Key, number of the type, and place of the value of each of them, in their order.
+    pub(super) entries: Vec<(String, u32, Range<u64>)>,
     pub(super) tensors: Vec<RawTensor>,
     /// First byte after the header.
     pub(super) end: u64,
@@ -75,11 +78,13 @@ fn parse_header(prefix: &[u8], limit: u64) -> Result<Header, Stop> {
     // A tensor takes at least 32 bytes of header, and an entry of metadata at least 13.
     let tensor_count = reader.count("tensors", 32)?;
     let value_count = reader.count("metadata entries", 13)?;
-    let mut values = BTreeMap::new();
+    let (mut values, mut entries) = (BTreeMap::new(), Vec::new());
     for _ in 0..value_count {
         let key = reader.string()?;
         let kind = reader.u32()?;
+        let start = reader.position as u64;
         let value = reader.value(kind)?;
+        entries.push((key.clone(), kind, start..reader.position as u64));
         if values.contains_key(&key) {
             return Err(Stop::Damaged(format!("its metadata has {} twice", shown(&key))));
         }
@@ -89,7 +94,7 @@ fn parse_header(prefix: &[u8], limit: u64) -> Result<Header, Stop> {
     for _ in 0..tensor_count {
         tensors.push(reader.tensor()?);
     }
-    Ok(Header { values, tensors, end: reader.position as u64 })
+    Ok(Header { values, entries, tensors, end: reader.position as u64 })
 }
 
 /// A cursor over the first bytes of a file whose header may be `limit` bytes long.

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 
+use tokenizers::models::ModelWrapper;
 use tokenizers::models::bpe::{BPE, BpeBuilder, Merges, Vocab};
 use tokenizers::normalizers::{NormalizerWrapper, Prepend, Replace, Sequence as Normalizers};
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
@@ -14,6 +15,7 @@ use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{AddedToken, SplitDelimiterBehavior};
 
+use super::train::PIECES;
 use super::{Alphabet, Settings};
 use crate::error::TextError;
 
@@ -54,6 +56,7 @@ pub struct GgufVocab {
 const UNKNOWN: u32 = 2;
 const CONTROL: u32 = 3;
 const USER_DEFINED: u32 = 4;
+const UNUSED: u32 = 5;
 const BYTE: u32 = 6;
 
 /// Splitting rule of GPT-2, without the last alternative: what no alternative matches is a piece of
@@ -141,20 +144,87 @@ fn byte_level_bpe(vocab: &GgufVocab) -> Result<(tokenizers::Tokenizer, Alphabet,
         .map(|line| line.split_once(' ').map(|(left, right)| (left.to_owned(), right.to_owned())))
         .collect::<Option<Merges>>()
         .ok_or_else(|| TextError::BadTokenizer("a merge is not two tokens and a space".into()))?;
-    let splitter = match pre {
-        "smollm" => Sequence::new(vec![Digits::new(true).into(), byte_level(true).into()]),
-        "gpt-2" => Sequence::new(vec![byte_level(true).into()]),
-        "llama-bpe" | "llama3" | "llama-v3" => split_by(&[LLAMA3])?,
-        "qwen2" => split_by(&[QWEN2])?,
-        "default" => split_by(&[r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"])?,
-        other => {
-            return Err(TextError::Unsupported(format!("the GGUF pre-tokenizer \"{other}\"")));
-        }
-    };
+    let splitter = splitter(pre)?;
     let bpe = BPE::builder().ignore_merges(is_llama3);
     let mut inner = tokenizers::Tokenizer::new(finish(bpe, spellings(&vocab.tokens)?, merges)?);
     inner.with_pre_tokenizer(Some(splitter));
     Ok((inner, Alphabet::ByteLevel, is_llama3))
+}
+
+/// The splitting rule of a name.
+fn splitter(pre: &str) -> Result<Sequence, TextError> {
+    match pre {
+        "smollm" => Ok(Sequence::new(vec![Digits::new(true).into(), byte_level(true).into()])),
+        "gpt-2" => Ok(Sequence::new(vec![byte_level(true).into()])),
+        "llama-bpe" | "llama3" | "llama-v3" => split_by(&[LLAMA3]),
+        "qwen2" => split_by(&[QWEN2]),
+        "reflect" => split_by(&[PIECES]),
+        "default" => split_by(&[r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"]),
+        other => Err(TextError::Unsupported(format!("the GGUF pre-tokenizer \"{other}\""))),
+    }
+}
+
+/// The `tokenizer.ggml.*` entries of a byte-level BPE.
+pub(super) fn vocab(inner: &tokenizers::Tokenizer, settings: &Settings) -> Result<GgufVocab, TextError> {
+    let unnamed = |what: &str| TextError::Unsupported(format!("GGUF has no name for {what}"));
+    let ModelWrapper::BPE(bpe) = inner.get_model() else {
+        return Err(unnamed("a vocabulary that is no BPE"));
+    };
+    if settings.alphabet != Alphabet::ByteLevel || inner.get_normalizer().is_some() {
+        return Err(unnamed("a vocabulary that does not spell bytes"));
+    }
+    let split = serde_json::to_value(inner.get_pre_tokenizer()).map_err(bad)?;
+    // Trimming says where tokens lie in the text, not which they are.
+    let plain = |mut value: serde_json::Value| {
+        let steps = value["pretokenizers"].as_array_mut();
+        for step in steps.into_iter().flatten() {
+            if let Some(trim) = step.get_mut("trim_offsets") {
+                *trim = false.into();
+            }
+        }
+        value
+    };
+    let split = plain(split);
+    let mut pre = None;
+    for name in ["llama-bpe", "smollm", "gpt-2", "qwen2", "reflect"] {
+        if plain(serde_json::to_value(splitter(name)?).map_err(bad)?) == split {
+            pre = Some(name.to_owned());
+        }
+    }
+    let pre = pre.ok_or_else(|| unnamed("this tokenizer's way to split a text"))?;
+    let by_text = inner.get_vocab(true);
+    let count = by_text.values().max().map_or(0, |id| *id as usize + 1);
+    // An id without a token keeps its place, as converters of llama.cpp name it.
+    let mut tokens: Vec<String> = (0..count).map(|id| format!("[PAD{id}]")).collect();
+    let mut token_types = vec![UNUSED; count];
+    for (text, id) in by_text {
+        token_types[id as usize] = 1;
+        tokens[id as usize] = text;
+    }
+    for (id, token) in inner.get_added_vocabulary().get_added_tokens_decoder() {
+        token_types[*id as usize] = if token.special { CONTROL } else { USER_DEFINED };
+        tokens[*id as usize] = token.content.clone();
+    }
+    let merges = serde_json::to_value(bpe).map_err(bad)?["merges"].take();
+    let merges =
+        merges.as_array().into_iter().flatten().map(|merge| match merge.as_array().map(Vec::as_slice) {
+            Some([left, right]) => Some(format!("{} {}", left.as_str()?, right.as_str()?)),
+            _ => merge.as_str().map(str::to_owned),
+        });
+    let merges = merges.collect::<Option<Vec<String>>>();
+    Ok(GgufVocab {
+        model: "gpt2".to_owned(),
+        pre: Some(pre),
+        tokens,
+        token_types,
+        merges: merges.ok_or_else(|| TextError::BadTokenizer("a merge is not two tokens".into()))?,
+        bos_id: settings.bos_id,
+        eos_id: settings.eos_id,
+        add_bos: Some(settings.bos_id.is_some_and(|id| settings.prefix.contains(&id))),
+        add_eos: Some(settings.eos_id.is_some_and(|id| settings.suffix.contains(&id))),
+        chat_template: settings.chat_template.clone(),
+        ..GgufVocab::default()
+    })
 }
 
 /// A SentencePiece BPE. Its file has no merges but a score for each token: of all neighbouring

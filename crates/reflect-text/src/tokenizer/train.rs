@@ -17,7 +17,7 @@ use crate::{SegmentKind, Tag, error::TextError};
 /// What merges may not cross: words, digits and punctuation keep the space before them, a token has one
 /// digit at most, so that numbers of any length look alike, and other white space stands together.
 /// Between a word and its number there is no token then: what is looked up follows its name at once.
-const PIECES: &str = r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\n|\s+";
+pub(super) const PIECES: &str = r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\n|\s+";
 
 const BEGIN: &str = "<|begin_of_text|>";
 const END_OF_TURN: &str = "<|eot_id|>";

@@ -1,0 +1,189 @@
+//! Writing GGUF: the header, and where each tensor lies behind it.
+
+use std::ops::Range;
+
+use reflect_kernels::Format;
+use reflect_text::GgufVocab;
+
+use super::{DEFAULT_ALIGNMENT, TYPE_NUMBERS};
+use crate::config::{LlamaConfig, RopeScaling};
+
+/// The header of a file that is being laid out.
+#[derive(Debug, Default)]
+pub struct GgufHeader {
+    entries: Vec<u8>,
+    entry_count: u64,
+    tensors: Vec<u8>,
+    places: Vec<Range<u64>>,
+}
+
+impl GgufHeader {
+    /// An entry as it lies in another file: its key, the number of its type, and the bytes of its value.
+    pub fn raw(&mut self, key: &str, kind: u32, value: &[u8]) {
+        self.entry_count += 1;
+        put_text(&mut self.entries, key);
+        self.entries.extend(kind.to_le_bytes());
+        self.entries.extend(value);
+    }
+
+    pub fn unsigned(&mut self, key: &str, value: u32) {
+        self.raw(key, 4, &value.to_le_bytes());
+    }
+
+    pub fn float(&mut self, key: &str, value: f32) {
+        self.raw(key, 6, &value.to_le_bytes());
+    }
+
+    pub fn flag(&mut self, key: &str, value: bool) {
+        self.raw(key, 7, &[u8::from(value)]);
+    }
+
+    pub fn text(&mut self, key: &str, value: &str) {
+        let mut bytes = Vec::new();
+        put_text(&mut bytes, value);
+        self.raw(key, 8, &bytes);
+    }
+
+    pub fn texts(&mut self, key: &str, values: &[String]) {
+        let mut bytes = list(8, values.len());
+        values.iter().for_each(|value| put_text(&mut bytes, value));
+        self.raw(key, 9, &bytes);
+    }
+
+    /// The `llama.*` entries of a model, rotated pairs adjacent.
+    pub fn config(&mut self, config: &LlamaConfig) {
+        let sizes = [
+            ("embedding_length", config.hidden_size),
+            ("feed_forward_length", config.intermediate_size),
+            ("block_count", config.num_hidden_layers),
+            ("attention.head_count", config.num_attention_heads),
+            ("attention.head_count_kv", config.num_key_value_heads),
+            ("attention.key_length", config.head_dim),
+            ("attention.value_length", config.head_dim),
+            ("rope.dimension_count", config.head_dim),
+            ("vocab_size", config.vocab_size),
+            ("context_length", config.max_position_embeddings),
+        ];
+        for (key, size) in sizes {
+            // `validate` keeps every size below 2^30.
+            self.unsigned(&format!("llama.{key}"), size as u32);
+        }
+        self.float("llama.attention.layer_norm_rms_epsilon", config.rms_norm_eps as f32);
+        self.float("llama.rope.freq_base", config.rope_theta as f32);
+        if let RopeScaling::Linear { factor } = config.rope_scaling {
+            self.text("llama.rope.scaling.type", "linear");
+            self.float("llama.rope.scaling.factor", factor as f32);
+        }
+    }
+
+    /// The `tokenizer.*` entries of a vocabulary.
+    pub fn vocab(&mut self, vocab: &GgufVocab) {
+        let key = |name: &str| format!("tokenizer.ggml.{name}");
+        self.text(&key("model"), &vocab.model);
+        if let Some(pre) = &vocab.pre {
+            self.text(&key("pre"), pre);
+        }
+        self.texts(&key("tokens"), &vocab.tokens);
+        let mut kinds = list(5, vocab.token_types.len());
+        vocab.token_types.iter().for_each(|kind| kinds.extend(kind.to_le_bytes()));
+        self.raw(&key("token_type"), 9, &kinds);
+        self.texts(&key("merges"), &vocab.merges);
+        let ids = [
+            ("bos_token_id", vocab.bos_id),
+            ("eos_token_id", vocab.eos_id),
+            ("unknown_token_id", vocab.unknown_id),
+            ("padding_token_id", vocab.pad_id),
+        ];
+        for (name, id) in ids {
+            if let Some(id) = id {
+                self.unsigned(&key(name), id);
+            }
+        }
+        for (name, flag) in [("add_bos_token", vocab.add_bos), ("add_eos_token", vocab.add_eos)] {
+            if let Some(flag) = flag {
+                self.flag(&key(name), flag);
+            }
+        }
+        if let Some(template) = &vocab.chat_template {
+            self.text("tokenizer.chat_template", template);
+        }
+    }
+
+    /// Adds a tensor of `bytes` bytes, `shape` as in a [`TensorInfo`](crate::weights::TensorInfo). With
+    /// `same_as` it shares the bytes of that tensor, by its number; otherwise it lies behind all others.
+    pub fn tensor(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+        format: Format,
+        bytes: u64,
+        same_as: Option<usize>,
+    ) {
+        put_text(&mut self.tensors, name);
+        self.tensors.extend((shape.len() as u32).to_le_bytes());
+        shape.iter().rev().for_each(|dim| self.tensors.extend((*dim as u64).to_le_bytes()));
+        let kind = TYPE_NUMBERS.iter().find(|(_, known)| *known == format).map_or(0, |(kind, _)| *kind);
+        self.tensors.extend(kind.to_le_bytes());
+        let end = self.places.iter().map(|place| place.end).max().unwrap_or(0);
+        let place = match same_as {
+            Some(other) => self.places[other].clone(),
+            None => {
+                let start = end.next_multiple_of(DEFAULT_ALIGNMENT);
+                start..start + bytes
+            }
+        };
+        self.tensors.extend(place.start.to_le_bytes());
+        self.places.push(place);
+    }
+
+    /// The bytes before the first tensor, and the place of each in the file.
+    pub fn finish(self) -> (Vec<u8>, Vec<Range<u64>>) {
+        let mut out = b"GGUF".to_vec();
+        out.extend(3u32.to_le_bytes());
+        out.extend((self.places.len() as u64).to_le_bytes());
+        out.extend(self.entry_count.to_le_bytes());
+        out.extend(self.entries);
+        out.extend(self.tensors);
+        out.resize(out.len().next_multiple_of(DEFAULT_ALIGNMENT as usize), 0);
+        let first = out.len() as u64;
+        (out, self.places.into_iter().map(|place| first + place.start..first + place.end).collect())
+    }
+}
+
+fn put_text(to: &mut Vec<u8>, text: &str) {
+    to.extend((text.len() as u64).to_le_bytes());
+    to.extend(text.as_bytes());
+}
+
+/// The beginning of a list.
+fn list(kind: u32, len: usize) -> Vec<u8> {
+    [&kind.to_le_bytes()[..], &(len as u64).to_le_bytes()].concat()
+}
+
+/// The GGUF name of a tensor of a Hugging Face Llama; the inverse of [`hf_name`](super::hf_name).
+pub fn gguf_name(hugging_face: &str) -> String {
+    let top = match hugging_face {
+        "model.embed_tokens.weight" => Some("token_embd.weight"),
+        "model.norm.weight" => Some("output_norm.weight"),
+        "lm_head.weight" => Some("output.weight"),
+        _ => None,
+    };
+    let in_layer = || {
+        let (layer, rest) = hugging_face.strip_prefix("model.layers.")?.split_once('.')?;
+        let (part, kind) = rest.rsplit_once('.')?;
+        let part = match part {
+            "input_layernorm" => "attn_norm",
+            "self_attn.q_proj" => "attn_q",
+            "self_attn.k_proj" => "attn_k",
+            "self_attn.v_proj" => "attn_v",
+            "self_attn.o_proj" => "attn_output",
+            "post_attention_layernorm" => "ffn_norm",
+            "mlp.gate_proj" => "ffn_gate",
+            "mlp.up_proj" => "ffn_up",
+            "mlp.down_proj" => "ffn_down",
+            _ => return None,
+        };
+        Some(format!("blk.{layer}.{part}.{kind}"))
+    };
+    top.map(str::to_owned).or_else(in_layer).unwrap_or_else(|| hugging_face.to_owned())
+}

@@ -1,0 +1,233 @@
+//! `reflect-run convert`: the weights of a checkpoint in another format, tensor by tensor, in a file that
+//! is written beside its place. A command that was stopped goes on where it was.
+
+mod layout;
+mod rows;
+
+use std::fs::{self, File};
+use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use pollster::block_on;
+use reflect_kernels::Format;
+use reflect_llm::{
+    LlamaConfig, Weights,
+    need::show_bytes,
+    weights::{TensorSource, expected_shapes},
+};
+
+use self::layout::{Layout, Piece, Texts};
+use crate::{args::parse_format, input, memory::free_disk, runtime::Checkpoint, synthetic::Synthetic};
+
+#[derive(Args, Debug)]
+pub struct ConvertArgs {
+    /// A Hugging Face folder, a .gguf file, or a name from `reflect-run models`
+    #[arg(long, value_name = "MODEL", default_value = "default")]
+    pub model: String,
+    /// q8_0, q4_0, q4_1, q5_0, q5_1, q4_K, q5_K or q6_K (written as GGUF), or f32, f16, bf16 or fp8 (a
+    /// Hugging Face folder)
+    #[arg(long, value_name = "FORMAT", value_parser = parse_format)]
+    pub to: Format,
+    /// Format of the embedding and of the head, where they are to have another one
+    #[arg(long, value_name = "FORMAT", value_parser = parse_format)]
+    pub embedding: Option<Format>,
+    /// The folder to write
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Make up a model of this shape instead: 8b, 70b, 405b, reflection-70b or smollm2-135m
+    #[arg(long, value_name = "NAME", conflicts_with = "model")]
+    pub config: Option<String>,
+    /// Layers of the made-up model, where it is not to have all
+    #[arg(long, value_name = "N", requires = "config")]
+    pub layers: Option<std::num::NonZeroUsize>,
+    /// Let all layers of the made-up model share the bytes of one: a file of full shape that fits a small
+    /// disk, GGUF only
+    #[arg(long, requires = "config")]
+    pub share_layers: bool,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// If the checkpoint can't be read or the disk can't hold the result.
+pub fn convert(args: &ConvertArgs) -> Result<()> {
+    match &args.config {
+        Some(name) => {
+            let mut config = LlamaConfig::by_name(name)?;
+            if let Some(layers) = args.layers {
+                config.num_hidden_layers = layers.get();
+            }
+            let source = Synthetic::new(&config, args.to)?;
+            let wanted = format!("{name}, made up");
+            convert_from(args, &config, &source, &Texts::MadeUp, &wanted, args.share_layers)
+        }
+        None => {
+            let checkpoint = Checkpoint::open_named(&args.model, false)?;
+            let origin = format!("{} {:016x}", checkpoint.name, checkpoint.weights_hash()?);
+            let config = checkpoint.texts.config.clone();
+            let texts = match &checkpoint.weights {
+                Weights::Gguf(file) => Texts::Gguf(file, &checkpoint.texts),
+                _ => Texts::Folder(&checkpoint.path, &checkpoint.texts),
+            };
+            convert_from(args, &config, &checkpoint.weights, &texts, &origin, false)
+        }
+    }
+}
+
+/// Writes the weights of `source`. `origin` says where they come from; it stands in the file, so that an
+/// interrupted one is only gone on with from the same source.
+fn convert_from(
+    args: &ConvertArgs,
+    config: &LlamaConfig,
+    source: &impl TensorSource,
+    texts: &Texts<'_>,
+    origin: &str,
+    share_layers: bool,
+) -> Result<()> {
+    let pieces = pieces(args, config, source)?;
+    let other = pieces.iter().filter(|piece| piece.fell_back).count();
+    let layout = Layout::new(args.to, config, texts, pieces, origin, share_layers)?;
+    fs::create_dir_all(&args.out)
+        .with_context(|| format!("{} could not be made; give another --out", args.out.display()))?;
+    let target = args.out.join(layout.file_name());
+    let partial = args.out.join(format!(".{}.partial", layout.file_name()));
+    if target.exists() {
+        return Err(input(format!("{} is there already; give another --out", target.display())));
+    }
+    let (mut file, done) = resume(&partial, &layout)?;
+    let left = layout.total() - layout.end_of(done);
+    if let Some(free) = free_disk(&args.out).filter(|free| *free < left) {
+        return Err(input(format!(
+            "{} needs {} more and the disk has {}; free some space or give another --out",
+            target.display(),
+            show_bytes(left),
+            show_bytes(free)
+        )));
+    }
+
+    let bar = ProgressBar::new(layout.total());
+    bar.set_style(ProgressStyle::with_template(
+        "converting {bar:32} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left",
+    )?);
+    bar.set_position(layout.end_of(done));
+    write_pieces(&mut file, source, &layout, done, &bar).with_context(|| {
+        format!(
+            "{} could not be written; what is there is kept, and the same command goes on from it",
+            partial.display()
+        )
+    })?;
+    bar.finish_and_clear();
+    layout.write_companions(&args.out)?;
+    file.sync_all().and_then(|()| fs::rename(&partial, &target)).with_context(|| {
+        format!("{} could not be put in its place; run the command again", target.display())
+    })?;
+    eprintln!(
+        "{} tensors, {} in {}{}",
+        layout.pieces.len(),
+        show_bytes(layout.total()),
+        target.display(),
+        match other {
+            0 => String::new(),
+            n => format!("; {n} of them in f16, since their rows are no whole blocks of {}", args.to.name()),
+        }
+    );
+    Ok(())
+}
+
+/// What becomes of each tensor.
+fn pieces(args: &ConvertArgs, config: &LlamaConfig, source: &impl TensorSource) -> Result<Vec<Piece>> {
+    let known = |format: Format| match layout::is_folder(args.to) {
+        true => layout::is_folder(format),
+        false => format != Format::Fp8,
+    };
+    if let Some(embedding) = args.embedding.filter(|format| !known(*format)) {
+        return Err(input(format!(
+            "an embedding in {} has no place in a file of weights in {}; give another --embedding",
+            embedding.name(),
+            args.to.name()
+        )));
+    }
+    let mut pieces = Vec::new();
+    for (name, shape) in expected_shapes(config) {
+        let info = source.info(&name).with_context(|| format!("the checkpoint has no tensor {name}"))?;
+        let ends = name == "model.embed_tokens.weight" || name == "lm_head.weight";
+        let wanted = match (shape.len(), args.embedding) {
+            (1, _) => Format::F32,
+            (_, Some(embedding)) if ends => embedding,
+            // Readers of fp8 checkpoints expect the projections alone in it.
+            _ if ends && args.to == Format::Fp8 => Format::Bf16,
+            _ => args.to,
+        };
+        let fell_back = !info.cols().is_multiple_of(wanted.block());
+        let to = if fell_back { Format::F16 } else { wanted };
+        let rotated = name.contains("self_attn.q_proj.") || name.contains("self_attn.k_proj.");
+        let head = rotated.then_some(config.head_dim);
+        pieces.push(Piece { name, shape, from: info.format, to, head, fell_back, made: None });
+    }
+    Ok(pieces)
+}
+
+/// The file to write to, at its end, and how many pieces it holds already.
+fn resume(partial: &Path, layout: &Layout<'_>) -> Result<(File, usize)> {
+    let at = || format!("{} could not be written; give another --out", partial.display());
+    let open = File::options().read(true).write(true).create(true).truncate(false).open(partial);
+    let mut file = open.with_context(at)?;
+    let len = file.metadata().with_context(at)?.len();
+    let mut header = vec![0; layout.header.len()];
+    let same = len >= header.len() as u64 && file.read_exact(&mut header).is_ok() && header == layout.header;
+    if !same {
+        file.set_len(0).with_context(at)?;
+        file.seek(SeekFrom::Start(0)).with_context(at)?;
+        file.write_all(&layout.header).with_context(at)?;
+        return Ok((file, 0));
+    }
+    let done = layout.ends.iter().take_while(|end| **end <= len).count();
+    // A piece that was not finished is written anew.
+    file.set_len(layout.end_of(done)).with_context(at)?;
+    file.seek(SeekFrom::End(0)).with_context(at)?;
+    if done > 0 {
+        eprintln!("going on after {done} of {} tensors", layout.pieces.len());
+    }
+    Ok((file, done))
+}
+
+fn write_pieces(
+    file: &mut File,
+    source: &impl TensorSource,
+    layout: &Layout<'_>,
+    done: usize,
+    bar: &ProgressBar,
+) -> Result<()> {
+    let mut out = BufWriter::with_capacity(1 << 20, file);
+    for (at, piece) in layout.pieces.iter().enumerate().skip(done) {
+        let start = layout.starts[at];
+        if layout.ends[at] <= out.stream_position()? {
+            // Its bytes are those of another tensor.
+            continue;
+        }
+        let padding = start - out.stream_position()?;
+        out.write_all(&vec![0; padding as usize])?;
+        if let Some(made) = &piece.made {
+            out.write_all(made)?;
+            continue;
+        }
+        let mut scales = Vec::new();
+        for bytes in rows::blocks(source, piece, layout.permute) {
+            let mut bytes = block_on(bytes)?;
+            if piece.to == Format::Fp8 {
+                bytes = rows::split_scales(&bytes, piece.cols(), &mut scales);
+            }
+            out.write_all(&bytes)?;
+            bar.set_position(out.stream_position()?);
+        }
+        out.write_all(&scales)?;
+        // Only whole pieces are gone on from, and a kill must not find them in memory.
+        out.flush()?;
+        source.release(&piece.name);
+    }
+    out.flush()?;
+    Ok(())
+}

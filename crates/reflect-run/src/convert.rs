@@ -161,8 +161,10 @@ fn pieces(args: &ConvertArgs, config: &LlamaConfig, source: &impl TensorSource) 
             _ if ends && args.to == Format::Fp8 => Format::Bf16,
             _ => args.to,
         };
-        let fell_back = !info.cols().is_multiple_of(wanted.block());
-        let to = if fell_back { Format::F16 } else { wanted };
+        // The k-quants want blocks of 256; what does not fit is kept better than asked for.
+        let fits = |format: &Format| info.cols().is_multiple_of(format.block());
+        let to = [wanted, Format::Q8_0].into_iter().find(fits).unwrap_or(Format::F16);
+        let fell_back = to != wanted;
         let rotated = name.contains("self_attn.q_proj.") || name.contains("self_attn.k_proj.");
         let head = rotated.then_some(config.head_dim);
         pieces.push(Piece { name, shape, from: info.format, to, head, fell_back, made: None });

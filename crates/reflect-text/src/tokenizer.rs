@@ -21,6 +21,7 @@ mod train;
 use std::collections::HashSet;
 use std::ops::Range;
 
+use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{
     AddedVocabulary, Encoding, Model, NormalizerWrapper, OffsetReferential, OffsetType, PreTokenizer, Token,
 };
@@ -158,10 +159,14 @@ impl Tokenizer {
     /// If it cannot be written as JSON.
     pub fn to_json(&self) -> Result<(String, String), TextError> {
         let bad = |error: String| TextError::BadTokenizer(error);
-        let tokenizer = self.inner.to_string(false).map_err(|error| bad(error.to_string()))?;
         let Settings { bos_id, eos_id, prefix, suffix, chat_template, .. } = &self.settings;
         let text = |id: &Option<u32>| id.and_then(|id| self.inner.id_to_token(id));
         let around = |id: &Option<u32>, ids: &[u32]| id.is_some_and(|id| ids.contains(&id));
+        let mut inner = self.inner.clone();
+        if inner.get_post_processor().is_none() && !(prefix.is_empty() && suffix.is_empty()) {
+            inner.with_post_processor(Some(self.template_processing().map_err(bad)?));
+        }
+        let tokenizer = inner.to_string(false).map_err(|error| bad(error.to_string()))?;
         let config = serde_json::json!({
             "tokenizer_class": "PreTrainedTokenizerFast",
             "bos_token": text(bos_id),
@@ -173,6 +178,25 @@ impl Tokenizer {
         });
         let config = serde_json::to_string_pretty(&config).map_err(|error| bad(error.to_string()))?;
         Ok((tokenizer, config))
+    }
+
+    /// What puts the settings' ids around a text in programs that follow `tokenizer.json` alone.
+    fn template_processing(&self) -> Result<TemplateProcessing, String> {
+        let Settings { prefix, suffix, .. } = &self.settings;
+        let texts = |ids: &[u32]| -> Vec<String> {
+            ids.iter().filter_map(|id| self.inner.id_to_token(*id)).collect()
+        };
+        let (before, after) = (texts(prefix), texts(suffix));
+        let parts: Vec<&str> =
+            before.iter().map(String::as_str).chain(["$A"]).chain(after.iter().map(String::as_str)).collect();
+        let ids = prefix.iter().chain(suffix).copied();
+        let special: Vec<(String, u32)> = before.iter().chain(&after).cloned().zip(ids).collect();
+        TemplateProcessing::builder()
+            .try_single(parts)
+            .map_err(|error| error.to_string())?
+            .special_tokens(special)
+            .build()
+            .map_err(|error| error.to_string())
     }
 
     fn assemble(inner: tokenizers::Tokenizer, settings: Settings) -> Self {

@@ -5,6 +5,11 @@
 
 use std::collections::HashMap;
 
+use tokenizers::decoders::DecoderWrapper;
+use tokenizers::decoders::byte_fallback::ByteFallback;
+use tokenizers::decoders::fuse::Fuse;
+use tokenizers::decoders::sequence::Sequence as Decoders;
+use tokenizers::decoders::strip::Strip;
 use tokenizers::models::ModelWrapper;
 use tokenizers::models::bpe::{BPE, BpeBuilder, Merges, Vocab};
 use tokenizers::normalizers::{NormalizerWrapper, Prepend, Replace, Sequence as Normalizers};
@@ -148,6 +153,7 @@ fn byte_level_bpe(vocab: &GgufVocab) -> Result<(tokenizers::Tokenizer, Alphabet,
     let bpe = BPE::builder().ignore_merges(is_llama3);
     let mut inner = tokenizers::Tokenizer::new(finish(bpe, spellings(&vocab.tokens)?, merges)?);
     inner.with_pre_tokenizer(Some(splitter));
+    inner.with_decoder(Some(byte_level(false)));
     Ok((inner, Alphabet::ByteLevel, is_llama3))
 }
 
@@ -271,6 +277,12 @@ fn sentencepiece_bpe(vocab: &GgufVocab) -> Result<(tokenizers::Tokenizer, Alphab
         steps.insert(0, Prepend::new("▁".into()).into());
     }
     inner.with_normalizer(Some(Normalizers::new(steps)));
+    let spaces: DecoderWrapper = Replace::new("▁", " ").map_err(bad)?.into();
+    let mut decoders: Vec<DecoderWrapper> = vec![spaces, ByteFallback::new().into(), Fuse::new().into()];
+    if drop_first_space {
+        decoders.push(Strip::new(' ', 1, 0).into());
+    }
+    inner.with_decoder(Some(Decoders::new(decoders)));
     Ok((inner, Alphabet::SentencePiece { drop_first_space }, true))
 }
 

@@ -1,0 +1,208 @@
+//! `reflect-run convert` as a program: every format, both kinds of files, kills and full disks.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use safetensors::SafeTensors;
+
+/// A folder that goes when the test ends.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("reflect-convert-{}-{name}", std::process::id()));
+        fs::create_dir_all(&path).expect("a temporary folder");
+        Self(path)
+    }
+
+    fn file(&self, name: &str) -> String {
+        self.0.join(name).to_str().expect("a plain path").to_owned()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn program() -> Command {
+    let test = std::env::current_exe().expect("a test has a path");
+    let release = test.ancestors().nth(2).expect("tests lie in a target folder");
+    Command::new(release.join(format!("reflect-run{}", std::env::consts::EXE_SUFFIX)))
+}
+
+fn run(args: &[&str]) -> Output {
+    program().args(args).output().expect("the program starts")
+}
+
+fn must(args: &[&str]) -> String {
+    let output = run(args);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{args:?}: {said}");
+    said
+}
+
+const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/reflect-tiny");
+
+/// Logits of some tokens, on the CPU.
+fn logits(model: &str, folder: &Folder) -> Vec<f32> {
+    let out = folder.file("logits.safetensors");
+    must(&[
+        "logits",
+        "--device",
+        "cpu",
+        "--model",
+        model,
+        "--out",
+        &out,
+        "--tokens",
+        "0,20,30,55,100,300,301,40",
+    ]);
+    let bytes = fs::read(&out).expect("logits");
+    let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
+    let view = file.tensor("logits").expect("logits");
+    view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+}
+
+fn nmse(actual: &[f32], expected: &[f32]) -> f64 {
+    assert_eq!(actual.len(), expected.len());
+    let square = |v: f32| f64::from(v) * f64::from(v);
+    let error: f64 = actual.iter().zip(expected).map(|(a, e)| square(a - e)).sum();
+    error / expected.iter().map(|e| square(*e)).sum::<f64>()
+}
+
+#[test]
+fn every_format_keeps_the_logits_as_well_as_its_bits_allow() {
+    let folder = Folder::new("formats");
+    let expected = logits(TINY, &folder);
+    // Error of the logits of reflect-tiny, whose rows are no whole blocks of the k-quants.
+    let bounds = [
+        ("f32", 1e-12),
+        ("f16", 1e-6),
+        ("bf16", 1e-4),
+        ("fp8", 2e-2),
+        ("q8_0", 1e-3),
+        ("q5_1", 5e-2),
+        ("q5_0", 5e-2),
+        ("q4_1", 2e-1),
+        ("q4_0", 2e-1),
+        ("q4_K", 1e-3),
+    ];
+    for (format, bound) in bounds {
+        let out = folder.file(format);
+        let said = must(&["convert", "--model", TINY, "--to", format, "--out", &out]);
+        assert_eq!(said.contains("no whole blocks"), format == "q4_K", "{said}");
+        let error = nmse(&logits(&out, &folder), &expected);
+        println!("{format}: {error:.1e}");
+        assert!(error <= bound, "{format}: {error:e}");
+        assert!(format == "f32" || error > 0.0, "{format} changed nothing");
+    }
+}
+
+#[test]
+fn both_kinds_of_files_hold_the_same_model() {
+    let folder = Folder::new("kinds");
+    let path = |name: &str| folder.file(name);
+    let convert = |from: &str, to: &str, name: &str| {
+        let out = path(name);
+        must(&["convert", "--model", from, "--to", to, "--out", &out]);
+        out
+    };
+    // A folder, a GGUF file of it, and a folder of that: the rows of q and k change their order twice.
+    let packed = convert(TINY, "q8_0", "packed");
+    let back = convert(&packed, "f32", "back");
+    assert!(nmse(&logits(&back, &folder), &logits(&packed, &folder)) < 1e-10, "the order of rows");
+    let again = convert(&back, "q8_0", "again");
+    assert!(nmse(&logits(&again, &folder), &logits(&packed, &folder)) < 1e-12, "the numbers change");
+    // A copy has the same bytes of weights, and the same texts.
+    let copy = convert(&packed, "q8_0", "copy");
+    let answer = |model: &str| {
+        let args =
+            ["run", "--device", "cpu", "--model", model, "--greedy", "--json", "What is 35 + 36 + 87?"];
+        let output = run(&args);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let last = String::from_utf8_lossy(&output.stdout).lines().last().map(str::to_owned);
+        let done: serde_json::Value = serde_json::from_str(&last.expect("an event")).expect("JSON");
+        (done["finish_reason"].clone(), done["token_ids"].clone())
+    };
+    let expected = answer(&packed);
+    assert!(expected.1.as_array().is_some_and(|ids| ids.len() > 10), "{expected:?}");
+    for model in [&copy, &back, &again] {
+        assert_eq!(answer(model), expected, "{model}");
+    }
+}
+
+#[test]
+fn a_killed_conversion_goes_on_and_ends_in_the_same_bytes() {
+    let folder = Folder::new("kill");
+    let args =
+        |out: &str| ["convert", "--config", "smollm2-135m", "--to", "q8_0", "--out", out].map(str::to_owned);
+    let (whole, killed) = (folder.file("whole"), folder.file("killed"));
+    let weights = |out: &str| Path::new(out).join("model.gguf");
+    must(&args(&whole).each_ref().map(String::as_str));
+    let mut kills = 0;
+    for part in [2, 3, 5, 20] {
+        let mut command = program();
+        command.args(args(&killed)).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut child = command.spawn().expect("the program starts");
+        let partial = Path::new(&killed).join(".model.gguf.partial");
+        let total = fs::metadata(weights(&whole)).expect("a file").len();
+        let start = Instant::now();
+        while fs::metadata(&partial).map_or(0, |found| found.len()) < total / 24 * part {
+            let ended = child.try_wait().expect("a child").is_some();
+            if ended || start.elapsed() > Duration::from_secs(60) {
+                break;
+            }
+        }
+        kills += usize::from(child.try_wait().expect("a child").is_none());
+        let _ = child.kill();
+        let _ = child.wait();
+        assert!(kills == 0 || weights(&killed).exists() || partial.exists());
+        if weights(&killed).exists() {
+            break;
+        }
+    }
+    assert!(kills >= 2, "the conversion was killed {kills} times");
+    if !weights(&killed).exists() {
+        let said = must(&args(&killed).each_ref().map(String::as_str));
+        assert!(said.contains("going on after"), "{said}");
+    }
+    assert!(fs::read(weights(&whole)).expect("a file") == fs::read(weights(&killed)).expect("a file"));
+    // Never over something that is there.
+    let again = run(&args(&killed).each_ref().map(String::as_str));
+    assert_eq!(again.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&again.stderr).contains("is there already"));
+}
+
+#[test]
+fn a_disk_that_is_too_small_is_told_before_and_a_full_one_after() {
+    let folder = Folder::new("disk");
+    let out = folder.file("large");
+    let output = run(&["convert", "--config", "405b", "--to", "f32", "--out", &out]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("the disk has") && said.lines().count() == 1, "{said}");
+    assert!(!Path::new(&out).join("model.safetensors").exists());
+
+    // A limit of a file's size is the nearest thing to a full disk that needs no disk of its own.
+    if cfg!(unix) {
+        let out = folder.file("full");
+        let program = program();
+        let script = format!(
+            "trap '' XFSZ; ulimit -f 20000; exec '{}' convert --config smollm2-135m --to q8_0 --out '{out}'",
+            program.get_program().to_string_lossy()
+        );
+        let output = Command::new("sh").args(["-c", &script]).output().expect("a shell");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains("could not be written") && said.contains("goes on"), "{said}");
+        assert!(!Path::new(&out).join("model.gguf").exists());
+        must(&["convert", "--config", "smollm2-135m", "--to", "q8_0", "--out", &out]);
+        assert!(Path::new(&out).join("model.gguf").exists());
+    }
+}

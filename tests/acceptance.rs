@@ -80,7 +80,7 @@ impl Subject {
     }
 
     fn engine(&self, options: EngineOptions) -> Engine {
-        Engine::new(self.model.clone(), self.open.device.clone(), options)
+        Engine::new(self.model.clone(), options)
     }
 
     fn name(&self) -> String {

@@ -3,7 +3,6 @@
 
 use std::collections::HashMap;
 
-use burn::tensor::Device;
 use reflect_kernels::{KvFormat, PAGE, device::OpenDevice};
 use reflect_llm::{
     Engine, EngineError, EngineOptions, Llama, LlamaConfig, Request, SequenceId,
@@ -31,12 +30,8 @@ fn models() -> Vec<(OpenDevice, Llama, Golden)> {
     devices().into_iter().map(with_model).collect()
 }
 
-fn engine(model: &Llama, device: &Device, prefill_chunk: usize) -> Engine {
-    Engine::new(
-        model.clone(),
-        device.clone(),
-        EngineOptions { cache_positions: 1024, ..exact(256, prefill_chunk) },
-    )
+fn engine(model: &Llama, prefill_chunk: usize) -> Engine {
+    Engine::new(model.clone(), EngineOptions { cache_positions: 1024, ..exact(256, prefill_chunk) })
 }
 
 /// The likeliest token with the next likely one beside it.
@@ -66,8 +61,8 @@ fn run(engine: &mut Engine, ids: &[SequenceId], count: usize) -> Vec<Vec<Sampled
 }
 
 /// The answer to `prompt` by an engine of its own.
-fn fresh(model: &Llama, device: &Device, prompt: &[u32], count: usize) -> Vec<Sampled> {
-    let mut engine = engine(model, device, 64);
+fn fresh(model: &Llama, prompt: &[u32], count: usize) -> Vec<Sampled> {
+    let mut engine = engine(model, 64);
     let id = submit(&mut engine, prompt);
     run(&mut engine, &[id], count).remove(0)
 }
@@ -95,7 +90,7 @@ fn tolerance(open: &OpenDevice) -> f64 {
 fn prefill_does_not_depend_on_its_chunks() {
     for (open, model, golden) in models() {
         let logits = |chunk| {
-            let mut engine = engine(&model, &open.device, chunk);
+            let mut engine = engine(&model, chunk);
             pollster::block_on(engine.logits(&golden.tokens)).expect("the logits can be read")
         };
         let whole = logits(256);
@@ -112,9 +107,9 @@ fn prefill_does_not_depend_on_its_chunks() {
 fn cached_tokens_equal_uncached_ones() {
     for (open, model, golden) in models() {
         let prompt = &golden.tokens[..37];
-        let answer = fresh(&model, &open.device, prompt, TOKENS);
+        let answer = fresh(&model, prompt, TOKENS);
         let mut tokens = prompt.to_vec();
-        let mut engine = engine(&model, &open.device, 256);
+        let mut engine = engine(&model, 256);
         // Each token again from nothing, as if there were no cache.
         for (at, sampled) in answer.iter().enumerate() {
             let logits = pollster::block_on(engine.logits(&tokens)).expect("the logits can be read");
@@ -131,16 +126,16 @@ fn cached_tokens_equal_uncached_ones() {
 fn a_fork_answers_like_a_fresh_sequence() {
     for (open, model, golden) in models() {
         let prompt = &golden.tokens[..50];
-        let alone = fresh(&model, &open.device, prompt, 2 * TOKENS);
+        let alone = fresh(&model, prompt, 2 * TOKENS);
         // Before, at and after the end of a page, and the whole prompt.
         for len in [1, 31, 32, 33, 50] {
             let what = format!("{}: forked at {len}", open.name);
-            let mut engine = engine(&model, &open.device, 64);
+            let mut engine = engine(&model, 64);
             let parent = submit(&mut engine, prompt);
             let mut of_parent = run(&mut engine, &[parent], TOKENS).remove(0);
             let child = engine.fork(parent, len, greedy()).expect("the fork fits");
             let of_child = run(&mut engine, &[child], TOKENS).remove(0);
-            assert_same(&what, &of_child, &fresh(&model, &open.device, &prompt[..len], TOKENS));
+            assert_same(&what, &of_child, &fresh(&model, &prompt[..len], TOKENS));
             // The child wrote nothing into the parent's pages, and outlives it.
             engine.set_paused(parent, false).expect("the parent is there");
             of_parent.extend(run(&mut engine, &[parent], TOKENS).remove(0));
@@ -150,7 +145,7 @@ fn a_fork_answers_like_a_fresh_sequence() {
             run(&mut engine, &[other], 1);
             engine.set_paused(child, false).expect("the child is there");
             let more = run(&mut engine, &[child], 4).remove(0);
-            let all = fresh(&model, &open.device, &prompt[..len], TOKENS + 4);
+            let all = fresh(&model, &prompt[..len], TOKENS + 4);
             assert_same(&format!("{what}: later"), &[of_child, more].concat(), &all);
         }
     }
@@ -161,7 +156,7 @@ fn truncated_and_appended_answers_like_fresh() {
     for (open, model, golden) in models() {
         for (keep, append) in [(40, 0), (32, 5), (33, 1), (70, 40), (3, 60)] {
             let what = format!("{}: {keep} kept, {append} appended", open.name);
-            let mut engine = engine(&model, &open.device, 64);
+            let mut engine = engine(&model, 64);
             let id = submit(&mut engine, &golden.tokens[..60]);
             run(&mut engine, &[id], TOKENS);
             let mut tokens = engine.tokens(id).expect("the sequence is there")[..keep].to_vec();
@@ -171,7 +166,7 @@ fn truncated_and_appended_answers_like_fresh() {
             assert_eq!(engine.tokens(id).expect("the sequence is there"), tokens, "{what}");
             engine.set_paused(id, false).expect("the sequence is there");
             let answer = run(&mut engine, &[id], TOKENS).remove(0);
-            assert_same(&what, &answer, &fresh(&model, &open.device, &tokens, TOKENS));
+            assert_same(&what, &answer, &fresh(&model, &tokens, TOKENS));
         }
     }
 }
@@ -182,11 +177,11 @@ fn a_batch_answers_like_single_sequences() {
         let prompts = [&golden.tokens[..3], &golden.tokens[10..45], &golden.tokens[5..69]];
         // Prompts in one chunk, and in chunks that take turns with decoding.
         for chunk in [64, 16] {
-            let mut engine = engine(&model, &open.device, chunk);
+            let mut engine = engine(&model, chunk);
             let ids = prompts.map(|prompt| submit(&mut engine, prompt));
             for (at, answer) in run(&mut engine, &ids, TOKENS).iter().enumerate() {
                 let what = format!("{}: sequence {at} of a batch, chunk {chunk}", open.name);
-                assert_same(&what, answer, &fresh(&model, &open.device, prompts[at], TOKENS));
+                assert_same(&what, answer, &fresh(&model, prompts[at], TOKENS));
             }
         }
     }
@@ -198,7 +193,7 @@ fn a_cancelled_sequence_frees_its_pages() {
     let golden = Golden::named("g4_hd64_llama3_bias");
     let model = load(&golden.config, &golden.weights(), &open);
     let options = EngineOptions { cache_positions: 2 * PAGE, ..exact(256, 64) };
-    let mut engine = Engine::new(model, open.device, options);
+    let mut engine = Engine::new(model, options);
     for round in 0..5 {
         let first = submit(&mut engine, &golden.tokens[..PAGE + 1]);
         run(&mut engine, &[first], 1);
@@ -222,7 +217,7 @@ fn a_cache_in_f16_is_close() {
     for (open, model, golden) in models() {
         for chunk in [1, 64] {
             let options = EngineOptions { kv_format: KvFormat::F16, ..exact(256, chunk) };
-            let mut engine = Engine::new(model.clone(), open.device.clone(), options);
+            let mut engine = Engine::new(model.clone(), options);
             let logits = pollster::block_on(engine.logits(&golden.tokens)).expect("the logits can be read");
             let (nmse, max_abs) = compare(&logits, &golden.logits);
             println!("{}: f16 cache, chunks of {chunk}: nmse {nmse:.1e}, max abs {max_abs:.1e}", open.name);
@@ -338,11 +333,7 @@ fn a_long_context_is_right_and_its_memory_linear() {
             (0..len as u64).map(|i| (i * i * 31 + i * 7919) as u32 % config.vocab_size as u32).collect();
         let expected: Vec<f32> = last_logits(&config, &weights, &tokens).iter().map(|v| *v as f32).collect();
         let model = load(&config, &weights, &open);
-        let mut engine = Engine::new(
-            model,
-            open.device.clone(),
-            EngineOptions { cache_positions: len, ..exact(len, 256) },
-        );
+        let mut engine = Engine::new(model, EngineOptions { cache_positions: len, ..exact(len, 256) });
         let before = peak_bytes();
         let start = std::time::Instant::now();
         let logits = pollster::block_on(engine.logits(&tokens)).expect("the logits can be read");
@@ -367,7 +358,7 @@ fn the_cache_takes_what_its_formula_says() {
     let mut sizes = Vec::new();
     for format in [KvFormat::F32, KvFormat::F16] {
         for pages in [1, 8, 64] {
-            let cache = KvCache::new(&model, pages, format, &open.device);
+            let cache = KvCache::new(&model, pages, format);
             let words = cache.layers.iter().flatten().map(|layer| layer.words.dims()[0]).sum::<usize>();
             let positions = pages * PAGE;
             assert_eq!(4 * words as u64, Engine::cache_bytes(&golden.config, positions, format));

@@ -25,7 +25,7 @@ const NOTICEABLE: f64 = 1e-6;
 
 /// The logits of a model, in two chunks of its tokens.
 fn logits(model: reflect_llm::Llama, device: &burn::tensor::Device, tokens: &[u32]) -> Vec<f32> {
-    let mut engine = Engine::new(model, device.clone(), exact(128, 64));
+    let mut engine = Engine::new(model, exact(128, 64));
     pollster::block_on(engine.logits(tokens)).expect("the logits can be read")
 }
 

@@ -29,7 +29,7 @@ fn the_shipped_model_answers_alike_on_every_device() {
     let end = golden["end"].as_u64().expect("an id") as u32;
     for open in devices() {
         let model = load(&config, &weights, &open);
-        let mut engine = Engine::new(model, open.device.clone(), exact(1024, 64));
+        let mut engine = Engine::new(model, exact(1024, 64));
         for (number, answer) in golden["answers"].as_array().expect("answers").iter().enumerate() {
             assert!(answer["gap"].as_f64().expect("a gap") >= GAP, "prompt {number} is too close to call");
             let expected = ids(&answer["answer"]);

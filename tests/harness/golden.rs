@@ -64,7 +64,12 @@ impl Golden {
 
     /// The weights of the model.
     pub fn weights(&self) -> Generated {
-        Generated::new(&self.config, amplitudes(&self.json))
+        self.weights_of(&self.config)
+    }
+
+    /// Weights of another configuration, with the amplitudes of this one.
+    pub fn weights_of(&self, config: &LlamaConfig) -> Generated {
+        Generated::new(config, amplitudes(&self.json))
     }
 }
 

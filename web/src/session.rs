@@ -162,7 +162,7 @@ impl Session {
             "format": format_of(&weights),
             "gpu": if place.on_cpu() { 0 } else { need.weights + need.cache },
         });
-        let engine = Engine::new(model, device, options);
+        let engine = Engine::new(model, options);
         let load_ms = clock.elapsed().as_secs_f64() * 1e3;
         Ok(Self { engine, texts, runs: BTreeMap::new(), writing: None, clock, load_ms, info })
     }

@@ -43,7 +43,7 @@ pub async fn compare(
         load_model(config, &files, &open.device, limit, |_| {}).await.map_err(|error| text(&error))?;
     let options =
         EngineOptions { context: 1024, cache_positions: 1024, prefill_chunk: 128, kv_format: KvFormat::F32 };
-    let mut engine = Engine::new(model, open.device.clone(), options);
+    let mut engine = Engine::new(model, options);
     let mut rows = Vec::with_capacity(golden.answers.len());
     for (number, Answer { prompt, answer }) in golden.answers.into_iter().enumerate() {
         let request = Request { prompt, sampling: SamplingParams::greedy() };

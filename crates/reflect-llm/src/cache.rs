@@ -1,6 +1,5 @@
 //! The paged KV cache of a model: layers of pages on the device, and who owns which page.
 
-use burn::tensor::Device;
 use reflect_kernels::{KvFormat, KvLayer, PAGE};
 
 use crate::model::Llama;
@@ -8,7 +7,7 @@ use crate::model::Llama;
 /// All layers' pages and their reference counts. A page holds the same 32 positions in each layer.
 #[derive(Debug)]
 pub struct KvCache {
-    /// `None` only while a block has its layer, inside [`Llama::forward`].
+    /// `None` only while a block has its layer, inside [`Llama::stage`].
     pub layers: Vec<Option<KvLayer>>,
     /// How many sequences hold each page.
     owners: Vec<u32>,
@@ -21,10 +20,11 @@ pub struct KvCache {
 pub struct CacheFull;
 
 impl KvCache {
-    /// Room for `pages` pages of 32 positions in each layer of `model`.
-    pub fn new(model: &Llama, pages: usize, format: KvFormat, device: &Device) -> Self {
+    /// Room for `pages` pages of 32 positions in each layer of `model`, on the layer's device.
+    pub fn new(model: &Llama, pages: usize, format: KvFormat) -> Self {
         let shape = model.kv_shape(format);
-        let layers = model.layers.iter().map(|_| Some(KvLayer::new(shape, pages, device)));
+        let devices = model.stages.iter().flat_map(|stage| stage.layers.clone().map(|_| &stage.device));
+        let layers = devices.map(|device| Some(KvLayer::new(shape, pages, device)));
         Self {
             layers: layers.collect(),
             owners: vec![0; pages],

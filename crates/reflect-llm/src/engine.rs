@@ -2,13 +2,13 @@
 //! templates are not known here.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use reflect_kernels::{
-    Batch, KvFormat, KvLayer, PAGE, SequenceRows,
-    device::on_device_thread,
+    KvFormat, PAGE, SequenceRows,
     ops::top_k::{MAX_K, TopK, read_top_k, top_k},
 };
 
@@ -16,6 +16,7 @@ use crate::{
     cache::{CacheFull, KvCache},
     model::{Llama, LogitRows},
     sampler::{Candidates, SampleError, Sampled, SamplingParams, sample},
+    shard,
 };
 
 /// Sizes of an engine.
@@ -84,7 +85,6 @@ pub struct StepReport {
 #[derive(Debug)]
 pub struct Engine {
     model: Llama,
-    device: Device,
     cache: KvCache,
     options: EngineOptions,
     sequences: BTreeMap<SequenceId, Sequence>,
@@ -92,6 +92,9 @@ pub struct Engine {
     turns: VecDeque<SequenceId>,
     next_id: u64,
 }
+
+/// Positions that go through the model together, equally many of each sequence.
+type Group = Vec<(SequenceId, Range<usize>)>;
 
 #[derive(Debug)]
 struct Sequence {
@@ -106,11 +109,11 @@ struct Sequence {
 }
 
 impl Engine {
-    /// An engine over `model` on `device`, with its cache allocated.
-    pub fn new(model: Llama, device: Device, options: EngineOptions) -> Self {
+    /// An engine over `model`, with its cache allocated.
+    pub fn new(model: Llama, options: EngineOptions) -> Self {
         let pages = options.cache_positions.div_ceil(PAGE).max(1);
-        let cache = KvCache::new(&model, pages, options.kv_format, &device);
-        Self { model, device, cache, options, sequences: BTreeMap::new(), turns: VecDeque::new(), next_id: 0 }
+        let cache = KvCache::new(&model, pages, options.kv_format);
+        Self { model, cache, options, sequences: BTreeMap::new(), turns: VecDeque::new(), next_id: 0 }
     }
 
     /// Bytes that the cache takes for `positions` positions of a model.
@@ -245,46 +248,50 @@ impl Engine {
         self.sequences.get(&id).is_some_and(|s| s.tokens.len() < self.options.context)
     }
 
-    /// Runs one step: a chunk of one prompt, or one token of every sequence that is past its
-    /// prompt. Chooses a token for each sequence all of whose tokens are then computed, and
-    /// appends it. Does nothing if no sequence is ready.
+    /// Runs one step: a chunk of one prompt, or one token of every sequence that is past its prompt; over
+    /// several stages as many chunks or parts of the sequences as there are stages, so that each has
+    /// work. Chooses a token for each sequence all of whose tokens are then computed, and appends it.
+    /// Does nothing if no sequence is ready.
     ///
     /// # Errors
     /// If the cache is full, no candidate is left, or the device failed.
     pub async fn step(&mut self, filter: &mut impl TokenFilter) -> Result<StepReport, EngineError> {
-        let Some(group) = self.schedule() else {
-            return Ok(StepReport::default());
-        };
-        let chunk = self.options.prefill_chunk;
-        let mut rows = 0;
-        for id in &group {
-            let Some(sequence) = self.sequences.get_mut(id) else { continue };
-            rows = (sequence.tokens.len() - sequence.computed).min(chunk);
-            let until = sequence.computed + rows;
-            self.cache.grow(&mut sequence.pages, until)?;
+        let groups = self.schedule();
+        let mut report = StepReport::default();
+        if groups.is_empty() {
+            return Ok(report);
         }
-        let parts: Vec<SequenceRows<'_>> = group
-            .iter()
-            .filter_map(|id| self.sequences.get(id))
-            .map(|s| SequenceRows {
-                ids: &s.tokens[s.computed..s.computed + rows],
-                first_position: s.computed,
-                pages: &s.pages,
-            })
-            .collect();
-        let batch = Batch::new(&parts, &self.model.rope, &self.device);
-        let logits = forward(&self.model, &batch, &mut self.cache.layers, LogitRows::Last)?;
-
-        let mut finished = false;
-        for id in &group {
-            if let Some(sequence) = self.sequences.get_mut(id) {
-                sequence.computed += rows;
-                finished |= sequence.computed == sequence.tokens.len();
+        for group in &groups {
+            for (id, rows) in group {
+                let Some(sequence) = self.sequences.get_mut(id) else { continue };
+                self.cache.grow(&mut sequence.pages, rows.end)?;
             }
         }
-        let mut report = StepReport { sampled: Vec::new(), rows: rows * group.len() };
-        if finished {
-            report.sampled = self.choose(&group, logits, filter).await?;
+        let parts = |group: &Group| -> Vec<SequenceRows<'_>> {
+            let rows = group.iter().filter_map(|(id, rows)| Some((self.sequences.get(id)?, rows.clone())));
+            rows.map(|(s, rows)| SequenceRows {
+                ids: &s.tokens[rows.clone()],
+                first_position: rows.start,
+                pages: &s.pages,
+            })
+            .collect()
+        };
+        let passes: Vec<Vec<SequenceRows<'_>>> = groups.iter().map(parts).collect();
+        let logits = shard::run(&self.model, &mut self.cache.layers, &passes, LogitRows::Last).await?;
+
+        for (group, logits) in groups.iter().zip(logits) {
+            let mut finished = false;
+            for (id, rows) in group {
+                report.rows += rows.len();
+                if let Some(sequence) = self.sequences.get_mut(id) {
+                    sequence.computed = rows.end;
+                    finished |= sequence.computed == sequence.tokens.len();
+                }
+            }
+            if finished {
+                let ids: Vec<SequenceId> = group.iter().map(|(id, _)| *id).collect();
+                report.sampled.extend(self.choose(&ids, logits, filter).await?);
+            }
         }
         Ok(report)
     }
@@ -312,9 +319,11 @@ impl Engine {
                 first_position: start,
                 pages: &sequence.pages,
             };
-            let batch = Batch::new(&[part], &self.model.rope, &self.device);
-            let logits = forward(&self.model, &batch, &mut self.cache.layers, LogitRows::All)?;
-            all.extend(read_floats(logits).await?);
+            let logits =
+                shard::run(&self.model, &mut self.cache.layers, &[vec![part]], LogitRows::All).await?;
+            for logits in logits {
+                all.extend(read_floats(logits).await?);
+            }
         }
         Ok(all)
     }
@@ -343,19 +352,29 @@ impl Engine {
         }
     }
 
-    /// The sequences of the next step: one with a chunk to compute, whose turn then passes, else
-    /// all that want exactly one token.
-    fn schedule(&mut self) -> Option<Vec<SequenceId>> {
+    /// What the next step computes, at most a group for each stage: chunks of the sequence whose turn it
+    /// is, which then passes, else the last tokens of all sequences that want no more than that.
+    fn schedule(&mut self) -> Vec<Group> {
+        let stages = self.model.stages.len();
         let pending = |id: &SequenceId| {
             self.sequences.get(id).filter(|s| !s.paused).map_or(0, |s| s.tokens.len() - s.computed)
         };
         if let Some(at) = self.turns.iter().position(|id| pending(id) > 1) {
-            let id = self.turns.remove(at)?;
+            let Some(id) = self.turns.remove(at) else { return Vec::new() };
             self.turns.push_back(id);
-            return Some(vec![id]);
+            let Some(sequence) = self.sequences.get(&id) else { return Vec::new() };
+            let (computed, end, chunk) =
+                (sequence.computed, sequence.tokens.len(), self.options.prefill_chunk);
+            let starts = (computed..end).step_by(chunk).take(stages);
+            return starts.map(|start| vec![(id, start..(start + chunk).min(end))]).collect();
         }
         let ready: Vec<SequenceId> = self.turns.iter().copied().filter(|id| pending(id) == 1).collect();
-        (!ready.is_empty()).then_some(ready)
+        let each = ready.len().div_ceil(stages).max(1);
+        let last = |id: &SequenceId| {
+            let computed = self.sequences.get(id).map_or(0, |s| s.computed);
+            (*id, computed..computed + 1)
+        };
+        ready.chunks(each).map(|part| part.iter().map(last).collect()).collect()
     }
 
     /// Chooses the next token of each sequence of `group` whose tokens are all computed.
@@ -408,15 +427,6 @@ impl Engine {
         }
         Ok(sampled)
     }
-}
-
-fn forward(
-    model: &Llama,
-    batch: &Batch,
-    layers: &mut [Option<KvLayer>],
-    rows: LogitRows,
-) -> Result<Tensor<2>, EngineError> {
-    on_device_thread(&batch.data, || model.forward(batch, layers, rows)).map_err(EngineError::Device)
 }
 
 async fn read_floats(tensor: Tensor<2>) -> Result<Vec<f32>, EngineError> {

@@ -5,12 +5,12 @@ use reflect_kernels::{Format, PackedMatrix, RopeTable, format::pack_row};
 
 use crate::{
     config::LlamaConfig,
-    model::{Block, Linear, Llama},
+    model::{Block, Linear, Llama, Stage},
     weights::{LoadError, TensorSource, check_shapes},
 };
 
-/// Loads the model that `config` describes. `progress` is told the file bytes loaded so far, of
-/// [`TensorSource::total_bytes`]; `max_binding_bytes` is the device's limit, above which matrices
+/// Loads the model that `config` describes onto one device. `progress` is told the file bytes loaded so
+/// far, of [`TensorSource::total_bytes`]; `max_binding_bytes` is the device's limit, above which matrices
 /// are split by rows.
 ///
 /// # Errors
@@ -22,11 +22,35 @@ pub async fn load_model(
     max_binding_bytes: u64,
     progress: impl FnMut(u64),
 ) -> Result<Llama, LoadError> {
+    let stage = Stage { device: device.clone(), layers: 0..config.num_hidden_layers };
+    load_stages(config, source, &[(stage, max_binding_bytes)], progress).await
+}
+
+/// As [`load_model`], in stages, each with its device's limit. A stage reads its own tensors alone; a
+/// tied head is loaded a second time where it lies on another device than the embedding.
+///
+/// # Errors
+/// As [`load_model`].
+///
+/// # Panics
+/// If the stages do not cover the layers in order.
+pub async fn load_stages(
+    config: LlamaConfig,
+    source: &impl TensorSource,
+    stages: &[(Stage, u64)],
+    progress: impl FnMut(u64),
+) -> Result<Llama, LoadError> {
     check_shapes(&config, source)?;
-    let mut loader = Loader { source, device, max_binding_bytes, loaded: 0, progress };
+    let covered = stages.iter().flat_map(|(stage, _)| stage.layers.clone());
+    assert!(covered.eq(0..config.num_hidden_layers), "load_stages: layers in order");
+    let (first, limit) = &stages[0];
+    let mut loader = Loader { source, device: &first.device, max_binding_bytes: *limit, loaded: 0, progress };
     let embed_tokens = loader.matrix("model.embed_tokens.weight").await?;
     let mut layers = Vec::with_capacity(config.num_hidden_layers);
-    for layer in 0..config.num_hidden_layers {
+    let each =
+        stages.iter().flat_map(|(stage, limit)| stage.layers.clone().map(move |at| (at, stage, limit)));
+    for (layer, stage, limit) in each {
+        (loader.device, loader.max_binding_bytes) = (&stage.device, *limit);
         let name = |part: &str| format!("model.layers.{layer}.{part}");
         let (attention_bias, mlp_bias) = (config.attention_bias, config.mlp_bias);
         let qkv = ["q_proj", "k_proj", "v_proj"].map(|part| name(&format!("self_attn.{part}")));
@@ -42,11 +66,13 @@ pub async fn load_model(
     }
     let norm = loader.vector("model.norm.weight").await?;
     let lm_head = match config.tie_word_embeddings {
-        true => embed_tokens.clone(),
+        true if stages.len() == 1 => embed_tokens.clone(),
+        true => loader.matrix("model.embed_tokens.weight").await?,
         false => loader.matrix("lm_head.weight").await?,
     };
     let rope = RopeTable::new(config.inv_freq());
-    Ok(Llama { config, embed_tokens, layers, norm, lm_head, rope })
+    let stages = stages.iter().map(|(stage, _)| stage.clone()).collect();
+    Ok(Llama { config, embed_tokens, layers, norm, lm_head, rope, stages })
 }
 
 struct Loader<'a, S, P> {

@@ -2,7 +2,9 @@
 //! arXiv 2407.21783). Shapes: T rows of a step, D hidden, H query heads and K key heads of size h,
 //! F feed-forward, V vocabulary.
 
-use burn::tensor::Tensor;
+use std::ops::Range;
+
+use burn::tensor::{Device, Tensor};
 use reflect_kernels::{
     Batch, KvFormat, KvLayer, KvShape, PackedMatrix, PairLayout, RopeTable,
     ops::{HeadShape, add_rms_norm, attention, embed, matmul, rms_norm, rope_append, swiglu},
@@ -10,15 +12,32 @@ use reflect_kernels::{
 
 use crate::config::{LlamaConfig, RopeLayout};
 
-/// A loaded model on one device.
+/// A loaded model, on one device or in stages on several.
 #[derive(Clone, Debug)]
 pub struct Llama {
     pub config: LlamaConfig,
-    pub embed_tokens: PackedMatrix, // (V, D)
+    pub embed_tokens: PackedMatrix, // (V, D), on the first stage's device
     pub layers: Vec<Block>,
-    pub norm: Tensor<1>,       // (D)
-    pub lm_head: PackedMatrix, // (V, D); the embedding itself where the two are tied
+    pub norm: Tensor<1>,       // (D), on the last stage's device
+    pub lm_head: PackedMatrix, // (V, D), there too; the embedding itself where the two are tied
     pub rope: RopeTable,
+    /// In the order of the layers, all of which they cover.
+    pub stages: Vec<Stage>,
+}
+
+/// Consecutive layers on one device.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stage {
+    pub device: Device,
+    pub layers: Range<usize>,
+}
+
+/// The residual stream between two blocks: the sum of both, of which the second is what the last block
+/// adds. The addition is fused with the next norm.
+#[derive(Clone, Debug)]
+pub struct Residual {
+    pub hidden: Tensor<2>,        // (T, D)
+    pub delta: Option<Tensor<2>>, // (T, D)
 }
 
 /// One decoder block. Matrices that read the same input are stacked: one product for q, k and v,
@@ -128,15 +147,23 @@ pub enum LogitRows {
 }
 
 impl Llama {
-    /// Logits of a step, `[T, V]` or `[sequences, V]`. Appends the step's keys and values to
-    /// `cache`, one [`KvLayer`] a block, which must have room for the batch's slots.
-    pub fn forward(&self, batch: &Batch, cache: &mut [Option<KvLayer>], rows: LogitRows) -> Tensor<2> {
+    /// The residual stream before the first block.
+    pub fn embed(&self, batch: &Batch) -> Residual {
+        Residual { hidden: embed(&self.embed_tokens, batch), delta: None }
+    }
+
+    /// Through the blocks of one stage. Appends the step's keys and values to `cache`, one [`KvLayer`] a
+    /// block of the stage, which must have room for the batch's slots.
+    pub fn stage(
+        &self,
+        stage: &Stage,
+        Residual { mut hidden, mut delta }: Residual,
+        batch: &Batch,
+        cache: &mut [Option<KvLayer>],
+    ) -> Residual {
         let eps = self.config.rms_norm_eps;
         let heads = self.config.num_attention_heads;
-        let mut hidden = embed(&self.embed_tokens, batch); // (T, D)
-        // What the previous block adds to `hidden`; the addition is fused with the next norm.
-        let mut delta: Option<Tensor<2>> = None;
-        for (block, kv) in self.layers.iter().zip(cache) {
+        for (block, kv) in self.layers[stage.layers.clone()].iter().zip(cache) {
             let attend = |qkv| {
                 let Some(layer) = kv.take() else {
                     unreachable!("a layer's cache is only out during its own block")
@@ -149,11 +176,16 @@ impl Llama {
             let pass = block.forward(hidden, delta, eps, attend);
             (hidden, delta) = (pass.middle, Some(pass.delta)); // (T, D) each
         }
+        Residual { hidden, delta }
+    }
+
+    /// Logits of a step, `[T, V]` or `[sequences, V]`, from the residual stream after the last block.
+    pub fn head(&self, Residual { hidden, delta }: Residual, batch: &Batch, rows: LogitRows) -> Tensor<2> {
         let (hidden, delta) = match rows {
             LogitRows::All => (hidden, delta),
             LogitRows::Last => (last_rows(hidden, batch), delta.map(|delta| last_rows(delta, batch))),
         };
-        let (_, x) = residual_norm(hidden, delta, &self.norm, eps);
+        let (_, x) = residual_norm(hidden, delta, &self.norm, self.config.rms_norm_eps);
         matmul(x, &self.lm_head) // (T or sequences, V)
     }
 
@@ -176,12 +208,13 @@ impl Llama {
         }
     }
 
-    /// Bytes of all weights on the device, a tied head counted once.
+    /// Bytes of all weights on the devices; a tied head counts once where it is the embedding itself.
     pub fn weight_bytes(&self) -> u64 {
         let matrices = self.layers.iter().flat_map(|block| {
             [&block.qkv_proj, &block.o_proj, &block.gate_up_proj, &block.down_proj].map(|l| l.weight.bytes())
         });
-        let head = if self.config.tie_word_embeddings { 0 } else { self.lm_head.bytes() };
+        let same = self.config.tie_word_embeddings && self.stages.len() == 1;
+        let head = if same { 0 } else { self.lm_head.bytes() };
         let norms = 4 * (2 * self.layers.len() + 1) * self.config.hidden_size;
         self.embed_tokens.bytes() + head + matrices.sum::<u64>() + norms as u64
     }

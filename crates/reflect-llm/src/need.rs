@@ -24,20 +24,26 @@ impl Need {
         rows: usize,
         logit_rows: usize,
     ) -> Self {
-        const STAGING: u64 = 64 << 20;
-        let heads = config.num_attention_heads + 2 * config.num_key_value_heads;
-        let row = 4 * config.hidden_size + 2 * heads * config.head_dim + 3 * config.intermediate_size;
-        let floats = rows * row + logit_rows * config.vocab_size;
         Self {
             weights: weight_bytes(source),
             cache: Engine::cache_bytes(config, positions, format),
-            scratch: 4 * floats as u64 + STAGING,
+            scratch: scratch_bytes(config, rows, logit_rows),
         }
     }
 
     pub fn total(&self) -> u64 {
         self.weights + self.cache + self.scratch
     }
+}
+
+/// Bytes of the activations of steps of `rows` rows, of which `logit_rows` get logits, and of the piece of
+/// a file being packed.
+pub fn scratch_bytes(config: &LlamaConfig, rows: usize, logit_rows: usize) -> u64 {
+    const STAGING: u64 = 64 << 20;
+    let heads = config.num_attention_heads + 2 * config.num_key_value_heads;
+    let row = 4 * config.hidden_size + 2 * heads * config.head_dim + 3 * config.intermediate_size;
+    let floats = rows * row + logit_rows * config.vocab_size;
+    4 * floats as u64 + STAGING
 }
 
 /// Bytes of all weights as they lie on a device.

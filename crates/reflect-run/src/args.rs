@@ -69,18 +69,23 @@ pub struct ModelArgs {
 #[derive(clap::Args, Debug)]
 #[command(next_help_heading = "Model and device")]
 pub struct PlaceArgs {
-    /// auto (a GPU, else the CPU), cpu, gpu, or a number from `reflect-run devices`
+    /// auto (a GPU, else the CPU), cpu, gpu, or numbers from `reflect-run devices`: 0,1 or 0,cpu divide the
+    /// layers over several
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: DeviceChoice,
+    /// Open the device this many times and divide the layers over it
+    #[arg(long, value_name = "N")]
+    pub shards: Option<NonZeroUsize>,
     /// Tokens of prompt and answer together [default: what the command needs]
     #[arg(long, value_name = "TOKENS")]
     pub context: Option<NonZeroUsize>,
     /// Format of cached keys and values, f16 or f32 [default: f32 on the CPU, f16 on a GPU]
     #[arg(long, value_enum, value_name = "FORMAT", hide_possible_values = true)]
     pub kv: Option<Kv>,
-    /// Memory that may be used, as in 24GiB [default: what the system says is free]
-    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
-    pub memory: Option<u64>,
+    /// Memory that may be used, as in 24GiB, on each device as in 24GiB,16GiB [default: what the system says
+    /// is free]
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes, value_delimiter = ',')]
+    pub memory: Vec<u64>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

@@ -17,7 +17,7 @@ use serde::Serialize;
 use crate::{
     args::BenchArgs,
     memory::peak,
-    runtime::{Checkpoint, Plan, load, open_device},
+    runtime::{Checkpoint, Plan, load, names, open_device, open_devices},
     synthetic::Synthetic,
 };
 
@@ -45,13 +45,13 @@ struct Report {
 
 /// Runs the command.
 pub fn bench(args: &BenchArgs) -> Result<ExitCode> {
-    let device = open_device(&args.model.place.device)?;
     if args.launch_cost {
-        return launch_cost(args, &device);
+        return launch_cost(args, &open_device(&args.model.place.device)?);
     }
     if let Some(shape) = args.train {
-        return train::bench(args, shape, &device);
+        return train::bench(args, shape, &open_device(&args.model.place.device)?);
     }
+    let devices = open_devices(&args.model.place)?;
     let (prompt, generate) = (args.prompt_tokens.get(), args.gen_tokens.get());
     // The first token belongs to the prefill.
     let needed = prompt + generate + 1;
@@ -60,14 +60,14 @@ pub fn bench(args: &BenchArgs) -> Result<ExitCode> {
             let config = LlamaConfig::by_name(name)?;
             let source = Synthetic::new(&config, format)?;
             let context = args.model.place.context.map_or(needed.next_multiple_of(PAGE), usize::from);
-            let engine = load(&config, &source, &device, &plan(args, context))?;
+            let engine = load(&config, &source, &devices, &plan(args, context))?;
             (format!("{name}, made up"), format, engine)
         }
         (Some(_), None) => return Err(crate::input("--config needs --synthetic or --train")),
         _ => {
             let checkpoint = Checkpoint::open(&args.model)?;
             let context = checkpoint.context(&args.model.place, needed)?;
-            let engine = load(&checkpoint.texts.config, &checkpoint.weights, &device, &plan(args, context))?;
+            let engine = load(&checkpoint.texts.config, &checkpoint.weights, &devices, &plan(args, context))?;
             (checkpoint.name, main_format(&checkpoint.weights), engine)
         }
     };
@@ -84,7 +84,7 @@ pub fn bench(args: &BenchArgs) -> Result<ExitCode> {
     let rounds = rounds.collect::<Result<Vec<Round>>>()?;
     let host = rounds.iter().filter_map(|round| round.host).map(|host| host.as_secs_f64() * 1e3);
     let report = describe(
-        &device,
+        &devices,
         model,
         format,
         &engine,
@@ -164,18 +164,26 @@ struct Speeds {
     host_ms: Option<f64>,
 }
 
-fn describe(device: &OpenDevice, model: String, format: Format, engine: &Engine, speeds: Speeds) -> Report {
+fn describe(
+    devices: &[OpenDevice],
+    model: String,
+    format: Format,
+    engine: &Engine,
+    speeds: Speeds,
+) -> Report {
     let network = engine.model();
     let weights_bytes = network.weight_bytes();
     // Of an embedding that is not also the head, a token reads one row.
     let skipped = if network.config.tie_word_embeddings { 0 } else { network.embed_tokens.bytes() };
     let read_per_token = (weights_bytes - skipped) as f64;
     let peak_memory_bytes = peak();
-    let copy = device.profile.is_none().then(copy_bandwidth);
-    let on_gpu = device.profile.is_some_and(|profile| !profile.software);
+    let copy = devices.iter().all(|device| device.profile.is_none()).then(copy_bandwidth);
+    let on_gpu = devices.iter().all(|device| device.profile.is_some_and(|profile| !profile.software));
+    let mut backends: Vec<&str> = devices.iter().map(|device| device.backend.as_str()).collect();
+    backends.dedup();
     Report {
-        adapter: device.name.clone(),
-        backend: device.backend.clone(),
+        adapter: names(devices),
+        backend: backends.join(" + "),
         model,
         format: format.name(),
         prefill_tokens_per_s: speeds.prefill,

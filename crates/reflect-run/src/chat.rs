@@ -126,15 +126,15 @@ struct Chat {
 
 impl Chat {
     fn banner(&self) -> Result<()> {
-        let Runtime { model, device, engine, .. } = &self.runtime;
-        let through = match device.backend.as_str() {
-            "cpu" => String::new(),
-            backend => format!(" through {backend}"),
-        };
+        let Runtime { model, devices, engine, .. } = &self.runtime;
+        let shown = devices.iter().map(|device| match device.backend.as_str() {
+            "cpu" => device.name.clone(),
+            backend => format!("{} through {backend}", device.name),
+        });
         let context = engine.options().context;
         let text = format!(
-            "{model} on {}{through}, {context} tokens of context. /help lists commands.",
-            device.name
+            "{model} on {}, {context} tokens of context. /help lists commands.",
+            shown.collect::<Vec<_>>().join(" and ")
         );
         println_dim(self.terminal, &text)?;
         if model == crate::shipped::NAME {

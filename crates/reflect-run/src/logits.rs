@@ -9,7 +9,7 @@ use safetensors::{Dtype, serialize_to_file, tensor::TensorView};
 use crate::{
     args::LogitsArgs,
     input, prompt,
-    runtime::{Checkpoint, Plan, load, open_device},
+    runtime::{Checkpoint, Plan, load, open_devices},
 };
 
 /// Runs the command. The file appears whole or not at all.
@@ -22,9 +22,9 @@ pub fn logits(args: &LogitsArgs) -> Result<ExitCode> {
     if let Some(id) = args.tokens.iter().find(|id| **id as usize >= vocab) {
         return Err(input(format!("token {id} is not in the model's vocabulary of {vocab}; see --tokens")));
     }
-    let device = open_device(&place.device)?;
+    let devices = open_devices(place)?;
     let plan = Plan { all_logits: true, ..Plan::new(place, context) };
-    let mut engine = load(&checkpoint.texts.config, &checkpoint.weights, &device, &plan)?;
+    let mut engine = load(&checkpoint.texts.config, &checkpoint.weights, &devices, &plan)?;
     let logits = block_on(engine.logits(&args.tokens))?;
 
     let shape = vec![args.tokens.len(), vocab];

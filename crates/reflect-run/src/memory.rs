@@ -5,6 +5,7 @@ use reflect_kernels::device::OpenDevice;
 use reflect_llm::{
     LlamaConfig,
     need::{Need, show_bytes},
+    placement::Room,
 };
 
 use crate::{input, train::HEAD_ROWS};
@@ -36,6 +37,15 @@ pub fn check_run(need: &Need, device: &OpenDevice, limit: Option<u64>) -> Result
         )
     };
     check(need.total(), what, "a smaller model or format, or a shorter --context", device, limit)
+}
+
+/// What device `at` of several may hold: what was said, else what the system says is free, of which devices
+/// in host memory have a share each. All count as equally fast.
+pub fn room(devices: &[OpenDevice], at: usize, said: Option<u64>) -> Room {
+    let in_host_memory = |device: &OpenDevice| device.profile.is_none_or(|profile| profile.software);
+    let sharing = devices.iter().filter(|device| in_host_memory(device)).count() as u64;
+    let free = said.or_else(|| available().filter(|_| in_host_memory(&devices[at])).map(|all| all / sharing));
+    Room { free, speed: 1.0 }
 }
 
 /// What training takes, in bytes.

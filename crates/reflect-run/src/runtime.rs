@@ -12,11 +12,11 @@ use reflect_kernels::{
     device::{DeviceChoice, OpenDevice},
 };
 use reflect_llm::{
-    Engine, EngineOptions, LlamaConfig, Texts, Weights,
+    Engine, EngineOptions, LlamaConfig, Stage, Texts, Weights,
     config::{Repair, diagnose},
     gguf::GgufFile,
-    load_model,
-    need::Need,
+    load_stages,
+    placement::{Parts, Room, place},
     safetensors_dir::open_dir,
     weights::{LoadError, MmapFile, TensorInfo, TensorSource, check_tokenizer},
 };
@@ -26,7 +26,7 @@ use reflect_train::answers::Answerer;
 use crate::{
     args::{ModelArgs, PlaceArgs},
     catalogue, input,
-    memory::check_run,
+    memory::{check_run, room},
 };
 
 /// An open checkpoint whose weights are still in their files.
@@ -130,10 +130,32 @@ fn open_gguf(path: &Path) -> Result<(Texts, Weights<MmapFile>), LoadError> {
 /// If it cannot be opened, or several are named.
 pub fn open_device(choice: &DeviceChoice) -> Result<OpenDevice> {
     if matches!(choice, DeviceChoice::List(places) if places.len() != 1) {
-        return Err(input("a model runs on one device in this version; name one in --device"));
+        return Err(input("this command runs on one device; name one in --device"));
     }
     let devices = block_on(choice.open())?;
     devices.into_iter().next().context("no device was opened")
+}
+
+/// Opens the devices over which a model is divided: each entry of the list, or one as often as
+/// `--shards` says.
+///
+/// # Errors
+/// If one cannot be opened.
+pub fn open_devices(args: &PlaceArgs) -> Result<Vec<OpenDevice>> {
+    let Some(shards) = args.shards else { return Ok(block_on(args.device.open())?) };
+    let named = match &args.device {
+        DeviceChoice::List(places) => places.len(),
+        DeviceChoice::Auto | DeviceChoice::Gpu => 1,
+    };
+    if named != 1 {
+        return Err(input("--shards divides one device; name one in --device"));
+    }
+    (0..shards.get()).map(|_| open_device(&args.device)).collect()
+}
+
+/// Names of devices, for a person.
+pub fn names(devices: &[OpenDevice]) -> String {
+    devices.iter().map(|device| device.name.as_str()).collect::<Vec<_>>().join(" + ")
 }
 
 /// Sizes of an engine that a command wants.
@@ -148,45 +170,72 @@ pub struct Plan {
     pub prefill_chunk: Option<usize>,
     /// Whether all rows of a step get logits, not just the last.
     pub all_logits: bool,
-    pub memory: Option<u64>,
+    /// Bytes that may be used on each device, in their order; of a device without an entry, what the
+    /// system says is free.
+    pub memory: Vec<u64>,
 }
 
 impl Plan {
     /// A plan for `context` positions under the options of the command line.
     pub fn new(args: &PlaceArgs, context: usize) -> Self {
         let kv = args.kv.map(KvFormat::from);
-        Self { context, sequences: 1, kv, prefill_chunk: None, all_logits: false, memory: args.memory }
+        Self {
+            context,
+            sequences: 1,
+            kv,
+            prefill_chunk: None,
+            all_logits: false,
+            memory: args.memory.clone(),
+        }
     }
 }
 
-/// Loads a checkpoint into an engine, if it fits.
+/// Loads a checkpoint into an engine, in a stage for each of `devices`, if it fits them.
 ///
 /// # Errors
 /// If there is not enough memory, or a tensor is missing, unreadable or of another shape.
 pub fn load(
     config: &LlamaConfig,
     source: &impl TensorSource,
-    device: &OpenDevice,
+    devices: &[OpenDevice],
     plan: &Plan,
 ) -> Result<Engine> {
-    let on_cpu = device.profile.is_none();
+    let on_cpu = devices.iter().all(|device| device.profile.is_none());
     let kv_format = plan.kv.unwrap_or(if on_cpu { KvFormat::F32 } else { KvFormat::F16 });
     let chunk = plan.prefill_chunk.unwrap_or(if on_cpu { 256 } else { 512 });
     let chunk = chunk.min(plan.context).max(1);
     let logit_rows = if plan.all_logits { chunk } else { 1 };
     // Pages belong to one sequence each.
     let cache_positions = plan.context.next_multiple_of(PAGE) * plan.sequences;
-    let need = Need::of(config, source, cache_positions, kv_format, chunk, logit_rows);
-    check_run(&need, device, plan.memory)?;
+    let parts = Parts::of(config, source, cache_positions, kv_format, chunk, logit_rows);
+    let free = |at: usize| plan.memory.get(at).copied();
+    let layers = match devices {
+        [device] => {
+            let all = 0..config.num_hidden_layers;
+            check_run(&parts.need(&all), device, free(0))?;
+            vec![all]
+        }
+        _ => {
+            let rooms: Vec<Room> = (0..devices.len()).map(|at| room(devices, at, free(at))).collect();
+            place(&parts, &rooms).map_err(|error| input(error.to_string()))?
+        }
+    };
+    let stages: Vec<(Stage, u64)> = devices
+        .iter()
+        .zip(layers)
+        .filter(|(_, layers)| !layers.is_empty())
+        .map(|(device, layers)| {
+            let limit = device.profile.map_or(u64::MAX, |profile| profile.max_binding_bytes);
+            (Stage { device: device.device.clone(), layers }, limit)
+        })
+        .collect();
 
     let bar = ProgressBar::new(source.total_bytes());
     bar.set_style(ProgressStyle::with_template("loading {bar:32} {bytes} of {total_bytes}, {elapsed}")?);
-    let limit = device.profile.map_or(u64::MAX, |profile| profile.max_binding_bytes);
-    let model =
-        block_on(load_model(config.clone(), source, &device.device, limit, |done| bar.set_position(done)));
+    let model = block_on(load_stages(config.clone(), source, &stages, |done| bar.set_position(done)));
     bar.finish_and_clear();
     let options = EngineOptions { context: plan.context, cache_positions, prefill_chunk: chunk, kv_format };
-    Ok(Engine::new(model?, device.device.clone(), options))
+    Ok(Engine::new(model?, options))
 }
 
 /// A model ready to write `parallel` answers at a time, each within `context` tokens of prompt and
@@ -208,9 +257,9 @@ pub fn answerer(model: &str, device: &DeviceChoice, context: usize, parallel: us
         kv: Some(KvFormat::F32),
         prefill_chunk: None,
         all_logits: false,
-        memory: None,
+        memory: Vec::new(),
     };
-    let engine = load(&config, &weights, &open_device(device)?, &plan)?;
+    let engine = load(&config, &weights, &[open_device(device)?], &plan)?;
     Ok(Answerer { engine, tokenizer, template, eos_ids, parallel, too_long: 0 })
 }
 
@@ -221,7 +270,7 @@ pub struct Runtime {
     pub template: Option<ChatTemplate>,
     pub eos_ids: Vec<u32>,
     pub model: String,
-    pub device: OpenDevice,
+    pub devices: Vec<OpenDevice>,
     /// From the start of the program to here.
     pub load_time: Duration,
 }
@@ -232,11 +281,11 @@ impl Runtime {
     /// # Errors
     /// As [`open_device`] and [`load`].
     pub fn load(checkpoint: Checkpoint, args: &PlaceArgs, context: usize, started: Instant) -> Result<Self> {
-        let device = open_device(&args.device)?;
+        let devices = open_devices(args)?;
         let plan = Plan::new(args, context);
-        let engine = load(&checkpoint.texts.config, &checkpoint.weights, &device, &plan)?;
+        let engine = load(&checkpoint.texts.config, &checkpoint.weights, &devices, &plan)?;
         let eos_ids = checkpoint.texts.eos_ids();
         let Checkpoint { name: model, texts: Texts { tokenizer, template, .. }, .. } = checkpoint;
-        Ok(Self { engine, tokenizer, template, eos_ids, model, device, load_time: started.elapsed() })
+        Ok(Self { engine, tokenizer, template, eos_ids, model, devices, load_time: started.elapsed() })
     }
 }

@@ -191,9 +191,9 @@ fn tiny_logits(device: &OpenDevice, format: Format, chunk: usize) -> Result<Vec<
         kv: Some(reflect_kernels::KvFormat::F32),
         prefill_chunk: Some(chunk),
         all_logits: true,
-        memory: None,
+        memory: Vec::new(),
     };
-    let mut engine = load(&config, &source, device, &plan)?;
+    let mut engine = load(&config, &source, std::slice::from_ref(device), &plan)?;
     let tokens: Vec<u32> = noise(100, 1, 240.0).into_iter().map(|x| (x + 240.0) as u32).collect();
     Ok(block_on(engine.logits(&tokens))?)
 }

@@ -115,8 +115,12 @@ impl<'a> Layout<'a> {
         const GUESSED: u32 = 1024;
         match texts {
             Texts::Gguf(file, _) => {
-                let own =
-                    ["general.file_type", "general.quantization_version", "general.alignment", "reflect.origin"];
+                let own = [
+                    "general.file_type",
+                    "general.quantization_version",
+                    "general.alignment",
+                    "reflect.origin",
+                ];
                 block_on(file.copy_entries(&mut header, |key| !own.contains(&key)))?;
             }
             _ => {

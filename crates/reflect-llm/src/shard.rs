@@ -1,0 +1,91 @@
+//! Through the stages of a model. The residual stream goes from device to device by way of the host, and
+//! several passes are under way at once, each in another stage.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+
+use burn::tensor::{Device, Tensor, TensorData};
+use reflect_kernels::{Batch, KvLayer, SequenceRows, device::on_device_thread};
+
+use crate::{
+    engine::EngineError,
+    model::{Llama, LogitRows, Residual},
+};
+
+/// Logits of each pass, `[T, V]` or `[sequences, V]`. A pass may read what an earlier one caches: in every
+/// stage they keep their order.
+///
+/// # Errors
+/// If a device failed.
+pub async fn run(
+    model: &Llama,
+    cache: &mut [Option<KvLayer>],
+    passes: &[Vec<SequenceRows<'_>>],
+    rows: LogitRows,
+) -> Result<Vec<Tensor<2>>, EngineError> {
+    let stages = model.stages.len();
+    let mut on_the_way: Vec<Option<Hop>> = passes.iter().map(|_| None).collect();
+    let mut logits = Vec::with_capacity(passes.len());
+    // At each moment the stages run passes one after the other: the first stage is given its work before
+    // the second waits for what the first made a moment ago.
+    for moment in 0..passes.len() + stages - 1 {
+        for (at, stage) in model.stages.iter().enumerate() {
+            let Some(pass) = moment.checked_sub(at).filter(|pass| *pass < passes.len()) else { continue };
+            let arrived = match on_the_way[pass].take() {
+                Some(hop) => Some(hop.arrive(&stage.device).await?),
+                None => None,
+            };
+            let batch = Batch::new(&passes[pass], &model.rope, &stage.device);
+            let kv = &mut cache[stage.layers.clone()];
+            let last = at + 1 == stages;
+            let made = on_device_thread(&batch.data, || {
+                let residual = arrived.unwrap_or_else(|| model.embed(&batch));
+                let residual = model.stage(stage, residual, &batch, kv);
+                match last {
+                    true => model.head(residual, &batch, rows),
+                    // The order of this sum is that of the fused one.
+                    false => match residual.delta {
+                        Some(delta) => delta + residual.hidden,
+                        None => residual.hidden,
+                    },
+                }
+            });
+            let made = made.map_err(EngineError::Device)?;
+            match last {
+                true => logits.push(made),
+                false => on_the_way[pass] = Some(Hop::start(made)),
+            }
+        }
+    }
+    Ok(logits)
+}
+
+/// The residual stream between two devices.
+struct Hop {
+    reading: Pin<Box<dyn Future<Output = Result<TensorData, String>>>>,
+    /// What a device that computes at once has read already.
+    read: Option<Result<TensorData, String>>,
+}
+
+impl Hop {
+    /// Asks the device for a tensor, so that it is copied before what the device is given next.
+    fn start(tensor: Tensor<2>) -> Self {
+        let reading = async move { tensor.into_data_async().await.map_err(|error| error.to_string()) };
+        let mut hop = Self { reading: Box::pin(reading), read: None };
+        if let Poll::Ready(read) = hop.reading.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            hop.read = Some(read);
+        }
+        hop
+    }
+
+    /// The tensor on the next device.
+    async fn arrive(self, device: &Device) -> Result<Residual, EngineError> {
+        let data = match self.read {
+            Some(read) => read,
+            None => self.reading.await,
+        };
+        let data = data.map_err(EngineError::Device)?;
+        Ok(Residual { hidden: Tensor::from_data(data, device), delta: None })
+    }
+}

@@ -1,0 +1,165 @@
+//! A model in stages gives the tokens of the same model in one piece, whatever devices hold the stages.
+
+use reflect_kernels::device::{self, Adapter, OpenDevice};
+use reflect_llm::{
+    Engine, EngineOptions, Llama, LlamaConfig, Request, SequenceId, Stage, load_stages,
+    sampler::SamplingParams,
+};
+use reflect_tests::{
+    argmax, compare, exact,
+    golden::{Generated, Golden},
+    require_gpu,
+};
+
+const LAYERS: usize = 5;
+const TOKENS: usize = 10;
+/// Two devices differ by rounding alone. Where the likeliest token leads by less, either may be chosen.
+const NEAR_TIE: f32 = 1e-3;
+
+/// A model of five layers with awkward sizes; its weights follow from their names.
+fn source() -> (LlamaConfig, Generated) {
+    let golden = Golden::named("g4_hd80_awkward");
+    let mut config = golden.config.clone();
+    config.num_hidden_layers = LAYERS;
+    let weights = golden.weights_of(&config);
+    (config, weights)
+}
+
+/// The model over `devices`, with layers in shares that are not equal.
+fn model(devices: &[OpenDevice]) -> Llama {
+    let (config, weights) = source();
+    let limit = |open: &OpenDevice| open.profile.map_or(u64::MAX, |profile| profile.max_binding_bytes);
+    let mut start = 0;
+    let stages: Vec<(Stage, u64)> = devices
+        .iter()
+        .enumerate()
+        .map(|(at, open)| {
+            let end = if at + 1 == devices.len() { LAYERS } else { start + 1 + at % 2 };
+            let layers = start..end.min(LAYERS);
+            start = layers.end;
+            (Stage { device: open.device.clone(), layers }, limit(open))
+        })
+        .collect();
+    pollster::block_on(load_stages(config, &weights, &stages, |_| {})).expect("the model loads")
+}
+
+fn open(adapter: &Adapter) -> OpenDevice {
+    pollster::block_on(adapter.open()).expect("the adapter opens")
+}
+
+/// Names and the stages' devices: two and four on each device, and mixtures of all that this machine has.
+fn arrangements() -> Vec<(String, Vec<OpenDevice>)> {
+    require_gpu();
+    let adapters = pollster::block_on(device::adapters());
+    let mut found = Vec::new();
+    for count in [2, 4] {
+        found.push((format!("cpu x {count}"), (0..count).map(|_| device::cpu()).collect()));
+        for adapter in &adapters {
+            let name = format!("{} x {count}", adapter.row.name);
+            found.push((name, (0..count).map(|_| open(adapter)).collect()));
+        }
+    }
+    for adapter in &adapters {
+        found.push((format!("{} + cpu", adapter.row.name), vec![open(adapter), device::cpu()]));
+        found.push((format!("cpu + {}", adapter.row.name), vec![device::cpu(), open(adapter)]));
+    }
+    for pair in adapters.windows(2) {
+        let name = format!("{} + {}", pair[0].row.name, pair[1].row.name);
+        found.push((name.clone(), vec![open(&pair[0]), open(&pair[1])]));
+        found.push((format!("{name} + cpu"), vec![open(&pair[1]), device::cpu(), open(&pair[0])]));
+    }
+    found
+}
+
+fn engine(devices: &[OpenDevice]) -> Engine {
+    Engine::new(model(devices), EngineOptions { cache_positions: 2048, ..exact(256, 16) })
+}
+
+/// Prompts longer than several chunks, than one, and of one token.
+fn prompts() -> Vec<Vec<u32>> {
+    [70, 1, 33, 16, 5]
+        .iter()
+        .map(|len| (0..*len).map(|i| (i * i * 7 + i * 31 + len) % 250).collect())
+        .collect()
+}
+
+/// Greedy answers to all prompts at once; with `cancelled`, that one ends after three tokens.
+fn answers(engine: &mut Engine, cancelled: Option<usize>) -> Vec<Vec<(u32, f32)>> {
+    let sampling = SamplingParams { top_logprobs: 2, ..SamplingParams::greedy() };
+    let ids: Vec<SequenceId> = prompts()
+        .into_iter()
+        .map(|prompt| engine.submit(Request { prompt, sampling: sampling.clone() }).expect("it fits"))
+        .collect();
+    let mut answers = vec![Vec::new(); ids.len()];
+    for _ in 0..200 {
+        let report = pollster::block_on(engine.step(&mut ())).expect("a step");
+        for (id, sampled) in report.sampled {
+            let at = ids.iter().position(|known| *known == id).expect("a sequence of ours");
+            let lead = match sampled.top.as_slice() {
+                [first, second, ..] => first.1 - second.1,
+                _ => f32::INFINITY,
+            };
+            answers[at].push((sampled.id, lead));
+            if answers[at].len() == TOKENS || (cancelled == Some(at) && answers[at].len() == 3) {
+                engine.cancel(id);
+            }
+        }
+    }
+    answers
+}
+
+fn same(name: &str, actual: &[(u32, f32)], expected: &[(u32, f32)]) {
+    for (at, (a, e)) in actual.iter().zip(expected).enumerate() {
+        if a.0 != e.0 {
+            assert!(e.1 < NEAR_TIE, "{name}: token {at} is {} and not {}, which leads by {}", a.0, e.0, e.1);
+            return;
+        }
+    }
+    assert_eq!(actual.len(), expected.len(), "{name}");
+}
+
+#[test]
+fn logits_in_stages_are_those_of_the_whole() {
+    let tokens: Vec<u32> = (0..75).map(|i| (i * i * 3 + i * 17 + 5) % 250).collect();
+    let expected = pollster::block_on(engine(&[device::cpu()]).logits(&tokens)).expect("logits");
+    let vocab = expected.len() / tokens.len();
+    for (name, devices) in arrangements() {
+        let whole = engine(&devices[..1]);
+        let alone = devices.iter().all(|open| open.name == devices[0].name);
+        let mut sharded = engine(&devices);
+        assert_eq!(sharded.model().stages.len(), devices.len());
+        let actual = pollster::block_on(sharded.logits(&tokens)).expect("logits");
+        let (nmse, _) = compare(&actual, &expected);
+        println!("{name}: nmse {nmse:.1e}");
+        assert!(nmse < 1e-6, "{name}: nmse {nmse:.1e}");
+        if alone {
+            let mut whole = whole;
+            let whole = pollster::block_on(whole.logits(&tokens)).expect("logits");
+            assert!(actual == whole, "{name}: not the same to the last bit");
+        }
+        for (a, e) in actual.chunks(vocab).zip(expected.chunks(vocab)) {
+            let ((id, _), (wanted, top)) = (argmax(a), argmax(e));
+            assert!(id == wanted || top - e[id as usize] < NEAR_TIE, "{name}: {id} and {wanted}");
+        }
+    }
+}
+
+#[test]
+fn many_sequences_in_flight_have_the_answers_they_have_alone() {
+    let alone: Vec<Vec<(u32, f32)>> = {
+        let whole = answers(&mut engine(&[device::cpu()]), None);
+        assert!(whole.iter().all(|answer| answer.len() == TOKENS));
+        whole
+    };
+    for (name, devices) in arrangements() {
+        let mut engine = engine(&devices);
+        for cancelled in [None, Some(2), Some(0)] {
+            let together = answers(&mut engine, cancelled);
+            for (at, (actual, expected)) in together.iter().zip(&alone).enumerate() {
+                let until = if cancelled == Some(at) { 3 } else { TOKENS };
+                same(&format!("{name}, sequence {at}, {cancelled:?} cancelled"), actual, &expected[..until]);
+            }
+        }
+        assert_eq!(engine.free_positions(), 2048, "{name}: pages that nobody holds");
+    }
+}

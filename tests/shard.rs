@@ -40,7 +40,7 @@ fn model(devices: &[OpenDevice]) -> Llama {
             (Stage { device: open.device.clone(), layers }, limit(open))
         })
         .collect();
-    pollster::block_on(load_stages(config, &weights, &stages, |_| {})).expect("the model loads")
+    pollster::block_on(load_stages(config, &weights, &stages, None, |_| {})).expect("the model loads")
 }
 
 fn open(adapter: &Adapter) -> OpenDevice {

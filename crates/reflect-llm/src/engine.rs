@@ -17,6 +17,7 @@ use crate::{
     model::{Llama, LogitRows},
     sampler::{Candidates, SampleError, Sampled, SamplingParams, sample},
     shard,
+    weights::LoadError,
 };
 
 /// Sizes of an engine.
@@ -46,6 +47,8 @@ pub enum EngineError {
     CacheFull(#[from] CacheFull),
     #[error(transparent)]
     Sample(#[from] SampleError),
+    #[error(transparent)]
+    Load(#[from] LoadError),
     #[error("the device failed: {0}; restart with another --device")]
     Device(String),
 }

@@ -26,6 +26,6 @@ pub use checkpoint::{Texts, Weights};
 pub use completion::Completion;
 pub use config::LlamaConfig;
 pub use engine::{Engine, EngineError, EngineOptions, Request, SequenceId};
-pub use load::{load_model, load_stages};
-pub use model::{Llama, Stage};
+pub use load::{load_block, load_model, load_stages};
+pub use model::{Llama, Stage, Streamed};
 pub use stream::{Generation, GenerationOptions};

@@ -5,7 +5,7 @@ use reflect_kernels::{Format, PackedMatrix, RopeTable, format::pack_row};
 
 use crate::{
     config::LlamaConfig,
-    model::{Block, Linear, Llama, Stage},
+    model::{Block, Linear, Llama, Stage, Streamed},
     weights::{LoadError, TensorSource, check_shapes},
 };
 
@@ -23,11 +23,12 @@ pub async fn load_model(
     progress: impl FnMut(u64),
 ) -> Result<Llama, LoadError> {
     let stage = Stage { device: device.clone(), layers: 0..config.num_hidden_layers };
-    load_stages(config, source, &[(stage, max_binding_bytes)], progress).await
+    load_stages(config, source, &[(stage, max_binding_bytes)], None, progress).await
 }
 
 /// As [`load_model`], in stages, each with its device's limit. A stage reads its own tensors alone; a
-/// tied head is loaded a second time where it lies on another device than the embedding.
+/// tied head is loaded a second time where it lies on another device than the embedding. With `streamed`
+/// no layer is loaded now.
 ///
 /// # Errors
 /// As [`load_model`].
@@ -38,6 +39,7 @@ pub async fn load_stages(
     config: LlamaConfig,
     source: &impl TensorSource,
     stages: &[(Stage, u64)],
+    streamed: Option<Streamed>,
     progress: impl FnMut(u64),
 ) -> Result<Llama, LoadError> {
     check_shapes(&config, source)?;
@@ -46,23 +48,15 @@ pub async fn load_stages(
     let (first, limit) = &stages[0];
     let mut loader = Loader { source, device: &first.device, max_binding_bytes: *limit, loaded: 0, progress };
     let embed_tokens = loader.matrix("model.embed_tokens.weight").await?;
-    let mut layers = Vec::with_capacity(config.num_hidden_layers);
+    let mut layers = Vec::new();
     let each =
         stages.iter().flat_map(|(stage, limit)| stage.layers.clone().map(move |at| (at, stage, limit)));
-    for (layer, stage, limit) in each {
+    for (layer, stage, limit) in each.filter(|_| streamed.is_none()) {
         (loader.device, loader.max_binding_bytes) = (&stage.device, *limit);
-        let name = |part: &str| format!("model.layers.{layer}.{part}");
-        let (attention_bias, mlp_bias) = (config.attention_bias, config.mlp_bias);
-        let qkv = ["q_proj", "k_proj", "v_proj"].map(|part| name(&format!("self_attn.{part}")));
-        let gate_up = ["gate_proj", "up_proj"].map(|part| name(&format!("mlp.{part}")));
-        layers.push(Block {
-            input_layernorm: loader.vector(&name("input_layernorm.weight")).await?,
-            qkv_proj: loader.linear(&qkv, attention_bias).await?,
-            o_proj: loader.linear(&[name("self_attn.o_proj")], attention_bias).await?,
-            post_attention_layernorm: loader.vector(&name("post_attention_layernorm.weight")).await?,
-            gate_up_proj: loader.linear(&gate_up, mlp_bias).await?,
-            down_proj: loader.linear(&[name("mlp.down_proj")], mlp_bias).await?,
-        });
+        layers.push(loader.block(&config, layer).await?);
+    }
+    if let Some((stage, limit)) = stages.last() {
+        (loader.device, loader.max_binding_bytes) = (&stage.device, *limit);
     }
     let norm = loader.vector("model.norm.weight").await?;
     let lm_head = match config.tie_word_embeddings {
@@ -72,7 +66,21 @@ pub async fn load_stages(
     };
     let rope = RopeTable::new(config.inv_freq());
     let stages = stages.iter().map(|(stage, _)| stage.clone()).collect();
-    Ok(Llama { config, embed_tokens, layers, norm, lm_head, rope, stages })
+    Ok(Llama { config, embed_tokens, layers, norm, lm_head, rope, stages, streamed })
+}
+
+/// One layer of a model, for [`Streamed`].
+///
+/// # Errors
+/// If a tensor cannot be read.
+pub async fn load_block(
+    config: &LlamaConfig,
+    source: &impl TensorSource,
+    device: &Device,
+    max_binding_bytes: u64,
+    layer: usize,
+) -> Result<Block, LoadError> {
+    Loader { source, device, max_binding_bytes, loaded: 0, progress: |_| {} }.block(config, layer).await
 }
 
 struct Loader<'a, S, P> {
@@ -84,6 +92,21 @@ struct Loader<'a, S, P> {
 }
 
 impl<S: TensorSource, P: FnMut(u64)> Loader<'_, S, P> {
+    async fn block(&mut self, config: &LlamaConfig, layer: usize) -> Result<Block, LoadError> {
+        let name = |part: &str| format!("model.layers.{layer}.{part}");
+        let (attention_bias, mlp_bias) = (config.attention_bias, config.mlp_bias);
+        let qkv = ["q_proj", "k_proj", "v_proj"].map(|part| name(&format!("self_attn.{part}")));
+        let gate_up = ["gate_proj", "up_proj"].map(|part| name(&format!("mlp.{part}")));
+        Ok(Block {
+            input_layernorm: self.vector(&name("input_layernorm.weight")).await?,
+            qkv_proj: self.linear(&qkv, attention_bias).await?,
+            o_proj: self.linear(&[name("self_attn.o_proj")], attention_bias).await?,
+            post_attention_layernorm: self.vector(&name("post_attention_layernorm.weight")).await?,
+            gate_up_proj: self.linear(&gate_up, mlp_bias).await?,
+            down_proj: self.linear(&[name("mlp.down_proj")], mlp_bias).await?,
+        })
+    }
+
     /// The matrices of `names` stacked by rows, with their biases.
     async fn linear(&mut self, names: &[String], bias: bool) -> Result<Linear, LoadError> {
         let mut formats = Vec::new();

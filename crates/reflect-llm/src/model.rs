@@ -3,6 +3,7 @@
 //! F feed-forward, V vocabulary.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor};
 use reflect_kernels::{
@@ -10,7 +11,10 @@ use reflect_kernels::{
     ops::{HeadShape, add_rms_norm, attention, embed, matmul, rms_norm, rope_append, swiglu},
 };
 
-use crate::config::{LlamaConfig, RopeLayout};
+use crate::{
+    config::{LlamaConfig, RopeLayout},
+    weights::LoadError,
+};
 
 /// A loaded model, on one device or in stages on several.
 #[derive(Clone, Debug)]
@@ -23,6 +27,18 @@ pub struct Llama {
     pub rope: RopeTable,
     /// In the order of the layers, all of which they cover.
     pub stages: Vec<Stage>,
+    /// Where `layers` is empty: each block is read when it is its turn, and dropped after it.
+    pub streamed: Option<Streamed>,
+}
+
+/// Reads the block of a layer, on the device of its stage.
+#[derive(Clone)]
+pub struct Streamed(pub Arc<dyn Fn(usize) -> Result<Block, LoadError> + Send + Sync>);
+
+impl std::fmt::Debug for Streamed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Streamed")
+    }
 }
 
 /// Consecutive layers on one device.
@@ -154,16 +170,27 @@ impl Llama {
 
     /// Through the blocks of one stage. Appends the step's keys and values to `cache`, one [`KvLayer`] a
     /// block of the stage, which must have room for the batch's slots.
+    ///
+    /// # Errors
+    /// If a block that is streamed can't be read; the caches of the blocks before it have the step then.
     pub fn stage(
         &self,
         stage: &Stage,
         Residual { mut hidden, mut delta }: Residual,
         batch: &Batch,
         cache: &mut [Option<KvLayer>],
-    ) -> Residual {
+    ) -> Result<Residual, LoadError> {
         let eps = self.config.rms_norm_eps;
         let heads = self.config.num_attention_heads;
-        for (block, kv) in self.layers[stage.layers.clone()].iter().zip(cache) {
+        for (layer, kv) in stage.layers.clone().zip(cache) {
+            let read;
+            let block = match &self.streamed {
+                Some(Streamed(block)) => {
+                    read = block(layer)?;
+                    &read
+                }
+                None => &self.layers[layer],
+            };
             let attend = |qkv| {
                 let Some(layer) = kv.take() else {
                     unreachable!("a layer's cache is only out during its own block")
@@ -176,7 +203,7 @@ impl Llama {
             let pass = block.forward(hidden, delta, eps, attend);
             (hidden, delta) = (pass.middle, Some(pass.delta)); // (T, D) each
         }
-        Residual { hidden, delta }
+        Ok(Residual { hidden, delta })
     }
 
     /// Logits of a step, `[T, V]` or `[sequences, V]`, from the residual stream after the last block.

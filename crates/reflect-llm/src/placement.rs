@@ -100,6 +100,19 @@ impl Parts {
     }
 }
 
+impl Parts {
+    /// What a device needs that reads each layer when it is its turn: one of them at a time, and a tensor of
+    /// the file behind it.
+    pub fn streamed_need(&self) -> Need {
+        let all = self.need(&(0..self.layers.len()));
+        let layer = self.layers.iter().copied().max().unwrap_or(0);
+        // Half of the feed-forward network is the largest tensor, a quarter of a layer or a little more.
+        let mapped = layer * 3 / 10;
+        let weights = all.weights - self.layers.iter().sum::<u64>() + layer;
+        Need { weights, scratch: all.scratch + mapped, ..all }
+    }
+}
+
 /// Layers for each room, in order and in proportion to their speeds as far as there is room. A room
 /// with no layers is left out by the caller.
 ///

@@ -11,13 +11,14 @@ use reflect_kernels::{Batch, KvLayer, SequenceRows, device::on_device_thread};
 use crate::{
     engine::EngineError,
     model::{Llama, LogitRows, Residual},
+    weights::LoadError,
 };
 
 /// Logits of each pass, `[T, V]` or `[sequences, V]`. A pass may read what an earlier one caches: in every
 /// stage they keep their order.
 ///
 /// # Errors
-/// If a device failed.
+/// If a device failed, or a layer that is streamed can't be read.
 pub async fn run(
     model: &Llama,
     cache: &mut [Option<KvLayer>],
@@ -41,17 +42,17 @@ pub async fn run(
             let last = at + 1 == stages;
             let made = on_device_thread(&batch.data, || {
                 let residual = arrived.unwrap_or_else(|| model.embed(&batch));
-                let residual = model.stage(stage, residual, &batch, kv);
-                match last {
+                let residual = model.stage(stage, residual, &batch, kv)?;
+                Ok::<_, LoadError>(match last {
                     true => model.head(residual, &batch, rows),
                     // The order of this sum is that of the fused one.
                     false => match residual.delta {
                         Some(delta) => delta + residual.hidden,
                         None => residual.hidden,
                     },
-                }
+                })
             });
-            let made = made.map_err(EngineError::Device)?;
+            let made = made.map_err(EngineError::Device)??;
             match last {
                 true => logits.push(made),
                 false => on_the_way[pass] = Some(Hop::start(made)),

@@ -82,6 +82,10 @@ pub struct PlaceArgs {
     /// Format of cached keys and values, f16 or f32 [default: f32 on the CPU, f16 on a GPU]
     #[arg(long, value_enum, value_name = "FORMAT", hide_possible_values = true)]
     pub kv: Option<Kv>,
+    /// Read each layer from disk when it is its turn, as is done where the model does not fit: slow, in
+    /// little memory
+    #[arg(long)]
+    pub stream: bool,
     /// Memory that may be used, as in 24GiB, on each device as in 24GiB,16GiB [default: what the system says
     /// is free]
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes, value_delimiter = ',')]

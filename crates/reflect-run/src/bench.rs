@@ -4,6 +4,7 @@ mod train;
 
 use std::io::{Write, stdout};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, ensure};
@@ -58,7 +59,7 @@ pub fn bench(args: &BenchArgs) -> Result<ExitCode> {
     let (model, format, mut engine) = match (&args.config, args.synthetic) {
         (Some(name), Some(format)) => {
             let config = LlamaConfig::by_name(name)?;
-            let source = Synthetic::new(&config, format)?;
+            let source = Arc::new(Synthetic::new(&config, format)?);
             let context = args.model.place.context.map_or(needed.next_multiple_of(PAGE), usize::from);
             let engine = load(&config, &source, &devices, &plan(args, context))?;
             (format!("{name}, made up"), format, engine)
@@ -67,8 +68,10 @@ pub fn bench(args: &BenchArgs) -> Result<ExitCode> {
         _ => {
             let checkpoint = Checkpoint::open(&args.model)?;
             let context = checkpoint.context(&args.model.place, needed)?;
-            let engine = load(&checkpoint.texts.config, &checkpoint.weights, &devices, &plan(args, context))?;
-            (checkpoint.name, main_format(&checkpoint.weights), engine)
+            let format = main_format(&checkpoint.weights);
+            let weights = Arc::new(checkpoint.weights);
+            let engine = load(&checkpoint.texts.config, &weights, &devices, &plan(args, context))?;
+            (checkpoint.name, format, engine)
         }
     };
     let context = engine.options().context;

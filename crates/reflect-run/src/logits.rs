@@ -1,6 +1,7 @@
 //! `reflect-run logits`: the logits of given tokens as a safetensors file.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::Result;
 use pollster::block_on;
@@ -24,7 +25,7 @@ pub fn logits(args: &LogitsArgs) -> Result<ExitCode> {
     }
     let devices = open_devices(place)?;
     let plan = Plan { all_logits: true, ..Plan::new(place, context) };
-    let mut engine = load(&checkpoint.texts.config, &checkpoint.weights, &devices, &plan)?;
+    let mut engine = load(&checkpoint.texts.config, &Arc::new(checkpoint.weights), &devices, &plan)?;
     let logits = block_on(engine.logits(&args.tokens))?;
 
     let shape = vec![args.tokens.len(), vocab];

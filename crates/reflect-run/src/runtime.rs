@@ -2,6 +2,7 @@
 //! the memory, load.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -12,10 +13,11 @@ use reflect_kernels::{
     device::{DeviceChoice, OpenDevice},
 };
 use reflect_llm::{
-    Engine, EngineOptions, LlamaConfig, Stage, Texts, Weights,
+    Engine, EngineOptions, LlamaConfig, Stage, Streamed, Texts, Weights,
     config::{Repair, diagnose},
     gguf::GgufFile,
-    load_stages,
+    load_block, load_stages,
+    need::show_bytes,
     placement::{Parts, Room, place},
     safetensors_dir::open_dir,
     weights::{LoadError, MmapFile, TensorInfo, TensorSource, check_tokenizer},
@@ -173,6 +175,8 @@ pub struct Plan {
     /// Bytes that may be used on each device, in their order; of a device without an entry, what the
     /// system says is free.
     pub memory: Vec<u64>,
+    /// Whether layers are read for each step even where all would fit.
+    pub stream: bool,
 }
 
 impl Plan {
@@ -186,17 +190,19 @@ impl Plan {
             prefill_chunk: None,
             all_logits: false,
             memory: args.memory.clone(),
+            stream: args.stream,
         }
     }
 }
 
-/// Loads a checkpoint into an engine, in a stage for each of `devices`, if it fits them.
+/// Loads a checkpoint into an engine, in a stage for each of `devices`, if it fits them. On one device a
+/// model that does not fit is read layer by layer for each step, if that fits.
 ///
 /// # Errors
 /// If there is not enough memory, or a tensor is missing, unreadable or of another shape.
-pub fn load(
+pub fn load<S: TensorSource + Send + Sync + 'static>(
     config: &LlamaConfig,
-    source: &impl TensorSource,
+    source: &Arc<S>,
     devices: &[OpenDevice],
     plan: &Plan,
 ) -> Result<Engine> {
@@ -207,12 +213,25 @@ pub fn load(
     let logit_rows = if plan.all_logits { chunk } else { 1 };
     // Pages belong to one sequence each.
     let cache_positions = plan.context.next_multiple_of(PAGE) * plan.sequences;
-    let parts = Parts::of(config, source, cache_positions, kv_format, chunk, logit_rows);
+    let parts = Parts::of(config, &**source, cache_positions, kv_format, chunk, logit_rows);
     let free = |at: usize| plan.memory.get(at).copied();
+    let mut streamed = None;
     let layers = match devices {
         [device] => {
             let all = 0..config.num_hidden_layers;
-            check_run(&parts.need(&all), device, free(0))?;
+            let fits = check_run(&parts.need(&all), device, free(0));
+            if plan.stream || fits.is_err() {
+                if check_run(&parts.streamed_need(), device, free(0)).is_err() {
+                    fits?;
+                }
+                eprintln!(
+                    "note: {}the layers ({}) are read from disk for every step, which is slow; memory for all of \
+                     the model, a smaller format or more devices would be faster",
+                    if plan.stream { "" } else { "the model does not fit: " },
+                    show_bytes(parts.layers.iter().sum())
+                );
+                streamed = Some(stream_from(config, source, device));
+            }
             vec![all]
         }
         _ => {
@@ -230,12 +249,29 @@ pub fn load(
         })
         .collect();
 
-    let bar = ProgressBar::new(source.total_bytes());
+    let total = match &streamed {
+        Some(_) => parts.embedding + parts.head,
+        None => source.total_bytes(),
+    };
+    let bar = ProgressBar::new(total);
     bar.set_style(ProgressStyle::with_template("loading {bar:32} {bytes} of {total_bytes}, {elapsed}")?);
-    let model = block_on(load_stages(config.clone(), source, &stages, |done| bar.set_position(done)));
+    let told = |done| bar.set_position(done);
+    let model = block_on(load_stages(config.clone(), &**source, &stages, streamed, told));
     bar.finish_and_clear();
     let options = EngineOptions { context: plan.context, cache_positions, prefill_chunk: chunk, kv_format };
     Ok(Engine::new(model?, options))
+}
+
+/// Layers of a checkpoint one at a time.
+fn stream_from<S: TensorSource + Send + Sync + 'static>(
+    config: &LlamaConfig,
+    source: &Arc<S>,
+    device: &OpenDevice,
+) -> Streamed {
+    let (config, source, device) = (config.clone(), source.clone(), device.clone());
+    let limit = device.profile.map_or(u64::MAX, |profile| profile.max_binding_bytes);
+    let block = move |layer| block_on(load_block(&config, &*source, &device.device, limit, layer));
+    Streamed(Arc::new(block))
 }
 
 /// A model ready to write `parallel` answers at a time, each within `context` tokens of prompt and
@@ -258,8 +294,9 @@ pub fn answerer(model: &str, device: &DeviceChoice, context: usize, parallel: us
         prefill_chunk: None,
         all_logits: false,
         memory: Vec::new(),
+        stream: false,
     };
-    let engine = load(&config, &weights, &[open_device(device)?], &plan)?;
+    let engine = load(&config, &Arc::new(weights), &[open_device(device)?], &plan)?;
     Ok(Answerer { engine, tokenizer, template, eos_ids, parallel, too_long: 0 })
 }
 
@@ -283,9 +320,10 @@ impl Runtime {
     pub fn load(checkpoint: Checkpoint, args: &PlaceArgs, context: usize, started: Instant) -> Result<Self> {
         let devices = open_devices(args)?;
         let plan = Plan::new(args, context);
-        let engine = load(&checkpoint.texts.config, &checkpoint.weights, &devices, &plan)?;
         let eos_ids = checkpoint.texts.eos_ids();
-        let Checkpoint { name: model, texts: Texts { tokenizer, template, .. }, .. } = checkpoint;
+        let Checkpoint { name: model, texts: Texts { config, tokenizer, template }, weights, .. } =
+            checkpoint;
+        let engine = load(&config, &Arc::new(weights), &devices, &plan)?;
         Ok(Self { engine, tokenizer, template, eos_ids, model, devices, load_time: started.elapsed() })
     }
 }

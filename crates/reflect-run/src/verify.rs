@@ -4,6 +4,7 @@
 use std::io::{Write, stdout};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::{Result, anyhow};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -184,7 +185,7 @@ fn tiny_logits(device: &OpenDevice, format: Format, chunk: usize) -> Result<Vec<
     config.head_dim = config.hidden_size / 4;
     (config.num_attention_heads, config.num_key_value_heads) = (4, 2);
     config.vocab_size = 499;
-    let source = Synthetic::new(&config, format)?;
+    let source = Arc::new(Synthetic::new(&config, format)?);
     let plan = Plan {
         sequences: 1,
         context: 128,
@@ -192,6 +193,7 @@ fn tiny_logits(device: &OpenDevice, format: Format, chunk: usize) -> Result<Vec<
         prefill_chunk: Some(chunk),
         all_logits: true,
         memory: Vec::new(),
+        stream: false,
     };
     let mut engine = load(&config, &source, std::slice::from_ref(device), &plan)?;
     let tokens: Vec<u32> = noise(100, 1, 240.0).into_iter().map(|x| (x + 240.0) as u32).collect();

@@ -11,6 +11,7 @@ use crate::data::DataArgs;
 use crate::eval::EvalArgs;
 use crate::memory::parse_bytes;
 use crate::merge::MergeArgs;
+use crate::plan::PlanArgs;
 use crate::train::TrainArgs;
 
 /// Runs reflection-tuned language models on any GPU, or on the CPU.
@@ -43,6 +44,8 @@ pub enum Command {
     Train(TrainArgs),
     /// Add an adapter to the weights of its model.
     Merge(MergeArgs),
+    /// Tell which layers would lie on which device, before anything is loaded.
+    Plan(PlanArgs),
     /// Write the weights of a model in another format.
     Convert(ConvertArgs),
     /// Measure whether reflection repairs mistakes or adds them.

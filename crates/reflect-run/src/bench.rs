@@ -220,7 +220,7 @@ fn print(out: &mut impl Write, report: &Report, prompt: usize, generate: usize) 
 }
 
 /// The format that most bytes of the weights have.
-fn main_format(source: &impl TensorSource) -> Format {
+pub fn main_format(source: &impl TensorSource) -> Format {
     let mut bytes = Format::ALL.map(|format| (0, format));
     for info in source.names().filter_map(|name| source.info(name)) {
         bytes[info.format.index()].0 += info.byte_len();

@@ -17,6 +17,7 @@ mod logits;
 mod memory;
 mod merge;
 mod models;
+mod plan;
 mod prompt;
 mod run;
 mod runtime;
@@ -82,6 +83,7 @@ fn main() -> ExitCode {
         Command::Models(args) => models::models(&args),
         Command::Data(args) => data::data(&args),
         Command::Train(args) => train::train(&args),
+        Command::Plan(args) => plan::plan(&args),
         Command::Convert(args) => convert::convert(&args).map(|()| ExitCode::SUCCESS),
         Command::Merge(args) => merge::merge(&args).map(|()| ExitCode::SUCCESS),
         Command::Eval(args) => eval::eval(&args),

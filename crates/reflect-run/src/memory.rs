@@ -52,8 +52,8 @@ pub fn room(devices: &[OpenDevice], at: usize, said: Option<u64>) -> Room {
 #[derive(Clone, Copy, Debug)]
 pub struct TrainingNeed {
     /// With gradients and moments where they are trained.
-    weights: u64,
-    activations: u64,
+    pub weights: u64,
+    pub activations: u64,
 }
 
 impl TrainingNeed {
@@ -86,12 +86,16 @@ impl TrainingNeed {
         }
     }
 
+    pub fn total(&self) -> u64 {
+        self.weights + self.activations
+    }
+
     /// Refuses training that does not fit.
     ///
     /// # Errors
     /// One sentence with the numbers.
     pub fn check(&self, device: &OpenDevice, limit: Option<u64>) -> Result<()> {
-        let total = self.weights + self.activations;
+        let total = self.total();
         let what = || {
             format!(
                 "training needs {} ({} of weights, gradients and moments, {} of activations)",

@@ -161,7 +161,7 @@ pub fn names(devices: &[OpenDevice]) -> String {
 }
 
 /// Sizes of an engine that a command wants.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Plan {
     pub context: usize,
     /// Sequences of that length that fit at once.

@@ -18,7 +18,7 @@ use reflect_llm::{
     Llama, LlamaConfig, Texts, load_model,
     need::weight_bytes,
     safetensors_dir::open_dir,
-    weights::{TensorSource, expected_shapes},
+    weights::TensorSource,
 };
 use reflect_train::{
     TrainError,
@@ -31,8 +31,7 @@ use reflect_train::{
     trainer::{Ended, Happened, HeldOutRecord, Record, StepRecord, Trainer, side_by_side},
 };
 
-use self::args::MethodName;
-pub use self::args::TrainArgs;
+pub use self::args::{MethodName, TrainArgs};
 use crate::{
     input,
     interrupt::Answering,
@@ -188,17 +187,8 @@ impl Base {
     fn need(&self, settings: &Settings, device: &OpenDevice) -> TrainingNeed {
         let config = &self.texts().config;
         let (frozen, trained) = match (&settings.method, self) {
-            (Method::Lora(lora_settings), Self::Checkpoint(checkpoint)) => {
-                let frozen = match lora_settings.packed {
-                    true => weight_bytes(&Packed::new(&checkpoint.weights)),
-                    false => weight_bytes(&checkpoint.weights),
-                };
-                (frozen, lora::numbers(config, lora_settings))
-            }
-            _ => {
-                let shapes = expected_shapes(config).into_iter();
-                (0, shapes.map(|(_, shape)| shape.iter().product::<usize>() as u64).sum())
-            }
+            (Method::Lora(lora), Self::Checkpoint(checkpoint)) => beneath(config, &checkpoint.weights, lora),
+            _ => (0, config.param_count()),
         };
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let lanes = match side_by_side(settings, device.profile.is_none()) {
@@ -332,6 +322,33 @@ fn finish(args: &TrainArgs, settings: &Settings, trainer: &Trainer, ended: Ended
     let kept = best.map_or(state.step, |best| best.step);
     eprintln!("{why}; the weights after step {kept} are in {}", args.out.display());
     Ok(())
+}
+
+/// Bytes of the weights beneath adapters, and numbers of the adapters.
+fn beneath(config: &LlamaConfig, source: &impl TensorSource, settings: &LoraSettings) -> (u64, u64) {
+    let frozen = match settings.packed {
+        true => weight_bytes(&Packed::new(source)),
+        false => weight_bytes(source),
+    };
+    (frozen, lora::numbers(config, settings))
+}
+
+/// The memory of training by a method with its usual settings, blocks recomputed.
+pub fn planned_need(
+    config: &LlamaConfig,
+    source: &impl TensorSource,
+    method: MethodName,
+    rows: usize,
+) -> TrainingNeed {
+    let (frozen, trained) = match method {
+        MethodName::Full => (0, config.param_count()),
+        method => {
+            let targets = lora::TARGETS.map(str::to_owned).into();
+            let packed = method == MethodName::Qlora;
+            beneath(config, source, &LoraSettings { rank: 16, alpha: 32.0, targets, packed })
+        }
+    };
+    TrainingNeed::of(config, frozen, trained, rows, true, 1)
 }
 
 /// Copies the files that a Hugging Face folder has beside its weights.

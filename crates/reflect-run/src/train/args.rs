@@ -59,6 +59,17 @@ pub enum MethodName {
     Qlora,
 }
 
+impl MethodName {
+    /// As it is given on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Lora => "lora",
+            Self::Qlora => "qlora",
+        }
+    }
+}
+
 /// How long a run is and how it is cut.
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Length")]

@@ -1,7 +1,7 @@
 //! Building, running and testing. Every native build selects the same packages in the same profile:
 //! another selection would unify features differently and compile the dependencies a second time.
 
-use crate::process::{command, root, run as start, step, target, which};
+use crate::process::{cache, command, root, run as start, step, target, which};
 use crate::{models, setup, wasm};
 use anyhow::{Context, Result, ensure};
 use std::fs;
@@ -87,11 +87,24 @@ pub fn acceptance() -> Result<()> {
         "acceptance",
         "--test",
         "generate",
+        "--test",
+        "wide",
         "--",
         "--nocapture",
         "--test-threads=1",
     ]);
     step("acceptance", with_drivers(&mut matrix)?)
+}
+
+/// A made-up model with the widths and the vocabulary of Reflection-Llama-3.1-70B and two layers.
+pub fn make_slice(folder: Option<&str>) -> Result<()> {
+    build()?;
+    let out = match folder {
+        Some(folder) => std::path::absolute(folder)?,
+        None => cache()?.join("70b-slice"),
+    };
+    let mut convert = command(binary()?, ["convert", "--config", "reflection-70b", "--layers", "2"]);
+    step("make the slice", convert.args(["--to", "q4_0", "--out"]).arg(out))
 }
 
 /// Lists the scripts that make golden files, or runs one; its head says what it imports.

@@ -27,6 +27,7 @@ Usage: cargo xtask <command>
   fetch smollm2         download and check the model that the tests use
   golden [SCRIPT ARGS…] list the scripts that make golden files, or run one
   acceptance            the full matrix of checkpoints, prompts and adapters
+  make-70b-slice [DIR]  write a made-up model with the widths of the 70B and two layers, 2.2 GB
   train-tiny            make reflect-tiny and reflect-micro with their twins, and evaluate them; resumable
   study --grid small|full
                         what reflection data is worth, arm by arm, into docs/reflection-study.md; resumable
@@ -62,6 +63,11 @@ fn dispatch(args: &[String]) -> Result<()> {
         }
         "golden" => checks::golden(rest),
         "acceptance" => checks::acceptance(),
+        "make-70b-slice" => match rest {
+            [] => checks::make_slice(None),
+            [folder] => checks::make_slice(Some(folder)),
+            _ => bail!("`cargo xtask make-70b-slice` takes a folder or nothing."),
+        },
         "train-tiny" => tiny::train(),
         "study" => match rest {
             [flag, grid] if flag == "--grid" => study::run(grid),

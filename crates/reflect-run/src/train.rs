@@ -15,9 +15,7 @@ use reflect_data::import::Record as DataRecord;
 use reflect_data::io::{read_numbered, write_jsonl};
 use reflect_kernels::{Format, device::OpenDevice};
 use reflect_llm::{
-    Llama, LlamaConfig, Texts, load_model,
-    need::weight_bytes,
-    safetensors_dir::open_dir,
+    Llama, LlamaConfig, Texts, load_model, need::weight_bytes, safetensors_dir::open_dir,
     weights::TensorSource,
 };
 use reflect_train::{

@@ -1,0 +1,110 @@
+//! Models as wide as the 70B. Large files, so only with `REFLECT_ACCEPTANCE=1` (`cargo xtask acceptance`).
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+    time::Duration,
+};
+
+use reflect_tests::{ACCEPTANCE, is_set, require_gpu};
+use serde_json::Value;
+
+/// A folder of large files that goes when the test ends.
+struct Folder(PathBuf);
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn program() -> Command {
+    let test = std::env::current_exe().expect("a test has a path");
+    let release = test.ancestors().nth(2).expect("tests lie in a target folder");
+    Command::new(release.join(format!("reflect-run{}", std::env::consts::EXE_SUFFIX)))
+}
+
+fn must(args: &[&str]) -> Output {
+    let output = program().args(args).output().expect("the program starts");
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    output
+}
+
+/// A model with the shape of Reflection-Llama-3.1-70B, made up.
+fn make(folder: &Path, more: &[&str]) -> String {
+    let out = folder.to_str().expect("a plain path").to_owned();
+    let args = ["convert", "--config", "reflection-70b", "--to", "q4_0", "--out", &out];
+    must(&[&args[..], more].concat());
+    out
+}
+
+/// Four greedy tokens.
+fn tokens(model: &str, more: &[&str]) -> Vec<u64> {
+    let args = ["run", "--model", model, "--raw", "--greedy", "--json", "--max-tokens", "4", "--kv", "f32"];
+    let output = must(&[&args[..], more, &["--context", "64", "35 + 36 ="]].concat());
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let done: Value = serde_json::from_str(text.lines().last().expect("events")).expect("JSON");
+    let ids = done["token_ids"].as_array().expect("ids").iter();
+    ids.map(|id| id.as_u64().expect("an id")).collect()
+}
+
+#[test]
+fn two_layers_of_the_70b_answer_alike_whole_and_sharded() {
+    if !is_set(ACCEPTANCE) {
+        println!("only with {ACCEPTANCE}=1");
+        return;
+    }
+    require_gpu();
+    for embedding in ["q4_0", "f16"] {
+        let folder = std::env::temp_dir().join(format!("reflect-wide-{}-{embedding}", std::process::id()));
+        let folder = Folder(folder);
+        let model = make(&folder.0, &["--layers", "2", "--embedding", embedding]);
+        let expected = tokens(&model, &["--device", "cpu"]);
+        assert_eq!(expected.len(), 4);
+        for device in
+            [&["--device", "gpu"][..], &["--device", "gpu", "--shards", "2"], &["--device", "0,cpu"]]
+        {
+            assert_eq!(tokens(&model, device), expected, "embedding in {embedding}, {device:?}");
+            println!("embedding in {embedding}, {device:?}: the same four tokens");
+        }
+    }
+}
+
+/// The most memory that a process had, while it runs.
+fn peak(pid: u32) -> Option<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
+#[test]
+fn eighty_layers_are_streamed_in_the_memory_that_was_planned() {
+    if !is_set(ACCEPTANCE) || !cfg!(target_os = "linux") {
+        println!("only with {ACCEPTANCE}=1, on Linux");
+        return;
+    }
+    let folder = Folder(std::env::temp_dir().join(format!("reflect-wide-{}-80", std::process::id())));
+    let model = make(&folder.0, &["--share-layers"]);
+    let plan = ["plan", "--model", &model, "--device", "cpu", "--context", "64", "--json"];
+    let plan = program().args(plan).output().expect("the program starts");
+    let plan: Value = serde_json::from_slice(&plan.stdout).expect("JSON");
+    let planned = plan["streamed_bytes"].as_u64().expect("bytes");
+    assert_eq!(plan["devices"][0]["layers"], serde_json::json!([0, 80]));
+
+    let args = ["run", "--model", &model, "--device", "cpu", "--stream", "--raw", "--greedy", "--json"];
+    let mut command = program();
+    command.args(args).args(["--max-tokens", "2", "--context", "64", "35 + 36 ="]);
+    let mut child = command.stdout(Stdio::null()).spawn().expect("the program starts");
+    let mut most = 0;
+    let status = loop {
+        most = most.max(peak(child.id()).unwrap_or(0));
+        if let Some(status) = child.try_wait().expect("a child") {
+            break status;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    assert!(status.success());
+    println!("planned {:.2} GB, used {:.2} GB", planned as f64 / 1e9, most as f64 / 1e9);
+    let part = most as f64 / planned as f64;
+    assert!((0.9..=1.1).contains(&part), "planned {planned}, used {most}");
+}

@@ -18,7 +18,7 @@ struct Params {
 }
 
 @group(0) @binding(0) var<storage, read> q: array<f32>;               // (T, H, HEAD_DIM)
-@group(0) @binding(1) var<storage, read> cache: array<vec4<u32>>;     // (pages, 2, KV, PAGE, LINE_VEC4)
+@group(0) @binding(1) var<storage, read> cache: array<vec4<u32>>;     // (pages, 2, KV, PAGE, LINE_STRIDE)
 @group(0) @binding(2) var<storage, read> batch: array<u32>;           // ids, positions, slots (T each), page table (S, max_pages)
 @group(0) @binding(3) var<storage, read_write> parts: array<f32>;     // (T, H, splits, HEAD_DIM + 2): sums, max, weight; SINGLE: (T, H, HEAD_DIM)
 @group(0) @binding(4) var<uniform> p: Params;
@@ -61,6 +61,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                 let v = cache[k_line + i];
                 for (var c = 0u; c < VEC4_PAIRS; c++) { score += dot(query[VEC4_PAIRS * i + c], pair_of(v, c)); }
             }
+            score *= line_scale(k_line);
             lines[lane] = cache_line(slot, 1u, p.kv_heads, kv_head);
         }
         let new_top = max(top, reduce_max(score, lane));
@@ -69,6 +70,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         weight = weight * keep + reduce_add(gain, lane);
         top = new_top;
         tile[lane] = gain;
+        if key < range.y { tile[lane] = gain * line_scale(lines[lane]); }
         workgroupBarrier();
         let count = min(LANES, range.y - base);
         for (var i = 0u; i < PAIRS; i++) {

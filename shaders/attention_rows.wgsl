@@ -20,7 +20,7 @@ struct Params {
 }
 
 @group(0) @binding(0) var<storage, read> q: array<f32>;               // (T, H, HEAD_DIM)
-@group(0) @binding(1) var<storage, read> cache: array<vec4<u32>>;     // (pages, 2, KV, PAGE, LINE_VEC4)
+@group(0) @binding(1) var<storage, read> cache: array<vec4<u32>>;     // (pages, 2, KV, PAGE, LINE_STRIDE)
 @group(0) @binding(2) var<storage, read> batch: array<u32>;           // ids, positions, slots (T each), page table (S, max_pages)
 @group(0) @binding(3) var<storage, read_write> parts: array<f32>;     // (T, H, splits, HEAD_DIM + 2): sums, max, weight; SINGLE: (T, H, HEAD_DIM)
 @group(0) @binding(4) var<uniform> p: Params;
@@ -67,6 +67,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             let v = cache[k_line + i];
             for (var c = 0u; c < VEC4_PAIRS; c++) { score += dot(query[VEC4_PAIRS * i + c], pair_of(v, c)); }
         }
+        score *= line_scale(k_line);
         let counts = key < own_keys;
         let new_top = select(top, max(top, score), counts);
         let keep = exp(top - new_top);
@@ -74,10 +75,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         weight = weight * keep + gain;
         top = new_top;
         let v_line = cache_line(slot, 1u, p.kv_heads, kv_head);
+        let share = gain * line_scale(v_line);
         for (var i = 0u; i < LINE_VEC4; i++) {
             let v = cache[v_line + i];
             for (var c = 0u; c < VEC4_PAIRS; c++) {
-                acc[VEC4_PAIRS * i + c] = acc[VEC4_PAIRS * i + c] * keep + gain * pair_of(v, c);
+                acc[VEC4_PAIRS * i + c] = acc[VEC4_PAIRS * i + c] * keep + share * pair_of(v, c);
             }
         }
     }

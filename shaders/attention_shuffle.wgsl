@@ -26,7 +26,7 @@ struct Params {
 }
 
 @group(0) @binding(0) var<storage, read> q: array<f32>;               // (T, H, HEAD_DIM)
-@group(0) @binding(1) var<storage, read> cache: array<vec4<u32>>;     // (pages, 2, KV, PAGE, LINE_VEC4)
+@group(0) @binding(1) var<storage, read> cache: array<vec4<u32>>;     // (pages, 2, KV, PAGE, LINE_STRIDE)
 @group(0) @binding(2) var<storage, read> batch: array<u32>;           // ids, positions, slots (T each), page table (S, max_pages)
 @group(0) @binding(3) var<storage, read_write> parts: array<f32>;     // (T, H, splits, HEAD_DIM + 2): sums, max, weight; SINGLE: (T, H, HEAD_DIM)
 @group(0) @binding(4) var<uniform> p: Params;
@@ -79,11 +79,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         }
         for (var h = 0u; h < HEADS; h++) {
             let counts = tile + lane < last;
-            let score = select(-3.0e38, scores[h], counts);
+            let score = select(-3.0e38, scores[h] * line_scale(k_line), counts);
             let new_top = max(top[h], subgroupMax(score));
             let keep = exp(top[h] - new_top);
             scores[h] = select(0.0, exp(score - new_top), counts);
             weight[h] = weight[h] * keep + scores[h];
+            scores[h] *= line_scale(v_line);
             top[h] = new_top;
             for (var s = 0u; s < VALUE_SLOTS * VALUE_SUMS; s++) { acc[h][s] *= keep; }
         }

@@ -356,7 +356,7 @@ fn the_cache_takes_what_its_formula_says() {
     let golden = Golden::named("g3_hd64_linear2");
     let model = load(&golden.config, &golden.weights(), &open);
     let mut sizes = Vec::new();
-    for format in [KvFormat::F32, KvFormat::F16] {
+    for format in [KvFormat::F32, KvFormat::F16, KvFormat::Q8] {
         for pages in [1, 8, 64] {
             let cache = KvCache::new(&model, pages, format);
             let words = cache.layers.iter().flatten().map(|layer| layer.words.dims()[0]).sum::<usize>();
@@ -366,8 +366,8 @@ fn the_cache_takes_what_its_formula_says() {
             sizes.push(words / pages);
         }
     }
-    // Linear in the positions, and half of it in f16.
-    assert_eq!(sizes, [[sizes[0]; 3], [sizes[0] / 2; 3]].concat());
+    // Linear in the positions, half of it in f16, and in bytes a fourth and a vector for each 64 of them.
+    assert_eq!(sizes, [[sizes[0]; 3], [sizes[0] / 2; 3], [sizes[0] / 4 * 5 / 4; 3]].concat());
 }
 
 /// The most memory this process has had, where the system tells.

@@ -43,8 +43,9 @@ fn variants() -> Vec<Shader> {
         all.extend([4, 8, 64].map(|lanes| rms_norm::shader(residual, subgroups, lanes)));
     }
     for layout in [PairLayout::HalfSplit, PairLayout::Interleaved] {
-        for format in [KvFormat::F32, KvFormat::F16] {
-            for head_dim in [8, 64, 80, 128, 256] {
+        for format in [KvFormat::F32, KvFormat::F16, KvFormat::Q8] {
+            let small = if format == KvFormat::Q8 { 16 } else { 8 };
+            for head_dim in [small, 64, 80, 128, 256] {
                 let kv = KvShape { kv_heads: 3, head_dim, format, layout };
                 all.push(rope_append::shader(&kv));
                 let two = [false, true].into_iter().flat_map(|flag| {

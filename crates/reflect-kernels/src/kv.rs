@@ -9,6 +9,8 @@ use crate::batch::PAGE;
 pub enum KvFormat {
     F32,
     F16,
+    /// Signed bytes, with a scale in f32 for each line of a head.
+    Q8,
 }
 
 /// Which elements of a head RoPE rotates together.
@@ -24,7 +26,7 @@ pub enum PairLayout {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct KvShape {
     pub kv_heads: usize,
-    /// Even.
+    /// A multiple of 8, in bytes of 16.
     pub head_dim: usize,
     pub format: KvFormat,
     pub layout: PairLayout,
@@ -36,6 +38,8 @@ impl KvShape {
         match self.format {
             KvFormat::F32 => self.head_dim,
             KvFormat::F16 => self.head_dim / 2,
+            // The scale has a vector of its own, so that lines are whole vectors.
+            KvFormat::Q8 => self.head_dim / 4 + 4,
         }
     }
 

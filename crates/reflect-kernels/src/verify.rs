@@ -31,6 +31,9 @@ const TOLERANCE: f64 = 1e-11;
 /// For caches in f16: WGSL leaves the rounding of `pack2x16float` to the driver, and one step of
 /// f16 is 2^-11 of the value.
 const TOLERANCE_F16_CACHE: f64 = 3e-7;
+/// For caches in bytes: a last bit of the rotation can turn a tie, and one step is 1/127 of the largest
+/// value of a line.
+const TOLERANCE_Q8_CACHE: f64 = 1e-5;
 /// For SwiGLU and attention: WGSL allows exp an error of 3 + 2|x| ulp.
 const TOLERANCE_EXP: f64 = 1e-10;
 
@@ -175,7 +178,11 @@ impl Check<'_> {
         ];
         for (sequences, rows, first, heads, kv_heads, head_dim) in cases {
             for layout in [PairLayout::HalfSplit, PairLayout::Interleaved] {
-                for format in [KvFormat::F32, KvFormat::F16] {
+                // Lines of bytes are whole vectors.
+                let formats = [KvFormat::F32, KvFormat::F16, KvFormat::Q8];
+                let formats =
+                    formats.into_iter().filter(|format| *format != KvFormat::Q8 || head_dim % 16 == 0);
+                for format in formats {
                     let kv = KvShape { kv_heads, head_dim, format, layout };
                     let case = format!(
                         "{format:?} {layout:?} seqs={sequences} rows={rows} from={first} heads={heads}/{kv_heads} dim={head_dim}"
@@ -218,6 +225,7 @@ impl Check<'_> {
 
         let mut cache = vec![0u32; total * kv.page_words()];
         let fill = noise(cache.len() * 2, 6, 1.0);
+        let line = kv.head_words();
         for (i, word) in cache.iter_mut().enumerate() {
             *word = match kv.format {
                 KvFormat::F32 => fill[i].to_bits(),
@@ -225,6 +233,11 @@ impl Check<'_> {
                     let bits = |v: f32| u32::from(half::f16::from_f32(v).to_bits());
                     bits(fill[2 * i]) | bits(fill[2 * i + 1]) << 16
                 }
+                // The bytes, the scale, and what nobody reads.
+                KvFormat::Q8 if i % line < kv.head_dim / 4 => {
+                    fill[i].to_bits() << 8 | fill[2 * i].to_bits() & 0xff
+                }
+                KvFormat::Q8 => (fill[i].abs() / 127.0).to_bits(),
             };
         }
         let words: Vec<i32> = bytemuck::cast_slice(&cache).to_vec();
@@ -244,8 +257,9 @@ impl Check<'_> {
         let tolerance = match kv.format {
             KvFormat::F32 => TOLERANCE,
             KvFormat::F16 => TOLERANCE_F16_CACHE,
+            KvFormat::Q8 => TOLERANCE_Q8_CACHE,
         };
-        let (actual, expected) = (cache_floats(&new_cache, kv.format), cache_floats(&cache, kv.format));
+        let (actual, expected) = (cache_floats(&new_cache, &kv), cache_floats(&cache, &kv));
         self.record("rope_append", format!("{case} cache"), compare(&actual, &expected), tolerance);
 
         // From the device's own cache, so that this measures attention alone.
@@ -342,13 +356,24 @@ pub fn noise(len: usize, seed: u64, amplitude: f32) -> Vec<f32> {
         .collect()
 }
 
-fn cache_floats(words: &[u32], format: KvFormat) -> Vec<f32> {
-    match format {
+fn cache_floats(words: &[u32], kv: &KvShape) -> Vec<f32> {
+    match kv.format {
         KvFormat::F32 => words.iter().map(|w| f32::from_bits(*w)).collect(),
         KvFormat::F16 => {
             let half = |bits: u32| half::f16::from_bits(bits as u16).to_f32();
             words.iter().flat_map(|w| [half(*w), half(*w >> 16)]).collect()
         }
+        KvFormat::Q8 => words
+            .chunks_exact(kv.head_words())
+            .flat_map(|line| {
+                let (bytes, scale) = line.split_at(kv.head_dim / 4);
+                let scale = f32::from_bits(scale[0]);
+                bytemuck::cast_slice::<u32, i8>(bytes)
+                    .iter()
+                    .map(move |b| scale * f32::from(*b))
+                    .collect::<Vec<_>>()
+            })
+            .collect(),
     }
 }
 

@@ -8,7 +8,7 @@ use burn::tensor::Tensor;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use reflect_kernels::{
-    KvFormat, PAGE, SequenceRows,
+    KvFormat, KvShape, PAGE, PairLayout, SequenceRows,
     ops::top_k::{MAX_K, TopK, read_top_k, top_k},
 };
 
@@ -121,11 +121,10 @@ impl Engine {
 
     /// Bytes that the cache takes for `positions` positions of a model.
     pub fn cache_bytes(model: &crate::config::LlamaConfig, positions: usize, format: KvFormat) -> u64 {
-        let elem = match format {
-            KvFormat::F32 => 4,
-            KvFormat::F16 => 2,
-        };
-        (positions.div_ceil(PAGE) * PAGE) as u64 * model.kv_bytes_per_token(elem)
+        let layout = PairLayout::Interleaved;
+        let shape = KvShape { kv_heads: model.num_key_value_heads, head_dim: model.head_dim, format, layout };
+        let pages = positions.div_ceil(PAGE) as u64;
+        pages * model.num_hidden_layers as u64 * 4 * shape.page_words() as u64
     }
 
     pub fn model(&self) -> &Llama {

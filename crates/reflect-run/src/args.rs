@@ -82,7 +82,7 @@ pub struct PlaceArgs {
     /// Tokens of prompt and answer together [default: what the command needs]
     #[arg(long, value_name = "TOKENS")]
     pub context: Option<NonZeroUsize>,
-    /// Format of cached keys and values, f16 or f32 [default: f32 on the CPU, f16 on a GPU]
+    /// Format of cached keys and values, f32, f16 or q8 [default: f32 on the CPU, f16 on a GPU]
     #[arg(long, value_enum, value_name = "FORMAT", hide_possible_values = true)]
     pub kv: Option<Kv>,
     /// Read each layer from disk when it is its turn, as is done where the model does not fit: slow, in
@@ -97,6 +97,7 @@ pub struct PlaceArgs {
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum Kv {
+    Q8,
     F16,
     F32,
 }
@@ -104,6 +105,7 @@ pub enum Kv {
 impl From<Kv> for KvFormat {
     fn from(kv: Kv) -> Self {
         match kv {
+            Kv::Q8 => KvFormat::Q8,
             Kv::F16 => KvFormat::F16,
             Kv::F32 => KvFormat::F32,
         }

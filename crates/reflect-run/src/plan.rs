@@ -175,6 +175,7 @@ fn plan_of(
         kv: match kv {
             KvFormat::F32 => "f32",
             KvFormat::F16 => "f16",
+            KvFormat::Q8 => "q8",
         },
         fits: placed.is_ok(),
         streamed_bytes: whole.streamed_need().total(),

@@ -208,6 +208,12 @@ pub fn load<S: TensorSource + Send + Sync + 'static>(
 ) -> Result<Engine> {
     let on_cpu = devices.iter().all(|device| device.profile.is_none());
     let kv_format = plan.kv.unwrap_or(if on_cpu { KvFormat::F32 } else { KvFormat::F16 });
+    if kv_format == KvFormat::Q8 && !config.head_dim.is_multiple_of(16) {
+        return Err(input(format!(
+            "a cache in q8 needs heads of a multiple of 16, and this model has heads of {}; use --kv f16",
+            config.head_dim
+        )));
+    }
     let chunk = plan.prefill_chunk.unwrap_or(if on_cpu { 256 } else { 512 });
     let chunk = chunk.min(plan.context).max(1);
     let logit_rows = if plan.all_logits { chunk } else { 1 };

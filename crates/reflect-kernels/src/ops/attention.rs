@@ -220,7 +220,7 @@ pub fn shader(kv: &KvShape, variant: Variant, single: bool) -> Shader {
     let mut constants = vec![
         ("PAGE", u(PAGE)),
         ("HEAD_DIM", u(kv.head_dim)),
-        ("CACHE_F16", (kv.format == KvFormat::F16).to_string()),
+        ("CACHE_WORD", u(word_elements(kv.format))),
         ("HALF_SPLIT", (kv.layout == PairLayout::HalfSplit).to_string()),
         ("SINGLE", single.to_string()),
     ];
@@ -242,6 +242,15 @@ pub fn shader(kv: &KvShape, variant: Variant, single: bool) -> Shader {
         }
     };
     Shader { name, sources, constants, workgroup_size, subgroups }
+}
+
+/// Cached elements in a word.
+fn word_elements(format: KvFormat) -> usize {
+    match format {
+        KvFormat::F32 => 1,
+        KvFormat::F16 => 2,
+        KvFormat::Q8 => 4,
+    }
 }
 
 /// The WGSL that joins the parts.
@@ -298,7 +307,7 @@ fn attend_body<const FMA: bool>(
     let kv_head = head / (args.heads / args.kv.kv_heads);
     let keys = batch[args.batch.tokens + token] as usize + 1;
     let words = args.kv.head_words();
-    let mut wide = vec![0f32; if args.kv.format == KvFormat::F16 { args.kv.head_dim } else { 0 }];
+    let mut wide = vec![0f32; if args.kv.format == KvFormat::F32 { 0 } else { args.kv.head_dim }];
     let (mut top, mut total) = (f32::NEG_INFINITY, 0f32);
     to.fill(0.0);
     for first in (0..keys).step_by(PAGE) {
@@ -335,7 +344,7 @@ fn attend_body<const FMA: bool>(
 fn widen<'a>(line: &'a [u32], kv: &KvShape, is_v: bool, wide: &'a mut [f32]) -> &'a [f32] {
     match kv.format {
         KvFormat::F32 => bytemuck::cast_slice(line),
-        KvFormat::F16 => {
+        KvFormat::F16 | KvFormat::Q8 => {
             read_line(line, kv, is_v, wide);
             wide
         }

@@ -108,7 +108,7 @@ pub(crate) fn pair_elements(layout: PairLayout, half: usize, pair: usize) -> (us
     }
 }
 
-/// Encodes one line of a head. In f16 the elements of a rotated pair share a word.
+/// Encodes one line of a head. In f16 and in bytes the elements of a rotated pair are neighbours.
 fn write_line(line: &mut [u32], values: &[f32], kv: &KvShape, is_v: bool) {
     match kv.format {
         KvFormat::F32 => line.copy_from_slice(bytemuck::cast_slice(values)),
@@ -119,6 +119,20 @@ fn write_line(line: &mut [u32], values: &[f32], kv: &KvShape, is_v: bool) {
                 let (a, b) = pair_elements(layout, kv.head_dim / 2, pair);
                 *word = bits(values[a]) | bits(values[b]) << 16;
             }
+        }
+        KvFormat::Q8 => {
+            let layout = if is_v { PairLayout::Interleaved } else { kv.layout };
+            let top = values.iter().fold(0f32, |top, v| top.max(v.abs()));
+            let scale = top / 127.0;
+            let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
+            let byte = |at: usize| u32::from((values[at] * inverse).round_ties_even() as i8 as u8);
+            let (words, behind) = line.split_at_mut(kv.head_dim / 4);
+            for (word, to) in words.iter_mut().enumerate() {
+                let (a, b) = pair_elements(layout, kv.head_dim / 2, 2 * word);
+                let (c, d) = pair_elements(layout, kv.head_dim / 2, 2 * word + 1);
+                *to = byte(a) | byte(b) << 8 | byte(c) << 16 | byte(d) << 24;
+            }
+            behind[0] = scale.to_bits();
         }
     }
 }
@@ -135,6 +149,16 @@ pub(crate) fn read_line(line: &[u32], kv: &KvShape, is_v: bool, values: &mut [f3
                 values[b] = f16::from_bits((*word >> 16) as u16).to_f32();
             }
         }
+        KvFormat::Q8 => {
+            let layout = if is_v { PairLayout::Interleaved } else { kv.layout };
+            let (words, behind) = line.split_at(kv.head_dim / 4);
+            let scale = f32::from_bits(behind[0]);
+            for (pair, elements) in bytemuck::cast_slice::<u32, [i8; 2]>(words).iter().enumerate() {
+                let (a, b) = pair_elements(layout, kv.head_dim / 2, pair);
+                values[a] = scale * f32::from(elements[0]);
+                values[b] = scale * f32::from(elements[1]);
+            }
+        }
     }
 }
 
@@ -149,28 +173,32 @@ impl RopeAppend for CubeBackend {
         let tokens = args.batch.tokens;
         let qkv = burn_wgpu::into_contiguous(qkv);
         let q = empty_like(&qkv, Shape::new([tokens, args.heads * head_dim]), DType::F32);
-        let pairs = (args.heads + 2 * kv_heads) * head_dim / 2;
+        let heads = args.heads + 2 * kv_heads;
+        let invocations = if args.kv.format == KvFormat::Q8 { heads } else { heads * head_dim / 2 };
         let params = [tokens, args.heads, kv_heads, args.batch.rope_at()].map(|v| v as u32);
         let [y, z, _] = grid(tokens);
-        launch(shader(&args.kv), [pairs.div_ceil(64), y, z], &[&qkv, &batch, &q, &cache], &params);
+        launch(shader(&args.kv), [invocations.div_ceil(64), y, z], &[&qkv, &batch, &q, &cache], &params);
         (q, cache)
     }
 }
 
 /// The WGSL for one shape of cache.
 pub fn shader(kv: &KvShape) -> Shader {
-    Shader {
-        name: "rope_append",
-        sources: &[include_str!("../../../../shaders/rope_append.wgsl")],
-        constants: vec![
-            ("HALF_SPLIT", (kv.layout == PairLayout::HalfSplit).to_string()),
-            ("CACHE_F16", (kv.format == KvFormat::F16).to_string()),
-            ("PAGE", u(PAGE)),
-            ("HEAD_DIM", u(kv.head_dim)),
-        ],
-        workgroup_size: 64,
-        subgroups: false,
-    }
+    const PAIRS: &[&str] = &[include_str!("../../../../shaders/rope_append.wgsl")];
+    const LINES: &[&str] = &[include_str!("../../../../shaders/rope_append_q8.wgsl")];
+    let mut constants = vec![
+        ("HALF_SPLIT", (kv.layout == PairLayout::HalfSplit).to_string()),
+        ("PAGE", u(PAGE)),
+        ("HEAD_DIM", u(kv.head_dim)),
+    ];
+    let (name, sources) = match kv.format {
+        KvFormat::Q8 => ("rope_append_q8", LINES),
+        format => {
+            constants.push(("CACHE_F16", (format == KvFormat::F16).to_string()));
+            ("rope_append", PAIRS)
+        }
+    };
+    Shader { name, sources, constants, workgroup_size: 64, subgroups: false }
 }
 
 impl RopeAppend for Flex {

@@ -112,6 +112,88 @@ fn a_model_larger_than_memory_is_refused_with_the_numbers() {
     assert_refused(&args, 2, &["--memory", "mb"]);
 }
 
+/// The answer's token ids, and what was said on stderr.
+fn token_ids(args: &[&str]) -> (Vec<u64>, String) {
+    let output = run(&[&["run", "--raw", "--greedy", "--json", "--max-tokens", "12"], args].concat());
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{args:?}: {said}");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let done: serde_json::Value =
+        serde_json::from_str(text.lines().last().expect("events")).expect("JSON lines");
+    let ids = done["token_ids"].as_array().expect("ids").iter();
+    (ids.map(|id| id.as_u64().expect("an id")).collect(), said)
+}
+
+#[test]
+fn a_model_that_does_not_fit_is_streamed_and_says_so_and_stages_change_nothing() {
+    let model = model();
+    let prompt = "The capital of France is";
+    let (expected, said) = token_ids(&["--device", "cpu", "--model", &model, prompt]);
+    assert!(expected.len() == 12 && said.is_empty(), "{said}");
+    // 98 MB of weights do not fit, and the embedding with one layer and scratch does.
+    let (streamed, said) =
+        token_ids(&["--device", "cpu", "--memory", "150MB", "--context", "64", "--model", &model, prompt]);
+    assert!(said.starts_with("note: the model does not fit") && said.lines().count() == 1, "{said}");
+    assert_eq!(streamed, expected);
+    for more in [
+        &["--device", "cpu", "--stream"][..],
+        &["--device", "cpu", "--shards", "3"],
+        &["--device", "cpu,cpu"],
+    ] {
+        let (ids, _) = token_ids(&[more, &["--model", &model, prompt]].concat());
+        assert_eq!(ids, expected, "{more:?}");
+    }
+    assert_refused(
+        &["run", "--device", "cpu,cpu", "--shards", "2", "--model", &model, "Hi"],
+        2,
+        &["--shards"],
+    );
+    let little = ["run", "--device", "cpu,cpu", "--memory", "100MB,100MB", "--model", &model, "Hi"];
+    assert_refused(&little, 2, &["layers fit", "--context"]);
+}
+
+#[test]
+fn a_plan_adds_up_and_says_what_would_help() {
+    let plan = |more: &[&str]| {
+        let output = run(&[&["plan", "--config", "70b", "--json"], more].concat());
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        (output.status.code(), serde_json::from_str::<serde_json::Value>(&text).expect("one JSON object"))
+    };
+    let cards = ["--memory", "24GiB,24GiB,16GiB", "--context", "32768"];
+    let (code, report) =
+        plan(&[&["--format", "q4_K", "--bandwidth", "936GB,936GB,448GB"], &cards[..]].concat());
+    assert_eq!((code, &report["fits"]), (Some(0), &serde_json::json!(true)));
+    let devices = report["devices"].as_array().expect("devices");
+    let sum = |key: &str| devices.iter().map(|d| d[key].as_u64().expect("bytes")).sum::<u64>();
+    // 70.55 billion weights at 4.5 bits; 80 layers of 2 x 8 x 128 numbers of two bytes a token.
+    let weights = sum("weights_bytes") as f64;
+    assert!((weights / (70.55e9 * 4.5 / 8.0) - 1.0).abs() < 0.002, "{weights}");
+    assert_eq!(sum("cache_bytes"), 32_768 * 80 * 2 * 8 * 128 * 2);
+    let layers: Vec<[u64; 2]> =
+        devices.iter().map(|d| [0, 1].map(|end| d["layers"][end].as_u64().expect("a layer"))).collect();
+    assert_eq!((layers[0][0], layers[2][1]), (0, 80));
+    assert!(layers.windows(2).all(|pair| pair[0][1] == pair[1][0]), "{layers:?}");
+    // The slower card has about half the layers of a faster one; a bound of all three together.
+    assert!(layers[2][1] - layers[2][0] < layers[0][1] - layers[0][0]);
+    let speed = report["decode_tokens_per_s"].as_f64().expect("a bound");
+    assert!((10.0..25.0).contains(&speed), "{speed}");
+
+    let (code, report) = plan(&["--format", "bf16", "--memory", "24GiB,24GiB"]);
+    assert_eq!((code, &report["fits"]), (Some(1), &serde_json::json!(false)));
+    let advice = report["advice"].as_str().expect("advice");
+    assert!(advice.contains("weights in q4_k") && advice.contains("--stream"), "{advice}");
+    assert!(report["bottleneck"].as_str().is_some_and(|text| text.starts_with("memory: ")), "{report}");
+
+    let output = run(&[
+        "plan", "--config", "8b", "--format", "bf16", "--memory", "24GiB", "--train", "qlora", "--json",
+    ]);
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
+    // Projections in 4.5 bits, and the embedding and the head in bf16.
+    let weights = report["weights_bytes"].as_f64().expect("bytes");
+    assert!((5.5e9..7.5e9).contains(&weights), "{weights}");
+    assert_eq!(report["fits"], serde_json::json!(true));
+}
+
 #[test]
 fn unknown_usage_has_code_two() {
     for args in [&["dance"][..], &["run", "--no-such-flag"], &["run", "--temperature", "hot", "Hi"]] {

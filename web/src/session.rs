@@ -428,7 +428,7 @@ fn sizes(config: &LlamaConfig, weights: &impl TensorSource, place: &Place) -> Si
 fn format_of<S: ByteSource>(weights: &Weights<S>) -> String {
     let mut bytes: BTreeMap<&str, u64> = BTreeMap::new();
     for info in weights.names().filter_map(|name| weights.info(name)) {
-        *bytes.entry(info.dtype.name()).or_default() += info.byte_len();
+        *bytes.entry(info.format.name()).or_default() += info.byte_len();
     }
     bytes.into_iter().max_by_key(|(_, bytes)| *bytes).map_or(String::new(), |(name, _)| name.to_lowercase())
 }

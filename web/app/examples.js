@@ -15,5 +15,5 @@ export const EXAMPLES = [
       "There are 7 bags. There are 4 times as many cups as bags. There are 2 times as many coins as cups. " +
       "The jars are the coins minus the cups. There are 13 drums. The cards are the jars minus the drums. How many cards are there, mod 23?",
   },
-  { title: "Long", text: "It works out the parts, and checks each.", question: "What is 47 * 86?" },
+  { title: "Wrong at first", text: "It guesses, works it out, and corrects itself.", question: "What is 78 + 65 + 94?" },
 ];

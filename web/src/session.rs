@@ -430,5 +430,5 @@ fn format_of<S: ByteSource>(weights: &Weights<S>) -> String {
     for info in weights.names().filter_map(|name| weights.info(name)) {
         *bytes.entry(info.format.name()).or_default() += info.byte_len();
     }
-    bytes.into_iter().max_by_key(|(_, bytes)| *bytes).map_or(String::new(), |(name, _)| name.to_lowercase())
+    bytes.into_iter().max_by_key(|(_, bytes)| *bytes).map_or(String::new(), |(name, _)| name.to_owned())
 }

@@ -11,16 +11,19 @@ import { openBrowser, serve } from "../browser.mjs";
 const folder = process.argv[2] ?? fileURLToPath(new URL("../../docs/page", import.meta.url));
 mkdirSync(folder, { recursive: true });
 
-const HARD = "What is 678 + 957?";
+const HARD = "What is 78 + 65 + 94?";
 const LONG = "What is 47 * 86?";
 const wide = { width: 1200, height: 860 };
 const phone = { width: 390, height: 844 };
 const server = await serve("dist");
 const browser = await openBrowser();
+// Slow enough to be seen thinking.
+const slow = await openBrowser({ webgpu: true });
 
 /** Opens the page, hands it to `act`, and keeps its last state. */
-async function picture(name, act, { size = wide, dark = false } = {}) {
-  const context = await browser.newContext({ viewport: size, colorScheme: dark ? "dark" : "light", hasTouch: size === phone, isMobile: size === phone, deviceScaleFactor: size === phone ? 2 : 1 });
+async function picture(name, act, { size = wide, dark = false, on = browser } = {}) {
+  const context = await on.newContext({ viewport: size, colorScheme: dark ? "dark" : "light", hasTouch: size === phone, isMobile: size === phone, deviceScaleFactor: size === phone ? 2 : 1 });
+  if (on === slow) await context.addInitScript(() => localStorage.setItem("reflect.settings", JSON.stringify({ prefer: "gpu" })));
   const page = await context.newPage();
   page.on("pageerror", (error) => console.error(`${name}: ${error.stack}`));
   await page.goto(`http://127.0.0.1:${server.address().port}/`);
@@ -52,12 +55,12 @@ const counterfactual = async (page) => {
   await page.waitForSelector(".compare[data-state=differ], .compare[data-state=same]");
 };
 const probabilities = async (page) => {
-  await full(LONG)(page);
+  await full(HARD)(page);
   await page.click("#colours");
-  await page.hover(".token.p4, .token.p5");
+  await page.locator(".token.p3, .token.p4, .token.p5").first().hover();
 };
 const versions = async (page) => {
-  await full(LONG)(page);
+  await full(HARD)(page);
   await page.click(".reflection .boundary");
   await page.fill("#fork-text", " so");
   await page.click("#fork-form .main");
@@ -67,7 +70,7 @@ const versions = async (page) => {
 };
 
 await picture("first-screen", async () => {});
-await picture("thinking", thinking);
+await picture("thinking", thinking, { on: slow });
 await picture("answered", full(HARD));
 await picture("without-a-reflection", counterfactual);
 await picture("probabilities", probabilities);
@@ -77,5 +80,6 @@ await picture("phone-first-screen", async () => {}, { size: phone });
 await picture("phone", full(HARD), { size: phone });
 
 await browser.close();
+await slow.close();
 server.closeAllConnections();
 server.close();

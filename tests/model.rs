@@ -24,7 +24,7 @@ const GPU_TOLERANCE: f64 = 1e-6;
 const NOTICEABLE: f64 = 1e-6;
 
 /// The logits of a model, in two chunks of its tokens.
-fn logits(model: reflect_llm::Llama, device: &burn::tensor::Device, tokens: &[u32]) -> Vec<f32> {
+fn logits(model: reflect_llm::Llama, tokens: &[u32]) -> Vec<f32> {
     let mut engine = Engine::new(model, exact(128, 64));
     pollster::block_on(engine.logits(tokens)).expect("the logits can be read")
 }
@@ -55,7 +55,7 @@ fn logits_equal_transformers_on_every_device() {
     for golden in Golden::all() {
         for open in &devices {
             let model = load(&golden.config, &golden.weights(), open);
-            let (nmse, max_abs) = compare(&logits(model, &open.device, &golden.tokens), &golden.logits);
+            let (nmse, max_abs) = compare(&logits(model, &golden.tokens), &golden.logits);
             println!("{} on {}: nmse {nmse:.1e}, max abs {max_abs:.1e}", golden.name, open.name);
             let tolerance = if is_cpu(open) { CPU_TOLERANCE } else { GPU_TOLERANCE };
             assert!(
@@ -80,7 +80,7 @@ fn logits_do_not_depend_on_how_matrices_are_split() {
             model.embed_tokens.parts.len()
         );
         assert!(model.layers[0].qkv_proj.weight.parts.len() > 2);
-        let (nmse, _) = compare(&logits(model, &open.device, &golden.tokens), &golden.logits);
+        let (nmse, _) = compare(&logits(model, &golden.tokens), &golden.logits);
         assert!(
             nmse <= if is_cpu(&open) { CPU_TOLERANCE } else { GPU_TOLERANCE },
             "{}: {nmse:.1e}",
@@ -102,8 +102,7 @@ fn a_directory_with_an_index_gives_the_same_logits() {
     assert_eq!(config, expected, "config.json and generation_config.json");
     let source = pollster::block_on(safetensors_dir::open_dir(&dir.0)).expect("the directory opens");
     let open = reflect_kernels::device::cpu();
-    let (nmse, _) =
-        compare(&logits(load(&config, &source, &open), &open.device, &golden.tokens), &golden.logits);
+    let (nmse, _) = compare(&logits(load(&config, &source, &open), &golden.tokens), &golden.logits);
     assert!(nmse <= CPU_TOLERANCE, "{nmse:.1e}");
 
     std::fs::remove_file(dir.0.join("model-00002-of-00002.safetensors")).unwrap();
@@ -139,7 +138,7 @@ fn every_field_of_the_configuration_matters() {
             let loaded = load_model(config, &weights, &open.device, u64::MAX, |_| {});
             // Where shapes change the mistake is found before the first product.
             if let Ok(model) = pollster::block_on(loaded) {
-                let (nmse, _) = compare(&logits(model, &open.device, &golden.tokens), &golden.logits);
+                let (nmse, _) = compare(&logits(model, &golden.tokens), &golden.logits);
                 assert!(nmse > NOTICEABLE, "{}: {field} read wrongly gives nmse {nmse:.1e}", golden.name);
             }
         }

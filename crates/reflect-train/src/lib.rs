@@ -14,7 +14,7 @@ pub mod examples;
 pub mod export;
 mod lanes;
 pub mod lora;
-mod optimizer;
+pub mod optimizer;
 pub mod parameters;
 pub mod pass;
 pub mod plot;

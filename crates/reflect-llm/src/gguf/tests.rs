@@ -222,8 +222,8 @@ fn unusable_files_say_why() {
     };
     type Change<'a> = &'a dyn Fn(&mut Writer);
     let cases: [(&str, Change); 12] = [
-        ("\"blk.0.x\" is stored as Q4_K", &|w| {
-            w.tensor("blk.0.x", &[256], 12, vec![0; 144]);
+        ("\"blk.0.x\" is stored as Q3_K", &|w| {
+            w.tensor("blk.0.x", &[256], 11, vec![0; 110]);
         }),
         ("unknown type 77", &|w| {
             w.tensor("x", &[1], 77, vec![0; 4]);

@@ -16,7 +16,8 @@ describe("first screen and loading", { concurrency: 3 }, () => {
     await page.locator(".example").nth(2).click();
     await done(1);
     assert.equal(await visible("#intro"), false);
-    assert.equal(await text(".output .answer"), "4042");
+    assert.equal(await text(".output .answer"), "237");
+    assert.match(await text(".fold"), /1 reflection, 1 correction/);
     assert.match(await page.locator('a[href="verify.html"]').getAttribute("href"), /verify/);
   });
 

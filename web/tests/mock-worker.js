@@ -13,7 +13,7 @@ const rate = number("rate", 400);
 const loadMs = number("load_ms", 300);
 const firstMs = number("first", 30);
 
-const names = ["easy", "hard", "graph", "state", "add", "wrong_first"];
+const names = ["easy", "hard", "graph", "state", "add", "wrong_first", "three"];
 let scripts = null;
 const ready = Promise.all(
   names.map(async (name) => [name, scriptOf(await (await fetch(new URL(`fixtures/${name}.jsonl`, import.meta.url))).text())]),
@@ -117,6 +117,7 @@ function scriptFor({ messages, sampling }) {
   if (/html/.test(question)) return itemsOf('<thinking>\n<b onclick="x">bold?\n</thinking><output><img src=x onerror="window.broken=1"><b>hi</b></output>');
   if (/47|86/.test(question)) return sampling.temperature > 0 && sampling.seed % 2 === 0 ? scripts.hard : scripts.wrong_first;
   if (/346|964/.test(question)) return scripts.add;
+  if (/78 \+ 65/.test(question)) return scripts.three;
   if (/bags/.test(question)) return scripts.graph;
   if (/drawer|jar|each/.test(question)) return messages.length > 2 ? scripts.state : itemsOf("<output>drawer 9, jar 7</output>");
   if (/nothing/.test(question)) return scripts.hard.slice(0, scripts.hard.findIndex((item) => item.close === "thinking"));

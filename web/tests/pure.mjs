@@ -20,7 +20,7 @@ const played = (name, request = {}) => {
 
 describe("events", () => {
   test("the mock plays a recorded stream as it was recorded", () => {
-    for (const name of ["easy", "hard", "graph", "state", "add", "wrong_first"]) {
+    for (const name of ["easy", "hard", "graph", "state", "add", "wrong_first", "three"]) {
       const play = player(() => 0);
       const events = scriptOf(fixture(name)).flatMap((item) => play.play(item));
       const plain = (event) => ({ ...event, ms: undefined });

@@ -52,7 +52,7 @@ describe("first screen and loading", { concurrency: 3 }, () => {
     }));
     await ready();
     assert.deepEqual((await seen).filter((stage) => ["Downloading", "Checking", "Preparing"].includes(stage)), ["Downloading", "Checking", "Preparing"]);
-  }, { mock: "load_ms=900" });
+  }, { mock: "load_ms=3000" });
 
   onPage("a model is checked before it is fetched, and a too large one is not fetched", async (page, { ready, text, sent, count }) => {
     await ready();

@@ -11,6 +11,7 @@ use std::{
 
 use reflect_tests::smollm2;
 use reflect_text::{Closed, Event, FinishReason};
+use safetensors::SafeTensors;
 
 /// The program.
 fn program() -> PathBuf {
@@ -74,6 +75,65 @@ fn a_truncated_model_is_refused() {
         let name = Path::new(file.path()).file_name().and_then(|name| name.to_str()).unwrap_or_default();
         assert_refused(&["run", "--device", "cpu", "--model", file.path(), "Hi"], 2, &[name]);
     }
+}
+
+/// reflect-tiny in two files of weights with an index, and their names.
+fn in_two_files(folder: &Path) -> [String; 2] {
+    let tiny = reflect_tests::root().join("models/reflect-tiny");
+    std::fs::create_dir_all(folder).expect("a folder");
+    for file in ["config.json", "tokenizer.json", "tokenizer_config.json"] {
+        std::fs::copy(tiny.join(file), folder.join(file)).expect("a copy");
+    }
+    let bytes = std::fs::read(tiny.join("model.safetensors")).expect("the checkpoint can be read");
+    let whole = SafeTensors::deserialize(&bytes).expect("a checkpoint");
+    let names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"].map(str::to_owned);
+    let mut map = serde_json::Map::new();
+    for (at, name) in names.iter().enumerate() {
+        let part: Vec<_> = whole.tensors().into_iter().skip(at).step_by(2).collect();
+        map.extend(part.iter().map(|(tensor, _)| (tensor.clone(), name.clone().into())));
+        safetensors::serialize_to_file(part, None, &folder.join(name)).expect("a file of weights");
+    }
+    let index = serde_json::json!({ "weight_map": map }).to_string();
+    std::fs::write(folder.join("model.safetensors.index.json"), index).expect("an index");
+    names
+}
+
+#[test]
+fn a_file_of_weights_that_is_missing_or_cut_off_is_named() {
+    let folder = std::env::temp_dir().join(format!("reflect-cli-{}-two", std::process::id()));
+    let [_, second] = in_two_files(&folder);
+    let model = folder.to_str().expect("a plain path").to_owned();
+    let whole = token_ids(&["--device", "cpu", "--model", &model, "What is 2 + 3?"]);
+    let expected = token_ids(&["--device", "cpu", "--model", "reflect-tiny", "What is 2 + 3?"]);
+    assert_eq!(whole.0, expected.0, "{}", whole.1);
+
+    let file = folder.join(&second);
+    let bytes = std::fs::read(&file).expect("the file can be read");
+    for device in ["cpu", "cpu,cpu"] {
+        let args = ["run", "--device", device, "--model", &model, "Hi"];
+        for len in [0, 7, 1000, bytes.len() - 1] {
+            std::fs::write(&file, &bytes[..len]).expect("a shorter file");
+            assert_refused(&args, 2, &[&second]);
+        }
+        std::fs::remove_file(&file).expect("the file is there");
+        assert_refused(&args, 2, &[&second]);
+    }
+    let _ = std::fs::remove_dir_all(&folder);
+}
+
+#[test]
+fn memory_that_is_gone_since_the_plan_is_told() {
+    let model = model();
+    let plan = |memory: &str| {
+        let output =
+            run(&["plan", "--model", &model, "--device", "cpu", "--context", "512", "--memory", memory]);
+        output.status.code()
+    };
+    assert_eq!(plan("400MB"), Some(0));
+    let args = ["run", "--device", "cpu", "--context", "512", "--memory", "20MB", "--model", &model, "Hi"];
+    assert_refused(&args, 2, &["needs", "20", "--memory"]);
+    let both = ["run", "--device", "cpu,cpu", "--memory", "50MB,10MB", "--model", &model, "Hi"];
+    assert_refused(&both, 2, &["--memory"]);
 }
 
 #[test]

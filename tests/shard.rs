@@ -2,7 +2,7 @@
 
 use reflect_kernels::device::{self, Adapter, OpenDevice};
 use reflect_llm::{
-    Engine, EngineOptions, Llama, LlamaConfig, Request, SequenceId, Stage, load_stages,
+    Engine, EngineError, EngineOptions, Llama, LlamaConfig, Request, SequenceId, Stage, load_stages,
     sampler::SamplingParams,
 };
 use reflect_tests::{
@@ -161,5 +161,52 @@ fn many_sequences_in_flight_have_the_answers_they_have_alone() {
             }
         }
         assert_eq!(engine.free_positions(), 2048, "{name}: pages that nobody holds");
+    }
+}
+
+/// What one of many requests gets: its greedy answer, or the sentence that says why there is none.
+fn answer_or_error(engine: &mut Engine, lost: Option<(&OpenDevice, usize)>) -> Result<Vec<u32>, EngineError> {
+    let sampling = SamplingParams::greedy();
+    let id = engine.submit(Request { prompt: prompts()[0].clone(), sampling })?;
+    let mut answer = Vec::new();
+    while answer.len() < TOKENS {
+        if let Some((device, after)) = lost
+            && answer.len() == after
+        {
+            device.lose();
+        }
+        answer.extend(pollster::block_on(engine.step(&mut ()))?.sampled.iter().map(|(_, chosen)| chosen.id));
+    }
+    engine.cancel(id);
+    Ok(answer)
+}
+
+#[test]
+fn a_device_lost_in_the_middle_ends_its_requests_and_nothing_else() {
+    require_gpu();
+    let adapters = pollster::block_on(device::adapters());
+    let alone = answer_or_error(&mut engine(&[device::cpu()]), None).expect("an answer");
+    for adapter in &adapters {
+        let other = adapters.iter().find(|other| other.row.name != adapter.row.name).unwrap_or(adapter);
+        for first in [true, false] {
+            let name = format!("{} lost, first: {first}", adapter.row.name);
+            let (lost, kept) = (open(adapter), open(other));
+            let order = if first { [lost.clone(), kept.clone()] } else { [kept.clone(), lost.clone()] };
+            let mut sharded = engine(&order);
+            let error = answer_or_error(&mut sharded, Some((&lost, 4))).expect_err("a device is gone");
+            let sentence = error.to_string();
+            println!("{name}: {sentence}");
+            let layers = if first { "layers 1 to 1" } else { "layers 2 to 5" };
+            assert!(matches!(error, EngineError::Device(_)), "{name}: {error:?}");
+            assert!(sentence.contains(layers), "{name}: {sentence}");
+            assert!(!sentence.contains('\n'), "{name}: {sentence}");
+            // It stays lost, and says so again.
+            answer_or_error(&mut sharded, None).expect_err("it is still gone");
+            drop(sharded);
+            // What else runs on the other device goes on, and so does the model on a new opening.
+            assert_eq!(answer_or_error(&mut engine(&[kept]), None).expect("an answer"), alone, "{name}");
+            let again = engine(&[open(adapter), open(other)]);
+            assert_eq!(answer_or_error(&mut { again }, None).expect("an answer"), alone, "{name}");
+        }
     }
 }

@@ -1,6 +1,8 @@
 //! Fetches the checkpoint that tests and first runs use, and proves that it is the right one.
 
+use crate::checks::binary;
 use crate::process::{cache, command, run, sha256_of};
+use crate::recipe::made;
 use anyhow::{Context, Result, ensure};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,9 +12,25 @@ const FILE: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
 const BYTES: u64 = 98_362_432;
 const SHA256: &str = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53";
 
-/// The folder of the model named `smollm2`.
+/// Formats of weights in which the model can be had: its own, and those that `reflect-run convert` writes.
+pub const FORMATS: [&str; 3] = ["q4_1", "q4_0", "q8_0"];
+
+/// The file of the model named `smollm2`.
 pub fn smollm2() -> Result<PathBuf> {
     Ok(cache()?.join("models").join("smollm2").join(FILE))
+}
+
+/// The model with its weights in another format, for measuring speed: they went through Q4_1 first.
+pub fn smollm2_as(format: &str) -> Result<PathBuf> {
+    let file = smollm2()?;
+    if format == FORMATS[0] {
+        return Ok(file);
+    }
+    let folder = cache()?.join("models").join(format!("smollm2-{format}"));
+    made(&folder.join("model.gguf"), |_| {
+        let mut convert = command(binary()?, ["convert", "--to", format, "--model"]);
+        run(convert.arg(&file).arg("--out").arg(&folder))
+    })
 }
 
 /// Downloads SmolLM2-135M-Instruct (Q4_1, Apache-2.0) and its licence, unless the right file is there already.

@@ -11,42 +11,57 @@ const RUNS: usize = 5;
 const SIZES: [&str; 4] = ["--prompt-tokens", "113", "--gen-tokens", "64"];
 const METRICS: [(&str, &str); 2] = [("prefill", "prefill_tokens_per_s"), ("decode", "decode_tokens_per_s")];
 
-/// Prints a table of medians and ratios for the CPU and the GPU (lavapipe when there is none).
+/// Prints a table of medians and ratios for the CPU and the GPU (lavapipe when there is none), for the weight
+/// formats that are asked for (without any: the file's own).
 ///
 /// Both programs take `--model`, `--device`, `--prompt-tokens` and `--gen-tokens`, warm up by themselves and
 /// print one JSON object. Their runs alternate, so that a busy moment of the machine hits both.
 pub fn bench(args: &[String]) -> Result<()> {
-    let devices = match args {
-        [] => vec!["cpu", "gpu"],
-        [only] if only == "cpu" || only == "gpu" => vec![only.as_str()],
-        _ => bail!("bench-peers takes `cpu`, `gpu` or nothing."),
-    };
+    let (mut devices, mut formats) = (Vec::new(), Vec::new());
+    for arg in args.iter().map(String::as_str) {
+        match arg {
+            "cpu" | "gpu" => devices.push(arg),
+            _ if models::FORMATS.contains(&arg) => formats.push(arg),
+            _ => bail!("bench-peers takes cpu, gpu and the formats {}.", models::FORMATS.join(", ")),
+        }
+    }
+    if devices.is_empty() {
+        devices = vec!["cpu", "gpu"];
+    }
+    if formats.is_empty() {
+        formats = vec![models::FORMATS[0]];
+    }
     setup::for_models()?;
     models::fetch_smollm2()?;
     step("build", &mut cargo("build")?)?;
 
     let mut table = String::from(
-        "| device | measure | reflect | llama.cpp | ratio |\n| --- | --- | ---: | ---: | ---: |\n",
+        "| device | weights | measure | reflect | llama.cpp | ratio |\n| --- | --- | --- | ---: | ---: | ---: |\n",
     );
-    for device in devices {
-        let mut ours = Vec::new();
-        let mut theirs = Vec::new();
-        for _ in 0..RUNS {
-            theirs.push(measure(command("node", ["tests/peers/llama_cpp.mjs"]), device)?);
-            ours.push(measure(command(binary()?, ["bench", "--json"]), device)?);
-        }
-        for (index, (name, _)) in METRICS.iter().enumerate() {
-            let (our, their) = (median(&ours, index), median(&theirs, index));
-            table +=
-                &format!("| {device} | {name}, tokens/s | {our:.2} | {their:.2} | {:.2} |\n", our / their);
+    for format in formats {
+        let model = models::smollm2_as(format)?;
+        for device in &devices {
+            let mut ours = Vec::new();
+            let mut theirs = Vec::new();
+            for _ in 0..RUNS {
+                theirs.push(measure(command("node", ["tests/peers/llama_cpp.mjs"]), &model, device)?);
+                ours.push(measure(command(binary()?, ["bench", "--json"]), &model, device)?);
+            }
+            for (index, (name, _)) in METRICS.iter().enumerate() {
+                let (our, their) = (median(&ours, index), median(&theirs, index));
+                let ratio = our / their;
+                table += &format!(
+                    "| {device} | {format} | {name}, tokens/s | {our:.2} | {their:.2} | {ratio:.2} |\n"
+                );
+            }
         }
     }
-    println!("\nMedian of {RUNS} runs, SmolLM2-135M-Instruct Q4_1, {}\n\n{table}", SIZES.join(" "));
+    println!("\nMedian of {RUNS} runs, SmolLM2-135M-Instruct, {}\n\n{table}", SIZES.join(" "));
     Ok(())
 }
 
-fn measure(mut program: Command, device: &str) -> Result<[f64; 2]> {
-    program.arg("--model").arg(models::smollm2()?).args(["--device", device]).args(SIZES);
+fn measure(mut program: Command, model: &Path, device: &str) -> Result<[f64; 2]> {
+    program.arg("--model").arg(model).args(["--device", device]).args(SIZES);
     let lavapipe = setup::LAVAPIPE.iter().find(|file| Path::new(file).exists());
     if let (false, Some(driver)) = (setup::hardware_gpu(), lavapipe) {
         program.env("VK_DRIVER_FILES", driver);

@@ -183,6 +183,28 @@ pub fn fma<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FMA { a.mul_add(b, c) } else { a * b + c }
 }
 
+/// `exp(x)` for `x` of at most 0, within two units in the last place; 0 below the smallest normal number. It has
+/// no branch, so that a loop of it becomes vectors: the reduction and polynomial are those of Cephes' `expf`.
+#[inline(always)]
+pub fn exp<const FMA: bool>(x: f32) -> f32 {
+    // ln 2 in two parts, of which the first has few bits.
+    const LN2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
+    // Adding and subtracting it rounds to a whole number.
+    const ROUND: f32 = 12_582_912.0;
+    const SERIES: [f32; 6] =
+        [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5.000_000_1e-1];
+    let clamped = x.max(-87.0);
+    let n = fma::<FMA>(clamped, std::f32::consts::LOG2_E, ROUND) - ROUND;
+    let r = fma::<FMA>(-n, LN2[1], fma::<FMA>(-n, LN2[0], clamped));
+    let mut sum = SERIES[0];
+    for c in &SERIES[1..] {
+        sum = fma::<FMA>(sum, r, *c);
+    }
+    let power = f32::from_bits((((n as i32) + 127) << 23) as u32);
+    let y = fma::<FMA>(sum, r * r, r + 1.0) * power;
+    if x < -87.0 { 0.0 } else { y }
+}
+
 /// Defines `$name(args)`, which runs `$body::<true>(args)` compiled for AVX2 and FMA where the
 /// processor has them, and `$body` compiled for the target otherwise.
 macro_rules! dispatch_simd {
@@ -234,4 +256,21 @@ pub fn sum_lanes(lanes: &[f32; 32]) -> f32 {
         eight[i] = (lanes[i] + lanes[i + 8]) + (lanes[i + 16] + lanes[i + 24]);
     }
     ((eight[0] + eight[4]) + (eight[2] + eight[6])) + ((eight[1] + eight[5]) + (eight[3] + eight[7]))
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn exp_is_near_the_right_value() {
+        for i in 0..870_001 {
+            let x = -1e-4 * i as f32;
+            let expected = f64::from(x).exp();
+            for y in [super::exp::<false>(x), super::exp::<true>(x)] {
+                let error = (f64::from(y) - expected).abs() / expected;
+                assert!(x < -87.0 || error < 2.4e-7, "exp({x}) is {y} and not {expected}: {error:e}");
+            }
+        }
+        assert_eq!(super::exp::<true>(f32::NEG_INFINITY), 0.0);
+        assert_eq!(super::exp::<true>(0.0), 1.0);
+    }
 }

@@ -72,6 +72,17 @@ pub struct OpenDevice {
     pub backend: String,
     /// `None` on the CPU.
     pub profile: Option<Profile>,
+    handle: Option<wgpu::Device>,
+}
+
+impl OpenDevice {
+    /// Takes the device away, as a driver that resets or an unplugged card does: what is asked of it from
+    /// now on fails. The CPU can't be lost.
+    pub fn lose(&self) {
+        if let Some(handle) = &self.handle {
+            handle.destroy();
+        }
+    }
 }
 
 /// Profiles of the devices opened so far, by the runtime's device number.
@@ -242,6 +253,7 @@ impl Adapter {
             })
             .await
             .map_err(|error| refused(error.to_string()))?;
+        let handle = device.clone();
         let setup = WgpuSetup {
             instance: self.instance.clone(),
             adapter: self.adapter.clone(),
@@ -266,6 +278,7 @@ impl Adapter {
             name: row.name.clone(),
             backend: row.backend.clone(),
             profile: Some(profile),
+            handle: Some(handle),
         })
     }
 }
@@ -277,6 +290,8 @@ const TASKS_MAX: usize = 128;
 /// Runs `work`, which launches many kernels on the device of `on`, on the thread that feeds that
 /// device. There a launch is a call; from any other thread it goes through a queue of 32 entries,
 /// and a full queue makes the caller spin, on a core that a software adapter wants for its kernels.
+/// On the CPU it runs on a thread of the pool that shares out the kernels' work, which saves putting the
+/// caller to sleep and waking it for each kernel.
 ///
 /// # Errors
 /// If the device's thread is gone or `work` panicked; the runtime's message.
@@ -287,7 +302,7 @@ pub fn on_device_thread<R: Send + 'static>(
 ) -> Result<R, String> {
     match on.clone().try_into_primitive::<CubeBackend>() {
         Ok(tensor) => tensor.client.exclusive(work).map_err(|error| error.to_string()),
-        Err(_) => Ok(work()),
+        Err(_) => Ok(rayon::scope(|_| work())),
     }
 }
 
@@ -302,7 +317,13 @@ pub fn on_device_thread<R>(_: &Tensor<1, Int>, work: impl FnOnce() -> R) -> Resu
 
 /// The CPU as a device.
 pub fn cpu() -> OpenDevice {
-    OpenDevice { device: Device::flex(), name: "cpu".to_owned(), backend: "cpu".to_owned(), profile: None }
+    OpenDevice {
+        device: Device::flex(),
+        name: "cpu".to_owned(),
+        backend: "cpu".to_owned(),
+        profile: None,
+        handle: None,
+    }
 }
 
 /// A device argument: `auto`, `cpu`, `gpu`, or indices of `reflect-run devices` and `cpu`,

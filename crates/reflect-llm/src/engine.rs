@@ -49,7 +49,8 @@ pub enum EngineError {
     Sample(#[from] SampleError),
     #[error(transparent)]
     Load(#[from] LoadError),
-    #[error("the device failed: {0}; restart with another --device")]
+    /// Which layers were there and why it failed, made by [`shard::failed`].
+    #[error("the device{0}; load the model again, or use another --device")]
     Device(String),
 }
 
@@ -311,6 +312,7 @@ impl Engine {
     }
 
     async fn all_logits(&mut self, id: SequenceId) -> Result<Vec<f32>, EngineError> {
+        let last_stage = self.model.stages.len() - 1;
         let sequence = self.sequences.get_mut(&id).ok_or(EngineError::NoSequence(id))?;
         self.cache.grow(&mut sequence.pages, sequence.tokens.len())?;
         let mut all = Vec::new();
@@ -324,7 +326,8 @@ impl Engine {
             let logits =
                 shard::run(&self.model, &mut self.cache.layers, &[vec![part]], LogitRows::All).await?;
             for logits in logits {
-                all.extend(read_floats(logits).await?);
+                let read = read_floats(logits).await;
+                all.extend(read.map_err(|reason| shard::failed(&self.model, last_stage, reason))?);
             }
         }
         Ok(all)
@@ -392,8 +395,12 @@ impl Engine {
             .map(|s| s.sampling.device_candidates().map(|k| k.min(MAX_K)))
             .try_fold(1, |most, k| k.map(|k| most.max(k)));
         let vocab = self.model.config.vocab_size;
+        let last_stage = self.model.stages.len() - 1;
         let found = match wanted {
-            Some(k) => Some(read_top_k(top_k(logits.clone(), k)).await.map_err(EngineError::Device)?),
+            Some(k) => {
+                let read = read_top_k(top_k(logits.clone(), k)).await;
+                Some(read.map_err(|reason| shard::failed(&self.model, last_stage, reason))?)
+            }
             None => None,
         };
         let mut all: Option<Vec<f32>> = None;
@@ -418,7 +425,8 @@ impl Engine {
                 }
             }
             if all.is_none() {
-                all = Some(read_floats(logits.clone()).await?);
+                let read = read_floats(logits.clone()).await;
+                all = Some(read.map_err(|reason| shard::failed(&self.model, last_stage, reason))?);
             }
             let rows = all.as_deref().unwrap_or_default();
             let mut candidates = Candidates::from_logits(&rows[row * vocab..][..vocab])?;
@@ -431,7 +439,7 @@ impl Engine {
     }
 }
 
-async fn read_floats(tensor: Tensor<2>) -> Result<Vec<f32>, EngineError> {
-    let data = tensor.into_data_async().await.map_err(|error| EngineError::Device(error.to_string()))?;
-    data.try_into_vec().map_err(|error| EngineError::Device(format!("{error:?}")))
+async fn read_floats(tensor: Tensor<2>) -> Result<Vec<f32>, String> {
+    let data = tensor.into_data_async().await.map_err(|error| error.to_string())?;
+    data.try_into_vec().map_err(|error| format!("{error:?}"))
 }

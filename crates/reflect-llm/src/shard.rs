@@ -26,6 +26,7 @@ pub async fn run(
     rows: LogitRows,
 ) -> Result<Vec<Tensor<2>>, EngineError> {
     let stages = model.stages.len();
+    let failed = |at: usize, reason: String| failed(model, at, reason);
     let mut on_the_way: Vec<Option<Hop>> = passes.iter().map(|_| None).collect();
     let mut logits = Vec::with_capacity(passes.len());
     // At each moment the stages run passes one after the other: the first stage is given its work before
@@ -34,7 +35,10 @@ pub async fn run(
         for (at, stage) in model.stages.iter().enumerate() {
             let Some(pass) = moment.checked_sub(at).filter(|pass| *pass < passes.len()) else { continue };
             let arrived = match on_the_way[pass].take() {
-                Some(hop) => Some(hop.arrive(&stage.device).await?),
+                // What does not arrive was made by the stage before.
+                Some(hop) => {
+                    Some(hop.arrive(&stage.device).await.map_err(|reason| failed(at - 1, reason))?)
+                }
                 None => None,
             };
             let batch = Batch::new(&passes[pass], &model.rope, &stage.device);
@@ -52,7 +56,7 @@ pub async fn run(
                     },
                 })
             });
-            let made = made.map_err(EngineError::Device)??;
+            let made = made.map_err(|reason| failed(at, reason))??;
             match last {
                 true => logits.push(made),
                 false => on_the_way[pass] = Some(Hop::start(made)),
@@ -60,6 +64,19 @@ pub async fn run(
         }
     }
     Ok(logits)
+}
+
+/// Which device failed, as far as layers tell it, and the first line of why: the rest is for its makers.
+pub fn failed(model: &Llama, stage: usize, reason: String) -> EngineError {
+    let reason = reason.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("it gave no reason");
+    let layers = match model.stages.as_slice() {
+        [_] => String::new(),
+        stages => {
+            let layers = &stages[stage].layers;
+            format!(" of layers {} to {}", layers.start + 1, layers.end)
+        }
+    };
+    EngineError::Device(format!("{layers} failed: {reason}"))
 }
 
 /// The residual stream between two devices.
@@ -81,12 +98,11 @@ impl Hop {
     }
 
     /// The tensor on the next device.
-    async fn arrive(self, device: &Device) -> Result<Residual, EngineError> {
+    async fn arrive(self, device: &Device) -> Result<Residual, String> {
         let data = match self.read {
-            Some(read) => read,
-            None => self.reading.await,
+            Some(read) => read?,
+            None => self.reading.await?,
         };
-        let data = data.map_err(EngineError::Device)?;
         Ok(Residual { hidden: Tensor::from_data(data, device), delta: None })
     }
 }

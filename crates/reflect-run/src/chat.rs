@@ -48,12 +48,14 @@ pub fn chat(args: &ChatArgs) -> Result<ExitCode> {
     let sampling = sampling(&args.answer, 0, checkpoint.texts.config.vocab_size)?;
     let place = &args.model.place;
     let context = checkpoint.context(place, CONTEXT)?;
-    let runtime = Runtime::load(checkpoint, place, context, started)?;
+    let load = |checkpoint, started| Runtime::load(checkpoint, place, context, started);
+    let runtime = load(checkpoint, started)?;
     let limits = limits(&args.answer, runtime.eos_ids.clone());
     let terminal = Terminal::of_stdout();
     let system = args.answer.system.as_deref().map(prompt::system_message);
     let mut chat = Chat {
         runtime,
+        reload: Box::new(|| load(Checkpoint::open(&args.model)?, Instant::now())),
         sampling,
         limits,
         view: args.answer.view,
@@ -79,7 +81,7 @@ pub fn chat(args: &ChatArgs) -> Result<ExitCode> {
 }
 
 /// Reads lines until the end of the input or `/quit`.
-fn converse(chat: &mut Chat, editor: &mut DefaultEditor) -> Result<()> {
+fn converse(chat: &mut Chat<'_>, editor: &mut DefaultEditor) -> Result<()> {
     let mut draft = String::new();
     loop {
         let line = match editor.readline_with_initial("> ", (&draft, "")) {
@@ -111,8 +113,10 @@ fn converse(chat: &mut Chat, editor: &mut DefaultEditor) -> Result<()> {
     }
 }
 
-struct Chat {
+struct Chat<'a> {
     runtime: Runtime,
+    /// Loads the model once more, after a device failed.
+    reload: Box<dyn Fn() -> Result<Runtime> + 'a>,
     sampling: SamplingParams,
     limits: GenerationOptions,
     view: ViewMode,
@@ -124,7 +128,7 @@ struct Chat {
     sequence: Option<SequenceId>,
 }
 
-impl Chat {
+impl Chat<'_> {
     fn banner(&self) -> Result<()> {
         let Runtime { model, devices, engine, .. } = &self.runtime;
         let shown = devices.iter().map(|device| match device.backend.as_str() {
@@ -156,10 +160,12 @@ impl Chat {
             }
             Err(error) => {
                 self.turns.pop();
-                if let Some(EngineError::Device(_)) = error.downcast_ref::<EngineError>() {
-                    return Err(error);
-                }
                 eprintln!("error: {error:#}");
+                if let Some(EngineError::Device(_)) = error.downcast_ref::<EngineError>() {
+                    self.runtime = (self.reload)().context("the model could not be loaded again")?;
+                    self.sequence = None;
+                    println_dim(self.terminal, "The model was loaded again; what was said before is kept.")?;
+                }
                 Ok(())
             }
         }

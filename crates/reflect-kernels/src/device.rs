@@ -5,7 +5,7 @@
 
 use std::sync::{PoisonError, RwLock};
 
-use burn::tensor::{Device, Int, Tensor};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 use burn_wgpu::{CubeBackend, CubeTensor, WgpuSetup, wgpu};
 
 /// What can go wrong before the first tensor.
@@ -313,6 +313,17 @@ pub fn on_device_thread<R: Send + 'static>(
 #[cfg(target_family = "wasm")]
 pub fn on_device_thread<R>(_: &Tensor<1, Int>, work: impl FnOnce() -> R) -> Result<R, String> {
     Ok(work())
+}
+
+/// What a device computed, with its bytes on the host. The runtime may put off copying them until somebody
+/// looks, and a failure is a panic then; here it is an error.
+///
+/// # Errors
+/// If the device was lost or a kernel failed; the message is the driver's.
+pub fn landed<E: std::fmt::Display>(read: Result<TensorData, E>) -> Result<TensorData, String> {
+    let data = read.map_err(|error| error.to_string())?;
+    data.bytes().read(Default::default()).map_err(|error| error.to_string())?;
+    Ok(data)
 }
 
 /// The CPU as a device.

@@ -4,7 +4,7 @@
 
 use burn::tensor::{Device, Tensor, TensorData};
 
-use crate::ops;
+use crate::{device::landed, ops};
 
 /// Microseconds of the enqueuing thread for one launch, median of several rounds.
 #[derive(Clone, Copy, Debug, serde::Serialize)]
@@ -90,7 +90,7 @@ fn replayed(
 }
 
 async fn settle(x: Tensor<2>) -> Result<(), String> {
-    x.into_data_async().await.map(drop).map_err(|error| error.to_string())
+    landed(x.into_data_async().await).map(drop)
 }
 
 /// Median round in microseconds a launch.

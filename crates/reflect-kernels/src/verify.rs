@@ -8,6 +8,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use crate::{
     Batch, Format, KvFormat, KvLayer, KvShape, PackedMatrix, PairLayout, RopeTable, SequenceRows,
     batch::PAGE,
+    device::landed,
     format::{encode_row, pack_row},
     ops::{self, attention::AttentionArgs, embed::EmbedArgs, matmul::MatmulArgs, rope_append::RopeArgs},
 };
@@ -378,12 +379,12 @@ fn cache_floats(words: &[u32], kv: &KvShape) -> Vec<f32> {
 }
 
 async fn read<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>, String> {
-    let data = tensor.into_data_async().await.map_err(|error| error.to_string())?;
+    let data = landed(tensor.into_data_async().await)?;
     data.try_into_vec().map_err(|error| format!("{error:?}"))
 }
 
 async fn read_words(tensor: Tensor<1, Int>) -> Result<Vec<u32>, String> {
-    let data = tensor.into_data_async().await.map_err(|error| error.to_string())?;
+    let data = landed(tensor.into_data_async().await)?;
     let words: Vec<i32> = data.try_into_vec().map_err(|error| format!("{error:?}"))?;
     Ok(bytemuck::allocation::cast_vec(words))
 }

@@ -9,6 +9,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use reflect_kernels::{
     KvFormat, KvShape, PAGE, PairLayout, SequenceRows,
+    device::landed,
     ops::top_k::{MAX_K, TopK, read_top_k, top_k},
 };
 
@@ -440,6 +441,6 @@ impl Engine {
 }
 
 async fn read_floats(tensor: Tensor<2>) -> Result<Vec<f32>, String> {
-    let data = tensor.into_data_async().await.map_err(|error| error.to_string())?;
+    let data = landed(tensor.into_data_async().await)?;
     data.try_into_vec().map_err(|error| format!("{error:?}"))
 }

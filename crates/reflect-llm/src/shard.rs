@@ -6,7 +6,10 @@ use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
 use burn::tensor::{Device, Tensor, TensorData};
-use reflect_kernels::{Batch, KvLayer, SequenceRows, device::on_device_thread};
+use reflect_kernels::{
+    Batch, KvLayer, SequenceRows,
+    device::{landed, on_device_thread},
+};
 
 use crate::{
     engine::EngineError,
@@ -36,9 +39,7 @@ pub async fn run(
             let Some(pass) = moment.checked_sub(at).filter(|pass| *pass < passes.len()) else { continue };
             let arrived = match on_the_way[pass].take() {
                 // What does not arrive was made by the stage before.
-                Some(hop) => {
-                    Some(hop.arrive(&stage.device).await.map_err(|reason| failed(at - 1, reason))?)
-                }
+                Some(hop) => Some(hop.arrive(&stage.device).await.map_err(|reason| failed(at - 1, reason))?),
                 None => None,
             };
             let batch = Batch::new(&passes[pass], &model.rope, &stage.device);
@@ -66,9 +67,10 @@ pub async fn run(
     Ok(logits)
 }
 
-/// Which device failed, as far as layers tell it, and the first line of why: the rest is for its makers.
+/// Which device failed, as far as layers tell it, and the line that says why: the rest is for its makers.
 pub fn failed(model: &Llama, stage: usize, reason: String) -> EngineError {
-    let reason = reason.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("it gave no reason");
+    let cause = reason.split_once("Caused by:").map_or(reason.as_str(), |(_, cause)| cause);
+    let reason = cause.lines().map(|line| line.trim().trim_end_matches(':')).find(|line| !line.is_empty()).unwrap_or("it gave no reason");
     let layers = match model.stages.as_slice() {
         [_] => String::new(),
         stages => {
@@ -99,10 +101,11 @@ impl Hop {
 
     /// The tensor on the next device.
     async fn arrive(self, device: &Device) -> Result<Residual, String> {
-        let data = match self.read {
-            Some(read) => read?,
-            None => self.reading.await?,
+        let read = match self.read {
+            Some(read) => read,
+            None => self.reading.await,
         };
+        let data = landed(read)?;
         Ok(Residual { hidden: Tensor::from_data(data, device), delta: None })
     }
 }

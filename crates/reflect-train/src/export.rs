@@ -5,7 +5,7 @@ use std::path::Path;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use pollster::block_on;
-use reflect_kernels::{Format, PackedMatrix, ops::Moments};
+use reflect_kernels::{Format, PackedMatrix, device::landed, ops::Moments};
 use reflect_llm::{
     Llama, LlamaConfig,
     config::RopeLayout,
@@ -160,7 +160,7 @@ pub fn matrix(values: &[f32], rows: usize, cols: usize, device: &Device) -> Pack
 }
 
 fn words(tensor: Tensor<1, Int>) -> Result<Vec<i32>, TrainError> {
-    let data = block_on(tensor.into_data_async()).map_err(|error| TrainError::Device(error.to_string()))?;
+    let data = landed(block_on(tensor.into_data_async())).map_err(TrainError::Device)?;
     data.try_into_vec().map_err(|error| TrainError::Device(format!("{error:?}")))
 }
 

@@ -13,6 +13,7 @@ use burn_wgpu::CubeBackend;
 use super::{output, swiglu::exp};
 use crate::{
     cpu::{self, Scattered, dispatch_simd},
+    device::landed,
     shader::{Shader, grid, launch, u},
 };
 
@@ -84,7 +85,7 @@ pub struct RowLoss {
 /// # Errors
 /// If the device was lost or a kernel failed; the message is the driver's.
 pub async fn read_losses(state: RowState, targets: &[u32]) -> Result<Vec<RowLoss>, String> {
-    let data = state.into_data_async().await.map_err(|error| error.to_string())?;
+    let data = landed(state.into_data_async().await)?;
     let values: Vec<f32> = data.try_into_vec().map_err(|error| format!("{error:?}"))?;
     let rows = values.chunks(4).zip(targets);
     Ok(rows

@@ -14,6 +14,7 @@ use burn_wgpu::CubeBackend;
 use super::empty_like;
 use crate::{
     cpu,
+    device::landed,
     shader::{Shader, grid, launch, u},
 };
 
@@ -47,7 +48,7 @@ pub fn top_k(logits: Tensor<2>, k: usize) -> Tensor<2, Int> {
 /// If the device was lost or a kernel failed; the message is the driver's.
 pub async fn read_top_k(found: Tensor<2, Int>) -> Result<Vec<TopK>, String> {
     let [_, width] = found.dims();
-    let data = found.into_data_async().await.map_err(|error| error.to_string())?;
+    let data = landed(found.into_data_async().await)?;
     let words: Vec<i32> = data.try_into_vec().map_err(|error| format!("{error:?}"))?;
     Ok(words.chunks(width).map(decode).collect())
 }

@@ -54,7 +54,9 @@ impl Blocks {
             let from = &x.data[x.first + vector * LANES * x.row_stride..];
             // SAFETY: each vector of tokens is written by one task; `product` runs where the processor has
             // the features.
-            unsafe { transpose(from, x.row_stride, [count, cols], |col| to.slice(first + col * stride, LANES)) };
+            unsafe {
+                transpose(from, x.row_stride, [count, cols], |col| to.slice(first + col * stride, LANES))
+            };
         });
         Self { data, starts, cols }
     }
@@ -242,12 +244,7 @@ fn mask(left: usize) -> u16 {
 /// Gives each column of the first `rows` rows of `from`, `stride` apart, to `to`: as many elements as its
 /// slices have, zeros after the rows.
 #[target_feature(enable = "avx512f")]
-fn transpose<'a>(
-    from: &[f32],
-    stride: usize,
-    [rows, cols]: [usize; 2],
-    to: impl Fn(usize) -> &'a mut [f32],
-) {
+fn transpose<'a>(from: &[f32], stride: usize, [rows, cols]: [usize; 2], to: impl Fn(usize) -> &'a mut [f32]) {
     assert!(rows <= LANES && (rows == 0 || cols == 0 || (rows - 1) * stride + cols <= from.len()));
     for first in (0..cols).step_by(LANES) {
         let count = LANES.min(cols - first);

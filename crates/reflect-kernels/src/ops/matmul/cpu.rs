@@ -6,9 +6,9 @@ use burn::backend::{
     tensor::{FloatTensor, IntTensor},
 };
 
+use super::{MatmulArgs, PackedMatmul};
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, avx512};
-use super::{MatmulArgs, PackedMatmul};
 use crate::{
     cpu::{self, Scattered, View, dispatch_simd, fma},
     format::{Format, Scale, UNIT, decode_e4m3, widen_f16},

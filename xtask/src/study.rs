@@ -2,6 +2,7 @@
 //! each a data set, a training run and an evaluation on held-out problems; then tables and a figure.
 
 mod arms;
+mod kept;
 mod report;
 
 use crate::checks::{binary, build};
@@ -20,6 +21,7 @@ pub struct Grid {
     /// Millions of weights and of tokens, for the report.
     pub weights: f64,
     pub tokens: f64,
+    /// Tokens of a step.
     pub micro_tokens: usize,
     pub steps: usize,
     pub rate: &'static str,
@@ -53,12 +55,13 @@ const FULL: Grid = Grid {
     evaluated: 2000,
 };
 
-/// What one arm came to with one seed.
+/// What one arm came to with one seed: the part of the evaluation's report that the study reads.
 pub struct Outcome {
     pub report: Value,
 }
 
-/// Runs what has not been run, and writes docs/reflection-study.md with its figure.
+/// Runs what has not been run, and writes docs/reflection-study.md with its figure. Outcomes are kept in
+/// docs/reflection-study, so that another machine can go on with the queue.
 pub fn run(grid: &str) -> Result<()> {
     let grid = match grid {
         "small" => SMALL,
@@ -71,6 +74,7 @@ pub fn run(grid: &str) -> Result<()> {
     let tokenizer = recipe::tokenizer(&folder, "1")?;
     let base = folder.join("shape");
     recipe::shape(&base, &grid.shape, &tokenizer)?;
+    let kept = kept::Kept::open(grid.name)?;
     let total = QUESTIONS.iter().map(|question| question.arms.len()).sum::<usize>() * grid.seeds.len();
     let mut done = 0;
     let mut results = Vec::new();
@@ -81,7 +85,16 @@ pub fn run(grid: &str) -> Result<()> {
             for seed in grid.seeds {
                 done += 1;
                 println!("==> arm {done} of {total}: {}, {}, seed {seed}", question.name, arm.name);
-                of_arm.push(run_arm(&grid, &folder, &base, question, arm, seed)?);
+                let key = kept::Key::of(&grid, question, arm, seed);
+                let outcome = match kept.find(&key)? {
+                    Some(outcome) => outcome,
+                    None => {
+                        let outcome = run_arm(&grid, &folder, &base, question, arm, seed)?;
+                        kept.add(&key, &outcome)?;
+                        outcome
+                    }
+                };
+                of_arm.push(outcome);
             }
             of_question.push(of_arm);
         }
@@ -136,16 +149,18 @@ fn run_arm(
         evaluate(&model, &tasks, grid, &run)?;
     }
     let text = fs::read_to_string(&result)?;
-    let report = serde_json::from_str(&text)
+    let report: Value = serde_json::from_str(&text)
         .with_context(|| format!("{} can't be read; delete it to make it again.", result.display()))?;
-    Ok(Outcome { report })
+    Ok(kept::read_part(&report))
 }
 
 fn train(grid: &Grid, base: &Path, arm: &Arm, seed: &str, records: &Path, model: &Path) -> Result<()> {
     let mut run = command(binary()?, ["train", "--fresh", "--device", "auto", "--seed", seed]);
     run.arg("--data").arg(records).arg("--model").arg(base).arg("--out").arg(model);
     run.args(["--loss", arm.loss, "--rate", grid.rate, "--warm-up", "100", "--final-share", "0.03"]);
-    run.args(["--micro-tokens", &grid.micro_tokens.to_string(), "--steps", &grid.steps.to_string()]);
+    // Two micro-batches a step, which run side by side on a CPU.
+    run.args(["--micro-tokens", &(grid.micro_tokens / 2).to_string(), "--accumulate", "2"]);
+    run.args(["--steps", &grid.steps.to_string()]);
     step("train", &mut run)
 }
 

@@ -3,7 +3,7 @@
 //! An *adapter* is what a driver offers; a *device* is one opening of it, with memory and a queue
 //! of its own. Several devices on one adapter are several shards.
 
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use burn_wgpu::{CubeBackend, CubeTensor, WgpuSetup, wgpu};
@@ -87,6 +87,39 @@ impl OpenDevice {
 
 /// Profiles of the devices opened so far, by the runtime's device number.
 static PROFILES: RwLock<Vec<(u16, Profile)>> = RwLock::new(Vec::new());
+
+/// Devices that failed, and why.
+static FAILURES: RwLock<Vec<(Device, String)>> = RwLock::new(Vec::new());
+
+/// Notes the first error that nobody waits for, memory that ran out above all, and gives the device up: what was
+/// asked of it would come out wrong.
+fn watch(handle: &wgpu::Device, device: &Device) {
+    let (lost, device) = (handle.clone(), device.clone());
+    handle.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
+        let mut failures = FAILURES.write().unwrap_or_else(PoisonError::into_inner);
+        if failures.iter().any(|(known, _)| *known == device) {
+            return;
+        }
+        let reason = match error {
+            wgpu::Error::OutOfMemory { .. } => "its memory is full".to_owned(),
+            other => other.to_string(),
+        };
+        failures.push((device.clone(), reason));
+        drop(failures);
+        lost.destroy();
+    }));
+}
+
+/// Why a device failed, where its driver said so.
+pub fn failure(device: &Device) -> Option<String> {
+    let failures = FAILURES.read().unwrap_or_else(PoisonError::into_inner);
+    failures.iter().find(|(known, _)| known == device).map(|(_, reason)| reason.clone())
+}
+
+async fn probe_data(device: &Device) -> Result<TensorData, String> {
+    let probe = Tensor::<1>::zeros([1], device);
+    probe.into_data_async().await.map_err(|error| error.to_string())
+}
 
 /// The profile of the device that holds `tensor`. A device that this file did not open is taken
 /// for the least capable.
@@ -269,6 +302,9 @@ impl Adapter {
         let probe = Tensor::<1, Int>::empty([1], &device);
         let probe =
             probe.try_into_primitive::<CubeBackend>().map_err(|error| refused(format!("{error:?}")))?;
+        // The runtime is up once it has answered; its own handler of errors, which panics, is in place then.
+        landed(probe_data(&device).await).map_err(refused)?;
+        watch(&handle, &device);
         PROFILES
             .write()
             .unwrap_or_else(PoisonError::into_inner)

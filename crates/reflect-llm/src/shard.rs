@@ -8,7 +8,7 @@ use std::task::{Context, Poll, Waker};
 use burn::tensor::{Device, Tensor, TensorData};
 use reflect_kernels::{
     Batch, KvLayer, SequenceRows,
-    device::{landed, on_device_thread},
+    device::{failure, landed, on_device_thread},
 };
 
 use crate::{
@@ -69,8 +69,11 @@ pub async fn run(
 
 /// Which device failed, as far as layers tell it, and the line that says why: the rest is for its makers.
 pub fn failed(model: &Llama, stage: usize, reason: String) -> EngineError {
-    let cause = reason.split_once("Caused by:").map_or(reason.as_str(), |(_, cause)| cause);
-    let reason = cause.lines().map(|line| line.trim().trim_end_matches(':')).find(|line| !line.is_empty()).unwrap_or("it gave no reason");
+    let cause = reason.rsplit_once("Caused by:").map_or(reason.as_str(), |(_, cause)| cause);
+    let mut lines =
+        cause.lines().map(|line| line.trim().trim_end_matches(':')).filter(|line| !line.is_empty());
+    let said = failure(&model.stages[stage].device);
+    let reason = said.as_deref().or(lines.next()).unwrap_or("it gave no reason");
     let layers = match model.stages.as_slice() {
         [_] => String::new(),
         stages => {

@@ -192,7 +192,7 @@ impl Session {
         };
         let clock = self.clock;
         let now_ms = || clock.elapsed().as_secs_f64() * 1e3;
-        let step = completion.step(&mut self.engine, &self.texts.tokenizer, now_ms);
+        let step = completion.step(&mut self.engine, None, &self.texts.tokenizer, now_ms);
         let (progress, busy) = Busy { future: Box::pin(step), time: Duration::ZERO }.await;
         let progress = progress.map_err(failed)?;
         let mut events = progress.events;

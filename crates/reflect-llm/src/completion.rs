@@ -4,8 +4,9 @@
 use reflect_text::{Event, FinishReason, Timings, Tokenizer};
 
 use crate::{
+    draft::Drafter,
     engine::{Engine, EngineError, SequenceId, TokenFilter},
-    sampler::Candidates,
+    sampler::{Candidates, Sampled},
     stream::{Generation, Next, Written},
 };
 
@@ -15,6 +16,14 @@ pub struct Completion {
     generation: Generation,
     clock: Clock,
     written: Vec<Written>,
+    drafts: Drafts,
+}
+
+/// How many tokens were drafted, and how many of them kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Drafts {
+    pub drafted: usize,
+    pub kept: usize,
 }
 
 /// What a step brought.
@@ -28,7 +37,17 @@ pub struct Progress {
 impl Completion {
     /// An answer that starts at `now_ms` by the caller's clock.
     pub fn new(sequence: SequenceId, generation: Generation, now_ms: f64) -> Self {
-        Self { sequence, generation, clock: Clock::start(now_ms), written: Vec::new() }
+        Self {
+            sequence,
+            generation,
+            clock: Clock::start(now_ms),
+            written: Vec::new(),
+            drafts: Drafts::default(),
+        }
+    }
+
+    pub fn drafts(&self) -> Drafts {
+        self.drafts
     }
 
     /// Takes tokens that are in the sequence already, as if they had just been written.
@@ -37,13 +56,14 @@ impl Completion {
         written.iter().flat_map(|token| self.generation.replay(tokenizer, token, now_ms)).collect()
     }
 
-    /// Runs one step of the engine.
+    /// Runs one step of the engine, with a draft if there is a `drafter`: the answer is the same.
     ///
     /// # Errors
-    /// If the engine fails.
+    /// If the engine or the drafter fails.
     pub async fn step(
         &mut self,
         engine: &mut Engine,
+        drafter: Option<&mut Drafter>,
         tokenizer: &Tokenizer,
         now_ms: impl Fn() -> f64,
     ) -> Result<Progress, EngineError> {
@@ -51,23 +71,34 @@ impl Completion {
         if !engine.has_room(self.sequence) {
             return Ok(ended(FinishReason::Length));
         }
-        let report = engine.step(&mut TextFilter { generation: &mut self.generation, tokenizer }).await?;
+        let draft = match drafter {
+            Some(drafter) => drafter.draft(engine.tokens(self.sequence)?).await?,
+            None => Vec::new(),
+        };
+        let mut text = TextFilter {
+            generation: &mut self.generation,
+            tokenizer,
+            now_ms: &now_ms,
+            progress: Progress { events: Vec::new(), ended: None },
+            next: Next::Continue,
+        };
+        let report = engine.step_drafted(self.sequence, &draft, &mut text).await?;
+        let TextFilter { mut progress, next, .. } = text;
         if report.rows == 0 {
             return Err(EngineError::NoSequence(self.sequence));
         }
-        let now_ms = now_ms();
-        self.clock.stepped(report.rows, report.sampled.len(), now_ms);
-        let mut progress = Progress { events: Vec::new(), ended: None };
-        for (_, sampled) in report.sampled {
-            let (events, next) = self.generation.push(tokenizer, &sampled, now_ms);
-            progress.events.extend(events);
-            self.written.push(Written::Sampled(sampled));
-            progress.ended = match next {
-                Next::Continue => None,
-                Next::Stop(reason) => Some(reason),
-                Next::Force(ids) => self.append(engine, &ids)?,
-            };
+        self.clock.stepped(report.rows, report.sampled.len(), now_ms());
+        if !report.sampled.is_empty() {
+            let kept = report.sampled.iter().zip(&draft).filter(|((_, sampled), id)| sampled.id == **id);
+            self.drafts.kept += kept.count();
+            self.drafts.drafted += draft.len();
         }
+        self.written.extend(report.sampled.into_iter().map(|(_, sampled)| Written::Sampled(sampled)));
+        progress.ended = match next {
+            Next::Continue => None,
+            Next::Stop(reason) => Some(reason),
+            Next::Force(ids) => self.append(engine, &ids)?,
+        };
         Ok(progress)
     }
 
@@ -101,15 +132,26 @@ impl Completion {
     }
 }
 
-/// Bans that depend on the text so far.
-struct TextFilter<'a> {
+/// The text so far: what it bans, and what it becomes with each token.
+struct TextFilter<'a, F> {
     generation: &'a mut Generation,
     tokenizer: &'a Tokenizer,
+    now_ms: &'a F,
+    progress: Progress,
+    /// What the last token asks for.
+    next: Next,
 }
 
-impl TokenFilter for TextFilter<'_> {
+impl<F: Fn() -> f64> TokenFilter for TextFilter<'_, F> {
     fn filter(&mut self, _: SequenceId, candidates: &mut Candidates) {
         self.generation.filter(self.tokenizer, candidates);
+    }
+
+    fn chosen(&mut self, _: SequenceId, sampled: &Sampled) -> bool {
+        let (events, next) = self.generation.push(self.tokenizer, sampled, (self.now_ms)());
+        self.progress.events.extend(events);
+        self.next = next;
+        matches!(self.next, Next::Continue)
     }
 }
 

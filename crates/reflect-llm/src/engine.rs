@@ -70,6 +70,12 @@ pub struct Request {
 pub trait TokenFilter {
     /// May ban candidates of `sequence`.
     fn filter(&mut self, sequence: SequenceId, candidates: &mut Candidates);
+
+    /// Sees each token as it is chosen. `false` says that what follows in the same step, if it was drafted, is
+    /// no longer wanted.
+    fn chosen(&mut self, _sequence: SequenceId, _sampled: &Sampled) -> bool {
+        true
+    }
 }
 
 /// Bans nothing.
@@ -313,7 +319,6 @@ impl Engine {
     }
 
     async fn all_logits(&mut self, id: SequenceId) -> Result<Vec<f32>, EngineError> {
-        let last_stage = self.model.stages.len() - 1;
         let sequence = self.sequences.get_mut(&id).ok_or(EngineError::NoSequence(id))?;
         self.cache.grow(&mut sequence.pages, sequence.tokens.len())?;
         let mut all = Vec::new();
@@ -328,7 +333,7 @@ impl Engine {
                 shard::run(&self.model, &mut self.cache.layers, &[vec![part]], LogitRows::All).await?;
             for logits in logits {
                 let read = read_floats(logits).await;
-                all.extend(read.map_err(|reason| shard::failed(&self.model, last_stage, reason))?);
+                all.extend(read.map_err(|reason| failed_at_the_end(&self.model, reason))?);
             }
         }
         Ok(all)
@@ -383,6 +388,53 @@ impl Engine {
         ready.chunks(each).map(|part| part.iter().map(last).collect()).collect()
     }
 
+    /// One step of a sequence in which a draft of what comes next is tried: its tokens go through the model
+    /// together with the last one, and the step keeps the chosen tokens up to the first that is not as
+    /// drafted. Each is chosen as it would have been without a draft, so the answer is the same but
+    /// for the rounding of several rows at once (Leviathan et al. 2023, arXiv 2211.17192, with drafts that are
+    /// certain). A sequence whose prompt is not through, or that has no room, does a step without.
+    ///
+    /// # Errors
+    /// As [`step`](Self::step); if a drafted id is outside the vocabulary.
+    pub async fn step_drafted(
+        &mut self,
+        id: SequenceId,
+        draft: &[u32],
+        filter: &mut impl TokenFilter,
+    ) -> Result<StepReport, EngineError> {
+        let vocab = self.model.config.vocab_size;
+        if let Some(&id) = draft.iter().find(|id| **id as usize >= vocab) {
+            return Err(EngineError::UnknownToken { id, vocab });
+        }
+        let sequence = self.sequences.get_mut(&id).ok_or(EngineError::NoSequence(id))?;
+        let len = sequence.tokens.len();
+        let most = self.options.prefill_chunk.min(self.options.context.saturating_sub(len));
+        let draft = &draft[..draft.len().min(most.saturating_sub(1))];
+        let ready = !sequence.paused && sequence.computed + 1 == len && !draft.is_empty();
+        if !ready || self.cache.grow(&mut sequence.pages, len + draft.len()).is_err() {
+            return self.step(filter).await;
+        }
+        let ids: Vec<u32> = sequence.tokens.last().into_iter().chain(draft).copied().collect();
+        let rows = SequenceRows { ids: &ids, first_position: len - 1, pages: &sequence.pages };
+        let mut passes =
+            shard::run(&self.model, &mut self.cache.layers, &[vec![rows]], LogitRows::All).await?;
+        let mut report = StepReport { sampled: Vec::new(), rows: ids.len() };
+        let Some(logits) = passes.pop() else { return Ok(report) };
+        let wanted = device_candidates([&*sequence]);
+        let mut rows = Rows::read(&self.model, logits, wanted).await?;
+        for row in 0..ids.len() {
+            let sampled = rows.choose(row, id, sequence, filter).await?;
+            sequence.computed += 1;
+            let wanted = filter.chosen(id, &sampled);
+            let as_drafted = draft.get(row) == Some(&sampled.id);
+            report.sampled.push((id, sampled));
+            if !wanted || !as_drafted {
+                break;
+            }
+        }
+        Ok(report)
+    }
+
     /// Chooses the next token of each sequence of `group` whose tokens are all computed.
     async fn choose(
         &mut self,
@@ -390,54 +442,90 @@ impl Engine {
         logits: Tensor<2>,
         filter: &mut impl TokenFilter,
     ) -> Result<Vec<(SequenceId, Sampled)>, EngineError> {
-        let wanted = group
-            .iter()
-            .filter_map(|id| self.sequences.get(id))
-            .map(|s| s.sampling.device_candidates().map(|k| k.min(MAX_K)))
-            .try_fold(1, |most, k| k.map(|k| most.max(k)));
-        let vocab = self.model.config.vocab_size;
-        let last_stage = self.model.stages.len() - 1;
-        let found = match wanted {
-            Some(k) => {
-                let read = read_top_k(top_k(logits.clone(), k)).await;
-                Some(read.map_err(|reason| shard::failed(&self.model, last_stage, reason))?)
-            }
-            None => None,
-        };
-        let mut all: Option<Vec<f32>> = None;
+        let wanted = device_candidates(group.iter().filter_map(|id| self.sequences.get(id)));
+        let mut rows = Rows::read(&self.model, logits, wanted).await?;
         let mut sampled = Vec::new();
         for (row, id) in group.iter().enumerate() {
             let Some(sequence) = self.sequences.get_mut(id) else { continue };
             if sequence.computed < sequence.tokens.len() || sequence.tokens.len() >= self.options.context {
                 continue;
             }
-            if let Some(found) = &found {
-                let TopK { candidates, log_sum_exp } = &found[row];
-                let mut candidates = Candidates::from_device(candidates, *log_sum_exp, vocab)?;
-                filter.filter(*id, &mut candidates);
-                match sample(&mut candidates, &sequence.tokens, &sequence.sampling, &mut sequence.rng) {
-                    Err(SampleError::NeedAllLogits) => {}
-                    chosen => {
-                        let chosen = chosen?;
-                        sequence.tokens.push(chosen.id);
-                        sampled.push((*id, chosen));
-                        continue;
-                    }
-                }
-            }
-            if all.is_none() {
-                let read = read_floats(logits.clone()).await;
-                all = Some(read.map_err(|reason| shard::failed(&self.model, last_stage, reason))?);
-            }
-            let rows = all.as_deref().unwrap_or_default();
-            let mut candidates = Candidates::from_logits(&rows[row * vocab..][..vocab])?;
-            filter.filter(*id, &mut candidates);
-            let chosen = sample(&mut candidates, &sequence.tokens, &sequence.sampling, &mut sequence.rng)?;
-            sequence.tokens.push(chosen.id);
+            let chosen = rows.choose(row, *id, sequence, filter).await?;
+            filter.chosen(*id, &chosen);
             sampled.push((*id, chosen));
         }
         Ok(sampled)
     }
+}
+
+/// How many candidates a row needs to serve all of `sequences`; `None` if one wants all logits.
+fn device_candidates<'a>(sequences: impl IntoIterator<Item = &'a Sequence>) -> Option<usize> {
+    let mut wanted = sequences.into_iter().map(|s| s.sampling.device_candidates().map(|k| k.min(MAX_K)));
+    wanted.try_fold(1, |most, k| k.map(|k| most.max(k)))
+}
+
+/// Rows of logits from which tokens are chosen: the likeliest of each, and all where those do not do.
+struct Rows<'a> {
+    model: &'a Llama,
+    logits: Tensor<2>,
+    found: Option<Vec<TopK>>,
+    all: Option<Vec<f32>>,
+}
+
+impl<'a> Rows<'a> {
+    /// Reads `wanted` candidates of each row, or nothing yet.
+    async fn read(model: &'a Llama, logits: Tensor<2>, wanted: Option<usize>) -> Result<Self, EngineError> {
+        let found = match wanted {
+            Some(k) => {
+                let read = read_top_k(top_k(logits.clone(), k)).await;
+                Some(read.map_err(|reason| failed_at_the_end(model, reason))?)
+            }
+            None => None,
+        };
+        Ok(Self { model, logits, found, all: None })
+    }
+
+    /// Chooses a token by a row and appends it.
+    async fn choose(
+        &mut self,
+        row: usize,
+        id: SequenceId,
+        sequence: &mut Sequence,
+        filter: &mut impl TokenFilter,
+    ) -> Result<Sampled, EngineError> {
+        let vocab = self.model.config.vocab_size;
+        if let Some(found) = &self.found {
+            let TopK { candidates, log_sum_exp } = &found[row];
+            let mut candidates = Candidates::from_device(candidates, *log_sum_exp, vocab)?;
+            filter.filter(id, &mut candidates);
+            match sample(&mut candidates, &sequence.tokens, &sequence.sampling, &mut sequence.rng) {
+                Err(SampleError::NeedAllLogits) => {}
+                chosen => {
+                    let chosen = chosen?;
+                    sequence.tokens.push(chosen.id);
+                    return Ok(chosen);
+                }
+            }
+        }
+        let all = match self.all.take() {
+            Some(all) => all,
+            None => {
+                let read = read_floats(self.logits.clone()).await;
+                read.map_err(|reason| failed_at_the_end(self.model, reason))?
+            }
+        };
+        let rows = self.all.insert(all);
+        let mut candidates = Candidates::from_logits(&rows[row * vocab..][..vocab])?;
+        filter.filter(id, &mut candidates);
+        let chosen = sample(&mut candidates, &sequence.tokens, &sequence.sampling, &mut sequence.rng)?;
+        sequence.tokens.push(chosen.id);
+        Ok(chosen)
+    }
+}
+
+/// The failure of the device that makes logits.
+fn failed_at_the_end(model: &Llama, reason: String) -> EngineError {
+    shard::failed(model, model.stages.len() - 1, reason)
 }
 
 async fn read_floats(tensor: Tensor<2>) -> Result<Vec<f32>, String> {

@@ -9,6 +9,7 @@ pub mod cache;
 pub mod checkpoint;
 pub mod completion;
 pub mod config;
+pub mod draft;
 pub mod engine;
 pub mod gguf;
 pub mod guard;

@@ -1,18 +1,24 @@
 //! One answer: the options of the command line, and the loop that steps the engine and turns its
 //! tokens into events.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use pollster::block_on;
 use reflect_llm::{
-    Completion, Engine, Generation, GenerationOptions, SequenceId, guard::Budgets, sampler::SamplingParams,
+    Completion, Engine, Generation, GenerationOptions, SequenceId,
+    completion::Drafts,
+    draft::{Drafter, ModelDrafter},
+    guard::Budgets,
+    sampler::SamplingParams,
 };
 use reflect_text::{Event, FinishReason, Tokenizer};
 
 use crate::{
-    args::{AnswerArgs, SamplingArgs},
+    args::{AnswerArgs, PlaceArgs, SamplingArgs},
     input,
+    runtime::{Checkpoint, Plan, Runtime, load},
 };
 
 /// The sampling settings of the command line, checked before anything is loaded.
@@ -55,16 +61,52 @@ pub fn limits(args: &AnswerArgs, eos_ids: Vec<u32>) -> GenerationOptions {
     }
 }
 
+/// What drafts the answers of `runtime`, if anything was asked to.
+///
+/// # Errors
+/// If the drafting model can't be loaded, or has another tokenizer.
+pub fn drafter(args: &AnswerArgs, runtime: &Runtime, place: &PlaceArgs) -> Result<Option<Drafter>> {
+    let most = args.draft_tokens.get();
+    let model = match args.draft.as_deref() {
+        None => return Ok(None),
+        Some("ngram") => return Ok(Some(Drafter::Ngram { most })),
+        Some(model) => model,
+    };
+    let checkpoint = Checkpoint::open_named(model, false)?;
+    let (own, other) = (&runtime.tokenizer, &checkpoint.texts.tokenizer);
+    let ids = 0..own.vocab_size() as u32;
+    if own.vocab_size() != other.vocab_size()
+        || ids.into_iter().any(|id| own.decode(&[id], false) != other.decode(&[id], false))
+    {
+        return Err(input(format!(
+            "{model} has another tokenizer than {}, so it can't draft for it; use --draft ngram",
+            runtime.model
+        )));
+    }
+    let context = runtime.engine.options().context.min(checkpoint.texts.config.max_position_embeddings);
+    let plan = Plan { memory: Vec::new(), ..Plan::new(place, context) };
+    let devices = runtime.devices.first().cloned().into_iter().collect::<Vec<_>>();
+    let engine = load(&checkpoint.texts.config, &Arc::new(checkpoint.weights), &devices, &plan)?;
+    Ok(Some(Drafter::Model(Box::new(ModelDrafter::new(engine, most)))))
+}
+
+/// Says how the drafts of an answer did.
+pub fn drafts_kept(drafts: Drafts) -> String {
+    format!("{} of {} drafted tokens kept", drafts.kept, drafts.drafted)
+}
+
 /// Lets the engine write the answer of `sequence`, the only one in it, and gives each event to
 /// `sink`; the last is `done`. Asks `interrupted` before each step.
 ///
 /// # Errors
 /// If the engine or the sink fails.
+#[allow(clippy::too_many_arguments, reason = "what an answer is made of, and who hears of it")]
 pub fn answer(
     engine: &mut Engine,
     sequence: SequenceId,
     tokenizer: &Tokenizer,
     generation: Generation,
+    mut drafter: Option<&mut Drafter>,
     load_time: Duration,
     interrupted: impl Fn() -> bool,
     mut sink: impl FnMut(&Event) -> Result<()>,
@@ -76,7 +118,7 @@ pub fn answer(
         if interrupted() {
             break FinishReason::Cancelled;
         }
-        let progress = block_on(completion.step(engine, tokenizer, now_ms))?;
+        let progress = block_on(completion.step(engine, drafter.as_deref_mut(), tokenizer, now_ms))?;
         progress.events.iter().try_for_each(&mut sink)?;
         if let Some(reason) = progress.ended {
             break reason;

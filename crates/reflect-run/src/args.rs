@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use reflect_kernels::{Format, KvFormat, device::DeviceChoice};
+use reflect_llm::draft::DRAFT_TOKENS;
 
 use crate::convert::ConvertArgs;
 use crate::data::DataArgs;
@@ -149,6 +150,13 @@ pub struct AnswerArgs {
     /// Let a segment repeat itself for ever
     #[arg(long)]
     pub no_loop_guard: bool,
+    /// Draft tokens for the model to check several at a time; the answer stays the same. `ngram` looks up how the
+    /// text went on before; a smaller model with the same tokenizer writes ahead
+    #[arg(long, value_name = "ngram|MODEL")]
+    pub draft: Option<String>,
+    /// Tokens of a draft
+    #[arg(long, value_name = "N", default_value_t = DRAFT_TOKENS)]
+    pub draft_tokens: NonZeroUsize,
     #[command(flatten)]
     pub sampling: SamplingArgs,
 }

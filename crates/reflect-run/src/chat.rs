@@ -7,13 +7,15 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
-use reflect_llm::{EngineError, Generation, GenerationOptions, Request, SequenceId, sampler::SamplingParams};
+use reflect_llm::{
+    EngineError, Generation, GenerationOptions, Request, SequenceId, draft::Drafter, sampler::SamplingParams,
+};
 use reflect_text::{Event, FinishReason, Message};
 use rustyline::{DefaultEditor, error::ReadlineError};
 use serde_json::json;
 
 use crate::{
-    answer::{answer, limits, sampling},
+    answer::{answer, drafter, drafts_kept, limits, sampling},
     args::{ChatArgs, ViewMode},
     catalogue,
     interrupt::{self, Answering},
@@ -48,13 +50,18 @@ pub fn chat(args: &ChatArgs) -> Result<ExitCode> {
     let sampling = sampling(&args.answer, 0, checkpoint.texts.config.vocab_size)?;
     let place = &args.model.place;
     let context = checkpoint.context(place, CONTEXT)?;
-    let load = |checkpoint, started| Runtime::load(checkpoint, place, context, started);
-    let runtime = load(checkpoint, started)?;
+    let load = |checkpoint, started| {
+        let runtime = Runtime::load(checkpoint, place, context, started)?;
+        let drafter = drafter(&args.answer, &runtime, place)?;
+        Ok((runtime, drafter))
+    };
+    let (runtime, drafter) = load(checkpoint, started)?;
     let limits = limits(&args.answer, runtime.eos_ids.clone());
     let terminal = Terminal::of_stdout();
     let system = args.answer.system.as_deref().map(prompt::system_message);
     let mut chat = Chat {
         runtime,
+        drafter,
         reload: Box::new(|| load(Checkpoint::open(&args.model)?, Instant::now())),
         sampling,
         limits,
@@ -115,8 +122,9 @@ fn converse(chat: &mut Chat<'_>, editor: &mut DefaultEditor) -> Result<()> {
 
 struct Chat<'a> {
     runtime: Runtime,
+    drafter: Option<Drafter>,
     /// Loads the model once more, after a device failed.
-    reload: Box<dyn Fn() -> Result<Runtime> + 'a>,
+    reload: Box<dyn Fn() -> Result<(Runtime, Option<Drafter>)> + 'a>,
     sampling: SamplingParams,
     limits: GenerationOptions,
     view: ViewMode,
@@ -162,7 +170,8 @@ impl Chat<'_> {
                 self.turns.pop();
                 eprintln!("error: {error:#}");
                 if let Some(EngineError::Device(_)) = error.downcast_ref::<EngineError>() {
-                    self.runtime = (self.reload)().context("the model could not be loaded again")?;
+                    (self.runtime, self.drafter) =
+                        (self.reload)().context("the model could not be loaded again")?;
                     self.sequence = None;
                     println_dim(self.terminal, "The model was loaded again; what was said before is kept.")?;
                 }
@@ -200,6 +209,7 @@ impl Chat<'_> {
             sequence,
             tokenizer,
             generation,
+            self.drafter.as_mut(),
             *load_time,
             || answering.is_interrupted(),
             |event| {
@@ -215,6 +225,9 @@ impl Chat<'_> {
                 view.show(event)
             },
         )?;
+        if self.drafter.is_some() {
+            summary += &format!(", {}", drafts_kept(completion.drafts()));
+        }
         println_dim(self.terminal, &summary)?;
         Ok(tokenizer.decode(completion.generation().tokens(), false))
     }

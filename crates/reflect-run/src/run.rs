@@ -11,7 +11,7 @@ use reflect_text::{Event, FinishReason, Message, SpecialTokens};
 use reflect_train::checkpoint;
 
 use crate::{
-    answer::{answer, limits, sampling},
+    answer::{answer, drafter, drafts_kept, limits, sampling},
     args::RunArgs,
     interrupt::{self, Answering},
     prompt,
@@ -51,6 +51,7 @@ fn run_to(args: &RunArgs) -> Result<ExitCode> {
     prompt::check_length(ids.len(), context)?;
     let mut runtime = Runtime::load(checkpoint, place, context, started)?;
 
+    let mut drafter = drafter(&args.answer, &runtime, place)?;
     let generation = Generation::new(limits(&args.answer, runtime.eos_ids), ids.len());
     let sequence = runtime.engine.submit(Request { prompt: ids, sampling: params })?;
     let answering = Answering::start();
@@ -62,6 +63,7 @@ fn run_to(args: &RunArgs) -> Result<ExitCode> {
         sequence,
         &runtime.tokenizer,
         generation,
+        drafter.as_mut(),
         runtime.load_time,
         || answering.is_interrupted(),
         |event| {
@@ -82,6 +84,9 @@ fn run_to(args: &RunArgs) -> Result<ExitCode> {
             "raise --max-tokens for more"
         };
         eprintln!("note: the answer was cut off after {written} tokens; {why}");
+    }
+    if args.answer.draft.is_some() && !args.json {
+        eprintln!("note: {}", drafts_kept(completion.drafts()));
     }
     if let Some(file) = &args.trace_png {
         let written = completion.generation().tokens().len();

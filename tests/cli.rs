@@ -122,6 +122,17 @@ fn a_file_of_weights_that_is_missing_or_cut_off_is_named() {
 }
 
 #[test]
+fn drafts_leave_the_answer_as_it_is() {
+    let question = ["What is 35 + 36 + 87?"];
+    let args = |draft: &[&str]| token_ids(&[&["--device", "cpu"], draft, &question[..]].concat()).0;
+    let alone = args(&[]);
+    assert_eq!(args(&["--draft", "ngram"]), alone);
+    assert_eq!(args(&["--draft", "reflect-tiny", "--draft-tokens", "3"]), alone);
+    let other = ["run", "--device", "cpu", "--draft", &model(), "Hi"];
+    assert_refused(&other, 2, &["tokenizer", "--draft ngram"]);
+}
+
+#[test]
 fn memory_that_is_gone_since_the_plan_is_told() {
     let model = model();
     let plan = |memory: &str| {

@@ -275,29 +275,30 @@ impl PagedAttention for Flex {
     ) -> FloatTensor<Self> {
         let q = cpu::contiguous(q);
         let (tokens, head_dim) = (args.batch.tokens, args.kv.head_dim);
-        let mut out = cpu::zeros(Shape::new([tokens, args.heads * head_dim]));
-        let slots = Scattered::new(out.storage_mut::<f32>());
         let (q, cache, batch) = (cpu::floats(&q), cpu::words(&cache), cpu::words(&batch));
         let rows = args.batch.rows_per_seq;
         // Rows of one sequence side by side; a few that are left go one by one.
         let blocks = if rows % LANES < MIN_LANES { rows / LANES } else { rows.div_ceil(LANES) };
         let in_blocks = rows.min(blocks * LANES);
-        cpu::for_each(args.batch.sequences() * blocks * args.heads, |at| {
-            let (block, head) = (at / args.heads, at % args.heads);
-            let first = block / blocks * rows + block % blocks * LANES;
-            let count = LANES.min(rows - block % blocks * LANES);
-            attend_rows(q, cache, batch, &args, first..first + count, head, slots);
-        });
-        let left = rows - in_blocks;
-        cpu::for_each(args.batch.sequences() * left * args.heads, |at| {
-            let (row, head) = (at / args.heads, at % args.heads);
-            let token = row / left * rows + in_blocks + row % left;
-            let line = (token * args.heads + head) * head_dim;
-            // SAFETY: each line is written by one call.
-            let to = unsafe { slots.slice(line, head_dim) };
-            attend(&q[line..][..head_dim], cache, batch, &args, token, head, to);
-        });
-        out
+        let write = |slots: Scattered<'_>| {
+            cpu::for_each(args.batch.sequences() * blocks * args.heads, |at| {
+                let (block, head) = (at / args.heads, at % args.heads);
+                let first = block / blocks * rows + block % blocks * LANES;
+                let count = LANES.min(rows - block % blocks * LANES);
+                attend_rows(q, cache, batch, &args, first..first + count, head, slots);
+            });
+            let left = rows - in_blocks;
+            cpu::for_each(args.batch.sequences() * left * args.heads, |at| {
+                let (row, head) = (at / args.heads, at % args.heads);
+                let token = row / left * rows + in_blocks + row % left;
+                let line = (token * args.heads + head) * head_dim;
+                // SAFETY: each line is written by one call.
+                let to = unsafe { slots.slice(line, head_dim) };
+                attend(&q[line..][..head_dim], cache, batch, &args, token, head, to);
+            });
+        };
+        // SAFETY: all lines of all rows are written, in blocks or alone.
+        unsafe { cpu::written(Shape::new([tokens, args.heads * head_dim]), write) }
     }
 }
 

@@ -10,9 +10,9 @@ use burn::{
 };
 use burn_wgpu::CubeBackend;
 
-use super::{output, swiglu::exp};
+use super::output;
 use crate::{
-    cpu::{self, Scattered, dispatch_simd},
+    cpu::{self, Scattered, dispatch_simd, exp},
     device::landed,
     shader::{Shader, grid, launch, u},
 };

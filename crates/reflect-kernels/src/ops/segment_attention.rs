@@ -11,10 +11,10 @@ use burn::{
 };
 use burn_wgpu::CubeBackend;
 
-use super::{empty_like, rope::HeadShape, swiglu::exp};
+use super::{empty_like, rope::HeadShape};
 use crate::{
     batch::Batch,
-    cpu::{self, Scattered, View, dispatch_simd, fma},
+    cpu::{self, Scattered, View, dispatch_simd, exp, fma},
     shader::{Shader, launch, u},
 };
 

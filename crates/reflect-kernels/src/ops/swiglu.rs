@@ -8,7 +8,7 @@ use burn_wgpu::CubeBackend;
 
 use super::empty_like;
 use crate::{
-    cpu::{self, Scattered, dispatch_simd, fma},
+    cpu::{self, Scattered, dispatch_simd, exp},
     shader::{Shader, grid, launch},
 };
 
@@ -65,15 +65,16 @@ pub fn shader() -> Shader {
 impl GatedSilu for Flex {
     fn gated_silu(gate_up: FloatTensor<Self>, tokens: usize, cols: usize) -> FloatTensor<Self> {
         let gate_up = cpu::contiguous(gate_up);
-        let mut out = cpu::zeros(Shape::new([tokens, cols]));
         let from = cpu::floats(&gate_up);
-        let slots = Scattered::new(out.storage_mut::<f32>());
-        cpu::for_each(tokens, |token| {
-            let (gate, up) = from[token * 2 * cols..][..2 * cols].split_at(cols);
-            // SAFETY: each row is written by one call.
-            gate_row(gate, up, unsafe { slots.slice(token * cols, cols) });
-        });
-        out
+        let write = |slots: Scattered<'_>| {
+            cpu::for_each(tokens, |token| {
+                let (gate, up) = from[token * 2 * cols..][..2 * cols].split_at(cols);
+                // SAFETY: each row is written by one call.
+                gate_row(gate, up, unsafe { slots.slice(token * cols, cols) });
+            });
+        };
+        // SAFETY: all rows are written.
+        unsafe { cpu::written(Shape::new([tokens, cols]), write) }
     }
 }
 
@@ -84,20 +85,4 @@ fn gate_row_body<const FMA: bool>(gate: &[f32], up: &[f32], to: &mut [f32]) {
     for ((to, g), u) in to.iter_mut().zip(gate).zip(up) {
         *to = g / (1.0 + exp::<FMA>(-g)) * u;
     }
-}
-
-/// e^x to about 2 ulp, without a call, so that loops over it vectorise: 2^n by the exponent bits
-/// times a polynomial of e^r on |r| ≤ ln 2 / 2 (Taylor to the seventh power: error below 2^-27).
-#[inline(always)]
-pub(crate) fn exp<const FMA: bool>(x: f32) -> f32 {
-    let x = x.clamp(-87.3, 88.3);
-    let n = (x * std::f32::consts::LOG2_E).round_ties_even();
-    // ln 2 in two parts: the first is exact in products with small integers.
-    let r = fma::<FMA>(n, -0.693_359_4, x);
-    let r = fma::<FMA>(n, 2.121_944_4e-4, r);
-    let mut p = 1.0 / 5040.0;
-    for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
-        p = fma::<FMA>(p, r, c);
-    }
-    p * f32::from_bits(((n as i32 + 127) as u32) << 23)
 }

@@ -7,9 +7,9 @@ use burn::{
 };
 use burn_wgpu::CubeBackend;
 
-use super::{empty_like, swiglu::exp};
+use super::empty_like;
 use crate::{
-    cpu::{self, Scattered, dispatch_simd, fma},
+    cpu::{self, Scattered, dispatch_simd, exp, fma},
     shader::{Shader, grid, launch},
 };
 

@@ -4,7 +4,10 @@
 //! multiplied with up to 64 tokens at a time. `gemm` packs both sides anew for each block of rows, which took
 //! as long as the products of a small model. A few tokens that fill no vector have dot products of their own.
 
-use std::{arch::x86_64::*, cell::RefCell};
+use std::{
+    arch::x86_64::*,
+    cell::{Cell, RefCell},
+};
 
 use super::{MatmulArgs, cpu::widen_units};
 use crate::{
@@ -44,7 +47,8 @@ impl Blocks {
         let vectors = tokens.div_ceil(LANES);
         let blocks = vectors.div_ceil(VECTORS);
         let starts: Vec<usize> = (0..=blocks).map(|block| block * vectors / blocks.max(1)).collect();
-        let mut data = vec![0f32; vectors * LANES * cols];
+        let mut data = TOKENS.take();
+        data.resize(vectors * LANES * cols, 0.0);
         let to = Scattered::new(&mut data);
         cpu::for_each(vectors, |vector| {
             let block = starts.partition_point(|start| *start <= vector) - 1;
@@ -76,6 +80,8 @@ impl Blocks {
 thread_local! {
     /// Widened rows and sums of a task: kept, since clearing them anew took as long as widening.
     static SCRATCH: RefCell<[Vec<f32>; 2]> = const { RefCell::new([Vec::new(), Vec::new()]) };
+    /// Transposed tokens, kept for the same reason by the thread that starts a product.
+    static TOKENS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
 }
 
 /// Writes the product of all rows with all tokens of `x`, whose rows are contiguous, into one part's columns
@@ -98,6 +104,7 @@ pub fn product(x: View<'_>, words: &[u32], out: Scattered<'_>, args: &MatmulArgs
             unsafe { rows_of(x, &blocks, words, out, args, rows, wide, sums) };
         });
     });
+    TOKENS.set(blocks.data);
 }
 
 /// The products of `rows`.

@@ -1,9 +1,12 @@
 //! The product on the CPU: a dot product a row for one token, panels of widened rows for a few, and for many
 //! tokens blocks of both, in AVX-512 where the processor has it and through `gemm` otherwise.
 
-use burn::backend::{
-    Flex,
-    tensor::{FloatTensor, IntTensor},
+use burn::{
+    backend::{
+        Flex,
+        tensor::{FloatTensor, IntTensor},
+    },
+    tensor::Shape,
 };
 
 use super::{MatmulArgs, PackedMatmul};
@@ -42,26 +45,32 @@ impl PackedMatmul for Flex {
         args: MatmulArgs,
     ) -> FloatTensor<Self> {
         let x = cpu::contiguous(x);
-        let width = args.cols.div_ceil(UNIT) * UNIT;
-        let stride = args.cols.next_multiple_of(4);
-        if args.tokens >= WIDE_TOKENS {
-            let out_slice = Scattered::new(out.storage_mut::<f32>());
-            wide_product(View::rows(cpu::floats(&x), 0, stride), cpu::words(&words), out_slice, &args);
-            return out;
+        let (x, words) = (cpu::floats(&x), cpu::words(&words));
+        if out.layout().num_elements() == 0 {
+            // SAFETY: the part has all columns, and each is written.
+            return unsafe {
+                cpu::written(Shape::new([args.tokens, args.rows]), |out| product(x, words, out, &args))
+            };
         }
-        let mut padded = Vec::new();
-        let xs = if stride == width {
-            cpu::floats(&x)
-        } else {
-            padded.resize(args.tokens * width, 0.0);
-            for (to, from) in padded.chunks_mut(width).zip(cpu::floats(&x).chunks(stride)) {
-                to[..stride].copy_from_slice(from);
-            }
-            &padded
-        };
-        let out_slice = Scattered::new(out.storage_mut::<f32>());
-        product(xs, cpu::words(&words), out_slice, &args);
+        product(x, words, Scattered::new(out.storage_mut::<f32>()), &args);
         out
+    }
+}
+
+/// The product of `x` `[tokens, cols padded to 4]`.
+fn product(x: &[f32], words: &[u32], out: Scattered<'_>, args: &MatmulArgs) {
+    let width = args.cols.div_ceil(UNIT) * UNIT;
+    let stride = args.cols.next_multiple_of(4);
+    if args.tokens >= WIDE_TOKENS {
+        wide_product(View::rows(x, 0, stride), words, out, args);
+    } else if stride == width {
+        narrow_product(x, words, out, args);
+    } else {
+        let mut padded = vec![0f32; args.tokens * width];
+        for (to, from) in padded.chunks_mut(width).zip(x.chunks(stride)) {
+            to[..stride].copy_from_slice(from);
+        }
+        narrow_product(&padded, words, out, args);
     }
 }
 
@@ -149,8 +158,8 @@ fn widen_units_portable(format: Format, row: &[u32], units: usize, first: usize,
 /// Rows whose widened weights a thread keeps while it passes over the tokens.
 const PANEL: usize = 4;
 
-/// The product on all threads; `x` is `[tokens, units * 32]`.
-fn product(x: &[f32], words: &[u32], out: Scattered<'_>, args: &MatmulArgs) {
+/// The product for a few tokens; `x` is `[tokens, units * 32]`.
+fn narrow_product(x: &[f32], words: &[u32], out: Scattered<'_>, args: &MatmulArgs) {
     // A few tasks a thread even out cores of unequal speed.
     let tasks = (cpu::threads() * 4).min(args.rows.div_ceil(PANEL)).max(1);
     let rows_per_task = args.rows.div_ceil(tasks).next_multiple_of(PANEL);

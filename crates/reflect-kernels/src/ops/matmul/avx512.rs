@@ -197,27 +197,27 @@ fn tile<const V: usize>(x: &[f32], w: &[f32], width: usize, sums: &mut [f32], ad
     // SAFETY: all loads and stores lie inside the slices by the assertion above.
     unsafe {
         if add {
-            for r in 0..ROWS {
-                for v in 0..V {
-                    lanes[r][v] = _mm512_loadu_ps(sums.as_ptr().add(at(r, v)));
+            for (r, row) in lanes.iter_mut().enumerate() {
+                for (v, lane) in row.iter_mut().enumerate() {
+                    *lane = _mm512_loadu_ps(sums.as_ptr().add(at(r, v)));
                 }
             }
         }
         let mut xs = [_mm512_setzero_ps(); V];
         for k in 0..cols {
-            for v in 0..V {
-                xs[v] = _mm512_loadu_ps(x.as_ptr().add((k * V + v) * LANES));
+            for (v, x_of) in xs.iter_mut().enumerate() {
+                *x_of = _mm512_loadu_ps(x.as_ptr().add((k * V + v) * LANES));
             }
-            for r in 0..ROWS {
+            for (r, row) in lanes.iter_mut().enumerate() {
                 let w = _mm512_set1_ps(*w.as_ptr().add(r * width + k));
-                for v in 0..V {
-                    lanes[r][v] = _mm512_fmadd_ps(w, xs[v], lanes[r][v]);
+                for (lane, x) in row.iter_mut().zip(xs) {
+                    *lane = _mm512_fmadd_ps(w, x, *lane);
                 }
             }
         }
-        for r in 0..ROWS {
-            for v in 0..V {
-                _mm512_storeu_ps(sums.as_mut_ptr().add(at(r, v)), lanes[r][v]);
+        for (r, row) in lanes.iter().enumerate() {
+            for (v, lane) in row.iter().enumerate() {
+                _mm512_storeu_ps(sums.as_mut_ptr().add(at(r, v)), *lane);
             }
         }
     }

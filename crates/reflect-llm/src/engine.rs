@@ -50,7 +50,7 @@ pub enum EngineError {
     Sample(#[from] SampleError),
     #[error(transparent)]
     Load(#[from] LoadError),
-    /// Which layers were there and why it failed, made by [`shard::failed`].
+    /// Which layers were there and why it failed.
     #[error("the device{0}; load the model again, or use another --device")]
     Device(String),
 }

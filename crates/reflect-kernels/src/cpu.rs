@@ -19,8 +19,8 @@ pub fn zeros(shape: Shape) -> FlexTensor {
     FlexTensor::from_data(TensorData::new(vec![0f32; shape.num_elements()], shape))
 }
 
-/// A tensor whose elements `write` sets. They are not cleared before: that took a twentieth of a prefill, since
-/// one thread does it while the others wait.
+/// A tensor whose elements `write` sets. They are not cleared before: one thread did
+/// that while the others waited.
 ///
 /// # Safety
 /// `write` sets every element.

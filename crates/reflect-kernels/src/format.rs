@@ -187,8 +187,8 @@ impl Format {
     }
 
     /// Bytes of a row of `cols` weights in a GGUF or safetensors file, or `None` where the format
-    /// has blocks and `cols` is no multiple of theirs, or the number overflows. A row of fp8 is followed by its scale in f32,
-    /// which files keep in a tensor of its own.
+    /// has blocks and `cols` is no multiple of theirs, or the number overflows. A row of fp8 is followed by
+    /// its scale in f32, which files keep in a tensor of its own.
     pub fn file_row_bytes(self, cols: usize) -> Option<usize> {
         let (weights, bytes) = self.file_block();
         let scale = if self == Self::Fp8 { 4 } else { 0 };

@@ -72,8 +72,11 @@ impl Completion {
             return Ok(ended(FinishReason::Length));
         }
         let draft = match drafter {
-            Some(drafter) => drafter.draft(engine.tokens(self.sequence)?).await?,
-            None => Vec::new(),
+            // A prompt takes steps of its own, in which a draft is not looked at.
+            Some(drafter) if engine.is_past_prompt(self.sequence) => {
+                drafter.draft(engine.tokens(self.sequence)?).await?
+            }
+            _ => Vec::new(),
         };
         let mut text = TextFilter {
             generation: &mut self.generation,

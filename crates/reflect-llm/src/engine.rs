@@ -253,6 +253,11 @@ impl Engine {
         self.cache.free_pages() * PAGE
     }
 
+    /// Whether all tokens of a sequence but the last are computed, so that its next step can try a draft.
+    pub fn is_past_prompt(&self, id: SequenceId) -> bool {
+        self.sequences.get(&id).is_some_and(|s| s.computed + 1 == s.tokens.len())
+    }
+
     /// Whether a sequence has a free position left.
     pub fn has_room(&self, id: SequenceId) -> bool {
         self.sequences.get(&id).is_some_and(|s| s.tokens.len() < self.options.context)

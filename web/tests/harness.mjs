@@ -5,8 +5,8 @@ import { after, before, test } from "node:test";
 
 import { openBrowser, serve } from "../browser.mjs";
 
-const WAIT_MS = 10_000;
-const TEST_MS = 30_000;
+const WAIT_MS = 20_000;
+const TEST_MS = 60_000;
 
 let server;
 let browser;
@@ -58,6 +58,7 @@ export function spy(stored) {
   const post = Worker.prototype.postMessage;
   Worker.prototype.postMessage = function (message) {
     if (message.type === "hello") window.workers += 1;
+    window.worker = this;
     window.sent.push(structuredClone(message));
     // A test may let the second worker find another device than the first.
     if (message.type === "hello" && window.workers > 1 && window.secondDevice) message = { ...message, prefer: window.secondDevice };
@@ -80,6 +81,7 @@ export function helpersFor(page) {
     visible: after((found) => found.first().isVisible()),
     until: (predicate, argument) => page.waitForFunction(predicate, argument),
     sent: (type) => page.evaluate((wanted) => window.sent.filter((message) => message.type === wanted), type),
+    go: () => page.evaluate(() => window.worker.postMessage({ type: "go" })),
     ready: () => page.waitForSelector('#model-button[data-state="ready"]'),
     async ask(text) {
       await page.fill("#question", text);

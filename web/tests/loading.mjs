@@ -21,38 +21,38 @@ describe("first screen and loading", { concurrency: 3 }, () => {
     assert.match(await page.locator('a[href="verify.html"]').getAttribute("href"), /verify/);
   });
 
-  onPage("a question typed early is asked when the model is there", async (page, { ask, done, text, sent }) => {
+  onPage("a question typed early is asked when the model is there", async (page, { ask, done, go, text, until, sent }) => {
+    await until(() => document.querySelector("#load progress")?.value > 0);
     await ask(SUM);
-    assert.match(await text(".wait"), /Asked as soon as the model is there/);
+    assert.match(await text(".wait"), /Asked as soon as the model is there: 50 % so far/);
     assert.equal((await sent("generate")).length, 0);
+    await go();
     await done(1);
     assert.equal(await text(".output .answer"), "1310");
-  }, { mock: "rate=0&load_ms=500" });
+  }, { mock: "rate=0&load_ms=40&hold=download" });
 
-  onPage("progress says stage and bytes, and can be cancelled", async (page, { text, until, sent }) => {
-    await until(() => /Downloading: reflect-tiny, [\d.]+ MB of 4.5 MB/.test(document.querySelector("#load").innerText));
+  onPage("progress says stage and bytes, and can be cancelled", async (page, { settled, text, until, sent }) => {
+    await until(() => /Downloading: reflect-tiny, 2.2 MB of 4.5 MB/.test(document.querySelector("#load").innerText));
     assert.ok(await page.locator("#load progress").evaluate((bar) => bar.value > 0 && bar.max === 4_457_187));
     await page.getByRole("button", { name: "Cancel" }).click();
     await until(() => !/Downloading/.test(document.querySelector("#load").innerText));
     assert.match(await text("#load"), /was cancelled/);
     assert.equal((await sent("cancel_load")).length, 1);
-    await page.waitForTimeout(300);
+    const [{ load }] = await sent("load");
+    await page.evaluate((load) => window.worker.dispatchEvent(new MessageEvent("message", { data: { type: "progress", load, stage: "download", done: 4, total: 9, name: "reflect-tiny", from_cache: false } })), load);
+    await settled();
     assert.match(await text("#load"), /was cancelled/, "late progress changes nothing");
     await page.getByRole("button", { name: "Load it" }).click();
     await until(() => /Downloading/.test(document.querySelector("#load").innerText));
-  }, { mock: "load_ms=1500" });
+  }, { mock: "load_ms=40&hold=download" });
 
-  onPage("checking and preparing are named too", async (page, { ready }) => {
-    const seen = page.evaluate(() => new Promise((resolve) => {
-      const stages = new Set();
-      new MutationObserver(() => {
-        stages.add(/^\w+/.exec(document.querySelector("#load-text")?.textContent ?? "")?.[0]);
-        if (stages.has("Preparing")) resolve([...stages]);
-      }).observe(document.body, { subtree: true, childList: true, characterData: true });
-    }));
+  onPage("checking and preparing are named too", async (page, { ready, go, until }) => {
+    for (const stage of ["Downloading", "Checking", "Preparing"]) {
+      await until((wanted) => document.querySelector("#load-text")?.textContent.startsWith(wanted), stage);
+      await go();
+    }
     await ready();
-    assert.deepEqual((await seen).filter((stage) => ["Downloading", "Checking", "Preparing"].includes(stage)), ["Downloading", "Checking", "Preparing"]);
-  }, { mock: "load_ms=3000" });
+  }, { mock: "load_ms=40&hold=download,check,upload" });
 
   onPage("a model is checked before it is fetched, and a too large one is not fetched", async (page, { ready, text, sent, count }) => {
     await ready();

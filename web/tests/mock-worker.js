@@ -1,6 +1,8 @@
 // A worker for tests: it speaks the whole protocol, with recorded streams instead of a model. Its address takes settings:
 //   rate=N         tokens a second; 0 is as fast as messages go
 //   device=cpu|webgpu, load_ms=N, first=N (milliseconds to the first token)
+//   hold=STAGE,…   a load waits in the middle of these stages (download, check, upload) for a message `go`; hold_at=N holds a run after N tokens.
+//                  A test that looks at something in between would else depend on how fast the machine is.
 // Some names and questions ask for trouble: a source with "70b" is too large, one with "corrupt" arrives damaged, "crash" in a question
 // is a fatal error after some tokens, "throw" an exception, "refuse" an error of the run; "long N" writes N tokens of thinking,
 // "prose N" an answer of N tokens, "paragraph N" the same without line ends, "endless" never comes to an answer, "html" answers with tags.
@@ -12,6 +14,10 @@ const number = (name, fallback) => (settings.has(name) ? Number(settings.get(nam
 const rate = number("rate", 400);
 const loadMs = number("load_ms", 300);
 const firstMs = number("first", 30);
+const held = (settings.get("hold") ?? "").split(",");
+const holdAt = number("hold_at", Infinity);
+let go = () => {};
+const gate = () => new Promise((resolve) => (go = resolve));
 
 const names = ["easy", "hard", "graph", "state", "add", "wrong_first", "three"];
 let scripts = null;
@@ -60,11 +66,15 @@ const handlers = {
   load: ({ source, load }) => loadModel(source, load),
   cancel_load() {
     loading += 1;
+    go();
   },
   generate: (message) => generate(message),
   stop({ run }) {
-    if (active?.run === run) active.stopped = true;
+    if (active?.run !== run) return;
+    active.stopped = true;
+    go();
   },
+  go: () => go(),
   release({ run }) {
     written.delete(run);
   },
@@ -88,13 +98,14 @@ async function loadModel(source, load) {
   const total = sizeOf(source);
   const name = nameOf(source);
   const from_cache = source.kind === "cached";
-  const steps = Math.max(4, Math.round(loadMs / 30));
+  const steps = 2 * Math.max(2, Math.round(loadMs / 60));
   for (const stage of ["download", "check", "upload"]) {
     const count = stage === "download" ? steps : 2;
     for (let step = 1; step <= count; step += 1) {
       await sleep(loadMs / (steps + 4));
       if (loading !== mine) return;
       post({ type: "progress", load, stage, done: Math.round((total * step) / count), total, name, from_cache });
+      if (held.includes(stage) && step === count / 2) await gate();
     }
     if (stage === "check" && /corrupt/i.test(name)) {
       post({ type: "error", load, message: `${name} arrived damaged (its checksum is another one) and was thrown away: try again.`, fatal: false });
@@ -139,7 +150,7 @@ async function generate(request) {
     post({ type: "error", run, message: "The question is longer than the context of this model: shorten it.", fatal: false });
     return;
   }
-  const me = { run, stopped: false };
+  const me = { run, stopped: false, held: false };
   active = me;
   const play = player(() => performance.now());
   let kept = [];
@@ -200,9 +211,14 @@ async function generate(request) {
     }
     if (play.token > 12 && /throw/.test(question)) setTimeout(() => { throw new Error("out of memory"); });
     const due = rate === 0 ? play.token % 500 === 0 : play.token - first >= ((performance.now() - start) / 1000) * rate;
-    if (!due) continue;
+    const holds = play.token >= holdAt && !me.held;
+    if (!due && !holds) continue;
     post({ type: "events", run, events: batch, replayed: false });
     batch = [];
+    if (holds) {
+      me.held = true;
+      await gate();
+    }
     if (performance.now() - told > 200) {
       told = performance.now();
       stats();

@@ -5,7 +5,7 @@ const GRID_X: u32 = 32768u;
 
 struct Params { tokens: u32, cols: u32, units: u32, row_vec4: u32, first_row: u32, rows: u32 }
 
-@group(0) @binding(0) var<storage, read> weights: array<vec4<u32>>;  // (rows, row_vec4)
+@group(0) @binding(0) var<storage, read> weights: array<Packed>;        // (rows, row_vec4)
 @group(0) @binding(1) var<storage, read> batch: array<u32>;          // token ids first
 @group(0) @binding(2) var<storage, read_write> out: array<f32>;      // (T, cols)
 @group(0) @binding(3) var<uniform> p: Params;

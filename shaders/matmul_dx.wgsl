@@ -8,7 +8,7 @@ const ROWS: u32 = 16u;
 
 struct Params { tokens: u32, rows: u32, units: u32, row_vec4: u32, cols: u32, dy_cols: u32, dy_first: u32 }
 
-@group(0) @binding(0) var<storage, read> weights: array<vec4<u32>>;   // (N, row_vec4)
+@group(0) @binding(0) var<storage, read> weights: array<Packed>;      // (N, row_vec4)
 @group(0) @binding(1) var<storage, read> dy: array<f32>;              // (T, dy_cols)
 @group(0) @binding(2) var<storage, read_write> dx: array<f32>;        // (T, K)
 @group(0) @binding(3) var<uniform> p: Params;

@@ -10,7 +10,7 @@ const LANES: u32 = 64u;
 
 struct Params { tokens: u32, rows: u32, units: u32, row_vec4: u32, k4: u32, out_cols: u32, out_first: u32 }
 
-@group(0) @binding(0) var<storage, read> weights: array<vec4<u32>>;   // (N, row_vec4)
+@group(0) @binding(0) var<storage, read> weights: array<Packed>;      // (N, row_vec4)
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;         // (T, k4)
 @group(0) @binding(2) var<storage, read_write> out: array<f32>;       // (T, out_cols)
 @group(0) @binding(3) var<uniform> p: Params;

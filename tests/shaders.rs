@@ -24,11 +24,8 @@ fn variants() -> Vec<Shader> {
     for format in Format::ALL {
         all.push(embed::shader(format));
         let rows = (1..=6).flat_map(|tokens| {
-            [(16, false), (8, true), (16, true)].map(|(lanes, shuffle)| matmul::Variant::Rows {
-                tokens,
-                lanes,
-                shuffle,
-            })
+            [(16, false, false), (8, true, false), (16, true, false), (8, true, true)]
+                .map(|(lanes, shuffle, longs)| matmul::Variant::Rows { tokens, lanes, shuffle, longs })
         });
         let others = [
             matmul::Variant::Vector { subgroups: false },
@@ -104,7 +101,13 @@ fn validate(what: &str, text: &str, capabilities: Capabilities) -> (Module, Modu
 fn capabilities(shader: &Shader) -> Capabilities {
     // `unpack2x16float`, which WebGPU has everywhere.
     let base = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
-    if shader.subgroups { base | Capabilities::SUBGROUP } else { base }
+    let subgroups = if shader.subgroups { base | Capabilities::SUBGROUP } else { base };
+    if has_longs(shader) { subgroups | Capabilities::SHADER_INT64 } else { subgroups }
+}
+
+/// Whether the text uses integers of 64 bits, which OpenGL and browsers don't have.
+fn has_longs(shader: &Shader) -> bool {
+    shader.sources.iter().any(|source| source.contains("u64"))
 }
 
 fn name(shader: &Shader) -> String {
@@ -124,6 +127,9 @@ fn every_variant_can_be_written_for_every_api() {
         spirv(&module, &info).unwrap_or_else(|error| panic!("{what} as SPIR-V: {error}"));
         metal(&module, &info).unwrap_or_else(|error| panic!("{what} as MSL: {error}"));
         directx(&module, &info).unwrap_or_else(|error| panic!("{what} as HLSL: {error}"));
+        if has_longs(shader) {
+            continue;
+        }
         for version in [glsl::Version::new_gles(310), glsl::Version::Desktop(430)] {
             opengl(&module, &info, version)
                 .unwrap_or_else(|error| panic!("{what} as GLSL {version}: {error}"));

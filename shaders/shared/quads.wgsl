@@ -5,15 +5,18 @@
 // The quants of a unit, but for f32. No array, since `quad` is called with the index of a loop.
 struct Quants { a: vec4<u32>, b: vec4<u32>, c: vec4<u32>, d: vec4<u32>, high: vec2<u32> }
 
-// What the scales of units `group` to `group + 3` are made from.
+// Units whose scales lie in one vector: 4 where a unit has a word of its own, else 8.
+const GROUP: u32 = 4u;
+
+// What the scales of the GROUP units from `group` on are made from.
 struct Scales { words: vec4<u32>, d: f32 }
 
-// `group` is a multiple of 4.
+// `group` is a multiple of GROUP.
 fn group_scales(row: u32, units: u32, group: u32) -> Scales {
     if FORMAT < 3u { return Scales(vec4<u32>(0u), 1.0); }
     let at = scales_at(row, units);
-    if FORMAT == 5u || FORMAT == 7u { return Scales(weights[at + group / 4u], 0.0); }
-    let words = weights[at + select(group / 8u, 0u, FORMAT == 11u)];
+    if FORMAT == 5u || FORMAT == 7u { return Scales(words_of(weights[at + group / 4u]), 0.0); }
+    let words = words_of(weights[at + select(group / 8u, 0u, FORMAT == 11u)]);
     if FORMAT == 10u {
         let block = group / 8u;
         return Scales(words, half_of(word_at(at + (units + 7u) / 8u, block >> 1u), block));
@@ -23,16 +26,15 @@ fn group_scales(row: u32, units: u32, group: u32) -> Scales {
 
 // Scale and offset of unit `group + k`: w = d q + m with what `quad` makes of q; for q6_k the scales of
 // both halves. Formats without scales have 1 and 0.
-fn unit_scale(scales: Scales, group: u32, k: u32) -> vec2<f32> {
+fn unit_scale(scales: Scales, k: u32) -> vec2<f32> {
     if FORMAT < 3u { return vec2<f32>(1.0, 0.0); }
     if FORMAT == 5u || FORMAT == 7u { return unpack2x16float(scales.words[k]); }
-    let in_block = (group & 4u) + k;
     if FORMAT == 8u || FORMAT == 9u {
-        return six_bits(scales.words, in_block) * unpack2x16float(scales.words.x) * vec2<f32>(1.0, -1.0);
+        return six_bits(scales.words, k) * unpack2x16float(scales.words.x) * vec2<f32>(1.0, -1.0);
     }
-    if FORMAT == 10u { return scales.d * signed_pair(scales.words, in_block); }
+    if FORMAT == 10u { return scales.d * signed_pair(scales.words, k); }
     if FORMAT == 11u { return vec2<f32>(bitcast<f32>(scales.words.x), 0.0); }
-    let d = half_of(scales.words[(group / 2u + k / 2u) & 3u], k);
+    let d = half_of(scales.words[k / 2u], k);
     if FORMAT == 3u { return vec2<f32>(d, select(0.0, -128.0 * d, SUM_SCALES)); }
     return vec2<f32>(d, -f32(1u << (BITS - 1u)) * d);
 }
@@ -40,11 +42,11 @@ fn unit_scale(scales: Scales, group: u32, k: u32) -> vec2<f32> {
 // The quants of the unit that starts at vector `at`, which is `unit` of the row at vector `row`.
 fn unit_quants(at: u32, row: u32, units: u32, unit: u32) -> Quants {
     var q: Quants;
-    if FORMAT > 0u { q.a = weights[at]; }
-    if FORMAT > 0u && UNIT_VEC4 > 1u { q.b = weights[at + 1u]; }
+    if FORMAT > 0u { q.a = words_of(weights[at]); }
+    if FORMAT > 0u && UNIT_VEC4 > 1u { q.b = words_of(weights[at + 1u]); }
     if FORMAT > 0u && UNIT_VEC4 > 2u {
-        q.c = weights[at + 2u];
-        q.d = weights[at + 3u];
+        q.c = words_of(weights[at + 2u]);
+        q.d = words_of(weights[at + 3u]);
     }
     q.high = high_of(row, units, unit);
     return q;
@@ -70,7 +72,7 @@ fn bytes_plus_power(q: u32) -> vec4<f32> {
 // are given. With SUM_SCALES they are quants, as unsigned numbers times a power of two whose inverse
 // `fit_x` gives to x.
 fn quad(at: u32, quants: Quants, i: u32, scale: vec2<f32>) -> vec4<f32> {
-    if FORMAT == 0u { return bitcast<vec4<f32>>(weights[at + i]); }
+    if FORMAT == 0u { return bitcast<vec4<f32>>(words_of(weights[at + i])); }
     if FORMAT == 1u || FORMAT == 2u {
         let low = select(quants.a, quants.b, i >= 2u);
         let high = select(quants.c, quants.d, i >= 6u);

@@ -2,7 +2,8 @@
 //
 // A row is cut into units of 32 weights. It has three planes, each padded to whole vectors of four
 // words: the quants of all units (UNIT_VEC4 vectors each), their high bits (HIGH_WORDS words each),
-// and the scales. The including shader declares `weights: array<vec4<u32>>`.
+// and the scales. The including shader declares `weights: array<Packed>`, which
+// shared/load_words.wgsl or shared/load_longs.wgsl defines, with `words_of` and `word_at`.
 
 // 0 f32, 1 f16, 2 bf16, 3 q8_0, 4 q4_0, 5 q4_1, 6 q5_0, 7 q5_1, 8 q4_k, 9 q5_k, 10 q6_k, 11 fp8
 const FORMAT: u32 = 0u;
@@ -20,9 +21,6 @@ alias Unit = array<vec4<f32>, 8>;
 fn scales_at(row: u32, units: u32) -> u32 {
     return row + units * UNIT_VEC4 + (units * HIGH_WORDS + 3u) / 4u;
 }
-
-// Word `i` of the row's part that starts at vector `at`.
-fn word_at(at: u32, i: u32) -> u32 { return weights[at + (i >> 2u)][i & 3u]; }
 
 // Half `i` of two values in f16.
 fn half_of(pair: u32, i: u32) -> f32 {
@@ -53,15 +51,15 @@ fn scale_of(row: u32, units: u32, unit: u32) -> vec2<f32> {
     }
     if FORMAT == 5u || FORMAT == 7u { return unpack2x16float(word_at(at, unit)); }
     if FORMAT == 8u || FORMAT == 9u {
-        let block = weights[at + unit / 8u];
+        let block = words_of(weights[at + unit / 8u]);
         return six_bits(block, unit % 8u) * unpack2x16float(block.x) * vec2<f32>(1.0, -1.0);
     }
     if FORMAT == 10u {
         let block = unit / 8u;
         let d = half_of(word_at(at + (units + 7u) / 8u, block >> 1u), block);
-        return d * signed_pair(weights[at + block], unit % 8u);
+        return d * signed_pair(words_of(weights[at + block]), unit % 8u);
     }
-    return vec2<f32>(bitcast<f32>(weights[at].x), 0.0);
+    return vec2<f32>(bitcast<f32>(words_of(weights[at]).x), 0.0);
 }
 
 // The words of high bits of a unit.
@@ -69,7 +67,7 @@ fn high_of(row: u32, units: u32, unit: u32) -> vec2<u32> {
     let at = row + units * UNIT_VEC4;
     if HIGH_WORDS == 1u { return vec2<u32>(word_at(at, unit), 0u); }
     if HIGH_WORDS == 2u {
-        let both = weights[at + (unit >> 1u)];
+        let both = words_of(weights[at + (unit >> 1u)]);
         return select(both.xy, both.zw, (unit & 1u) == 1u);
     }
     return vec2<u32>(0u);
@@ -127,12 +125,12 @@ fn load_unit(row: u32, units: u32, unit: u32) -> Unit {
     var v: Unit;
     let at = row + unit * UNIT_VEC4;
     if FORMAT == 0u {
-        for (var j = 0u; j < 8u; j++) { v[j] = bitcast<vec4<f32>>(weights[at + j]); }
+        for (var j = 0u; j < 8u; j++) { v[j] = bitcast<vec4<f32>>(words_of(weights[at + j])); }
         return v;
     }
     if FORMAT == 1u || FORMAT == 2u {
         for (var j = 0u; j < 4u; j++) {
-            let q = weights[at + j];
+            let q = words_of(weights[at + j]);
             if FORMAT == 1u {
                 v[2u * j] = widen_f16(q.xy);
                 v[2u * j + 1u] = widen_f16(q.zw);
@@ -146,7 +144,7 @@ fn load_unit(row: u32, units: u32, unit: u32) -> Unit {
     let scale = scale_of(row, units, unit);
     if FORMAT == 3u || FORMAT == 11u {
         for (var j = 0u; j < 2u; j++) {
-            let q = weights[at + j];
+            let q = words_of(weights[at + j]);
             if FORMAT == 3u {
                 v[4u * j] = scale.x * signed_bytes(q.x);
                 v[4u * j + 1u] = scale.x * signed_bytes(q.y);
@@ -161,7 +159,7 @@ fn load_unit(row: u32, units: u32, unit: u32) -> Unit {
         }
         return v;
     }
-    let q = weights[at];
+    let q = words_of(weights[at]);
     let high = high_of(row, units, unit);
     // Unrolled by hand: indices that are no constants keep arrays out of registers.
     v[0] = scaled(bytes((q.x & 0x0f0f0f0fu) | high_bits(high, 0u)), scale, 0u);

@@ -43,6 +43,7 @@ pub struct AdapterRow {
     pub subgroup_size: [u32; 2],
     pub subgroups: bool,
     pub shader_f16: bool,
+    pub shader_int64: bool,
     /// Bytes of the largest tensor: a smaller limit makes weight matrices split by rows.
     pub max_binding_bytes: u64,
     /// Bytes of workgroup memory.
@@ -59,6 +60,8 @@ pub struct Profile {
     pub subgroups: bool,
     /// Lanes of a subgroup, where they may be used and all have the same number.
     pub subgroup_size: Option<usize>,
+    /// Kernels may use integers of 64 bits, which help on software adapters.
+    pub longs: bool,
     /// Bytes of the largest binding.
     pub max_binding_bytes: u64,
 }
@@ -127,7 +130,13 @@ pub(crate) fn profile(tensor: &CubeTensor) -> Profile {
     let id = tensor.device.to_id().index_id;
     let profiles = PROFILES.read().unwrap_or_else(PoisonError::into_inner);
     profiles.iter().find(|(known, _)| *known == id).map_or(
-        Profile { software: false, subgroups: false, subgroup_size: None, max_binding_bytes: 128 << 20 },
+        Profile {
+            software: false,
+            subgroups: false,
+            subgroup_size: None,
+            longs: false,
+            max_binding_bytes: 128 << 20,
+        },
         |(_, profile)| *profile,
     )
 }
@@ -202,6 +211,7 @@ impl Adapter {
             subgroup_size: [info.subgroup_min_size, info.subgroup_max_size],
             subgroups: features.contains(wgpu::Features::SUBGROUP),
             shader_f16: features.contains(wgpu::Features::SHADER_F16),
+            shader_int64: features.contains(wgpu::Features::SHADER_INT64),
             max_binding_bytes: limits.max_storage_buffer_binding_size.min(limits.max_buffer_size),
             max_workgroup_bytes: limits.max_compute_workgroup_storage_size,
             max_workgroup_invocations: limits.max_compute_invocations_per_workgroup,
@@ -226,6 +236,7 @@ impl Adapter {
             software: self.is_software(),
             subgroups: self.row.subgroups,
             subgroup_size: (self.row.subgroups && min == max).then_some(max as usize),
+            longs: self.row.shader_int64 && self.is_software(),
             max_binding_bytes: self.row.max_binding_bytes,
         }
     }
@@ -235,9 +246,9 @@ impl Adapter {
     pub fn profiles(&self) -> Vec<Profile> {
         let own = self.profile();
         let mut all = vec![own];
-        for (software, subgroups) in [(true, false), (false, false), (false, true)] {
+        for (software, subgroups) in [(true, true), (true, false), (false, false), (false, true)] {
             let subgroup_size = own.subgroup_size.filter(|_| subgroups);
-            let other = Profile { software, subgroups, subgroup_size, ..own };
+            let other = Profile { software, subgroups, subgroup_size, longs: false, ..own };
             if (!subgroups || own.subgroups) && !all.contains(&other) {
                 all.push(other);
             }

@@ -129,6 +129,7 @@ fn shown_name(name: &str, backend: &str) -> String {
 
 fn kernels_of(profile: Profile) -> &'static str {
     match profile {
+        Profile { software: true, longs: true, .. } => "software, subgroup and 64-bit",
         Profile { software: true, subgroups: true, .. } => "software and subgroup",
         Profile { software: true, .. } => "software",
         Profile { subgroups: true, .. } => "subgroup",

@@ -17,7 +17,10 @@ use crate::{
     shader::{Shader, grid, launch},
 };
 
-use super::{matmul::reader_constants, output};
+use super::{
+    matmul::{LOAD_WORDS, WEIGHTS, reader_constants},
+    output,
+};
 
 /// Embeddings of the batch's ids in `table` `[vocab, D]`: `[T, D]`, f32. The row of an id outside
 /// the table is undefined; the engine refuses such ids.
@@ -96,10 +99,7 @@ impl PackedEmbed for CubeBackend {
 pub fn shader(format: Format) -> Shader {
     Shader {
         name: "embed",
-        sources: &[
-            include_str!("../../../../shaders/embed.wgsl"),
-            include_str!("../../../../shaders/shared/weights.wgsl"),
-        ],
+        sources: &[include_str!("../../../../shaders/embed.wgsl"), WEIGHTS, LOAD_WORDS],
         constants: reader_constants(format),
         workgroup_size: 64,
         subgroups: false,

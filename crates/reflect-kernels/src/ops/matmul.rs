@@ -10,7 +10,7 @@ use burn::{
 use burn_wgpu::CubeBackend;
 
 use crate::{
-    device::profile,
+    device::{Profile, profile},
     format::{Format, UNIT, unpack_row},
     matrix::PackedMatrix,
     shader::{Shader, grid, launch, u},
@@ -26,7 +26,8 @@ mod cpu;
 
 pub use cpu::widen;
 
-const WEIGHTS: &str = include_str!("../../../../shaders/shared/weights.wgsl");
+pub(super) const WEIGHTS: &str = include_str!("../../../../shaders/shared/weights.wgsl");
+pub(super) const LOAD_WORDS: &str = include_str!("../../../../shaders/shared/load_words.wgsl");
 const REDUCE_WORKGROUP: &str = include_str!("../../../../shaders/shared/reduce_workgroup.wgsl");
 const REDUCE_SUBGROUP: &str = include_str!("../../../../shaders/shared/reduce_subgroup.wgsl");
 
@@ -118,7 +119,7 @@ impl PackedMatmul for CubeBackend {
             args.out_first as u32,
         ];
         let variant = if profile.software {
-            rows_variant(args.tokens, profile.subgroup_size)
+            rows_variant(args.tokens, &profile)
         } else if args.tokens <= MATVEC_TOKENS {
             Variant::Vector { subgroups: profile.subgroups }
         } else {
@@ -148,8 +149,9 @@ const MATVEC_TOKENS: usize = 4;
 #[derive(Clone, Copy, Debug)]
 pub enum Variant {
     /// An invocation for four rows and some tokens: adapters that run lanes on CPU cores. With
-    /// `shuffle` the lanes are those of a subgroup and share their loads of x.
-    Rows { tokens: usize, lanes: usize, shuffle: bool },
+    /// `shuffle` the lanes are those of a subgroup and share their loads of x, with `longs` as numbers of
+    /// 64 bits.
+    Rows { tokens: usize, lanes: usize, shuffle: bool, longs: bool },
     /// A workgroup for four rows, for few tokens.
     Vector { subgroups: bool },
     /// 64 x 64 tiles, for many tokens.
@@ -159,13 +161,15 @@ pub enum Variant {
 /// How a CPU adapter is best used. Subgroups of eight lanes load a unit of x at once; those of four
 /// were measured twice as slow as lanes that load for themselves. More than six tokens spill the
 /// sums; Mesa unrolls no loop over eight.
-fn rows_variant(tokens: usize, subgroup_size: Option<usize>) -> Variant {
-    match subgroup_size {
+fn rows_variant(tokens: usize, profile: &Profile) -> Variant {
+    match profile.subgroup_size {
         Some(lanes) if lanes >= 8 => {
             let groups = tokens.div_ceil(6).max(1);
-            Variant::Rows { tokens: tokens.div_ceil(groups), lanes, shuffle: true }
+            Variant::Rows { tokens: tokens.div_ceil(groups), lanes, shuffle: true, longs: profile.longs }
         }
-        _ => Variant::Rows { tokens: if tokens >= 4 { 4 } else { 1 }, lanes: 16, shuffle: false },
+        _ => {
+            Variant::Rows { tokens: if tokens >= 4 { 4 } else { 1 }, lanes: 16, shuffle: false, longs: false }
+        }
     }
 }
 
@@ -174,36 +178,41 @@ pub fn shader(variant: Variant, format: Format, tail: bool) -> Shader {
     let mut constants = reader_constants(format);
     constants.push(("TAIL", tail.to_string()));
     let (name, sources, workgroup_size, subgroups): (_, &'static [&'static str], _, _) = match variant {
-        Variant::Rows { tokens, lanes, shuffle } => {
+        Variant::Rows { tokens, lanes, shuffle, longs } => {
             const ROWS: &str = include_str!("../../../../shaders/matmul_rows.wgsl");
             const QUADS: &str = include_str!("../../../../shaders/shared/quads.wgsl");
             const X_DIRECT: &str = include_str!("../../../../shaders/shared/x_direct.wgsl");
             const X_SHUFFLE: &str = include_str!("../../../../shaders/shared/x_shuffle.wgsl");
-            const DIRECT: &[&str] = &[ROWS, WEIGHTS, QUADS, X_DIRECT];
-            const SHUFFLE: &[&str] = &[ROWS, WEIGHTS, QUADS, X_SHUFFLE];
+            const LOAD_LONGS: &str = include_str!("../../../../shaders/shared/load_longs.wgsl");
+            const DIRECT: &[&str] = &[ROWS, WEIGHTS, LOAD_WORDS, QUADS, X_DIRECT];
+            const SHUFFLE: &[&str] = &[ROWS, WEIGHTS, LOAD_WORDS, QUADS, X_SHUFFLE];
+            const SHUFFLE_LONGS: &[&str] = &[ROWS, WEIGHTS, LOAD_LONGS, QUADS, X_SHUFFLE];
             // One scale and offset a unit: the others have none, two, or one a row.
             let scaled =
                 !matches!(format, Format::F32 | Format::F16 | Format::Bf16 | Format::Q6K | Format::Fp8);
             constants.push(("TOKENS", u(tokens)));
             constants.push(("LANES", u(lanes)));
             constants.push(("SUM_SCALES", (shuffle && tokens == 1 && scaled).to_string()));
-            match shuffle {
-                true => ("matmul_rows_shuffle", SHUFFLE, lanes as u32, true),
-                false => ("matmul_rows", DIRECT, lanes as u32, false),
+            // The formats with a word of scales a unit.
+            constants.push(("GROUP", u(if matches!(format, Format::Q4_1 | Format::Q5_1) { 4 } else { 8 })));
+            match (shuffle, longs) {
+                (true, true) => ("matmul_rows_longs", SHUFFLE_LONGS, lanes as u32, true),
+                (true, false) => ("matmul_rows_shuffle", SHUFFLE, lanes as u32, true),
+                (false, _) => ("matmul_rows", DIRECT, lanes as u32, false),
             }
         }
         Variant::Vector { subgroups: false } => {
             const SOURCES: &[&str] =
-                &[include_str!("../../../../shaders/matvec.wgsl"), WEIGHTS, REDUCE_WORKGROUP];
+                &[include_str!("../../../../shaders/matvec.wgsl"), WEIGHTS, LOAD_WORDS, REDUCE_WORKGROUP];
             ("matvec", SOURCES, 64, false)
         }
         Variant::Vector { subgroups: true } => {
             const SOURCES: &[&str] =
-                &[include_str!("../../../../shaders/matvec.wgsl"), WEIGHTS, REDUCE_SUBGROUP];
+                &[include_str!("../../../../shaders/matvec.wgsl"), WEIGHTS, LOAD_WORDS, REDUCE_SUBGROUP];
             ("matvec_subgroups", SOURCES, 64, true)
         }
         Variant::Tiles => {
-            const SOURCES: &[&str] = &[include_str!("../../../../shaders/matmul.wgsl"), WEIGHTS];
+            const SOURCES: &[&str] = &[include_str!("../../../../shaders/matmul.wgsl"), WEIGHTS, LOAD_WORDS];
             ("matmul", SOURCES, 256, false)
         }
     };

@@ -16,7 +16,10 @@ use crate::{
     shader::{Shader, launch},
 };
 
-use super::{matmul::reader_constants, output};
+use super::{
+    matmul::{LOAD_WORDS, WEIGHTS, reader_constants},
+    output,
+};
 
 /// Gradient `[T, K]` of the input of [`matmul`](super::matmul()), from the gradient `dy` `[T, N]` of
 /// its output and the matrix `w` `[N, K]` in any format.
@@ -110,10 +113,7 @@ impl PackedMatmulDx for CubeBackend {
 pub fn shader(format: Format, add: bool) -> Shader {
     Shader {
         name: "matmul_dx",
-        sources: &[
-            include_str!("../../../../shaders/matmul_dx.wgsl"),
-            include_str!("../../../../shaders/shared/weights.wgsl"),
-        ],
+        sources: &[include_str!("../../../../shaders/matmul_dx.wgsl"), WEIGHTS, LOAD_WORDS],
         constants: [reader_constants(format), vec![("ACCUMULATE", add.to_string())]].concat(),
         workgroup_size: 256,
         subgroups: false,

@@ -1,7 +1,8 @@
 // out[t, n] = sum over k of x[t, k] * weights[n, k], for adapters whose lanes run on CPU cores.
 // One invocation keeps four weight rows (the components of its vectors) and TOKENS tokens: no
 // barrier, no reduction between lanes. x comes by shared/x_shuffle.wgsl or shared/x_direct.wgsl.
-// Dispatch: (ceil(N / (4 * LANES)), ceil(T / TOKENS)). Called by ops/matmul.rs.
+// Dispatch: (ceil(N / (4 * LANES)), ceil(T / TOKENS)), or for GATED 2 in the place of 4. Called by
+// ops/matmul.rs, and by ops/fused.rs with what stands around a product in a block.
 
 const TOKENS: u32 = 1u;
 // Lanes of a workgroup; with x_shuffle.wgsl those of a subgroup.
@@ -11,17 +12,23 @@ const LANES: u32 = 8u;
 const SUM_SCALES: bool = false;
 // Whether k4 is not a multiple of 8, so that the last unit reads past the row of x.
 const TAIL: bool = true;
-// Vectors of a line of the cache, and the most of a row's that are fetched ahead: with LANES * 4
-// rows no more than half a megabyte, which the second cache of a core holds.
-const LINE: u32 = 4u;
-const AHEAD: u32 = 1024u;
+// x is normed on its way in (ops/rms_norm.rs), by the weights in `extra`. Needs x_shuffle.wgsl, and k4
+// to be a fourth of the columns.
+const NORM: bool = false;
+// Rows N to 2 N of the matrix are what rows 0 to N gate (ops/swiglu.rs).
+const GATED: bool = false;
+// `extra` is added to the result.
+const ADD: bool = false;
 
-struct Params { tokens: u32, rows: u32, units: u32, row_vec4: u32, k4: u32, out_cols: u32, out_first: u32 }
+struct Params {
+    tokens: u32, rows: u32, units: u32, row_vec4: u32, k4: u32, out_cols: u32, out_first: u32, eps: f32,
+}
 
 @group(0) @binding(0) var<storage, read> weights: array<Packed>;      // (N, row_vec4)
 @group(0) @binding(1) var<storage, read> x: array<Floats>;            // (T, k4)
-@group(0) @binding(2) var<storage, read_write> out: array<f32>;       // (T, out_cols)
-@group(0) @binding(3) var<uniform> p: Params;
+@group(0) @binding(2) var<storage, read> extra: array<Floats>;        // NORM: (K), ADD: (T, out_cols), else x
+@group(0) @binding(3) var<storage, read_write> out: array<f32>;       // (T, out_cols)
+@group(0) @binding(4) var<uniform> p: Params;
 
 // Vector `k` of the row of x that starts at `base`.
 fn x_at(base: u32, k: u32) -> vec4<f32> {
@@ -32,29 +39,20 @@ fn x_at(base: u32, k: u32) -> vec4<f32> {
 @compute @workgroup_size(LANES)
 fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group: vec3<u32>) {
     // No early return: shuffles need all lanes.
-    let first_row = group.x * (4u * LANES);
-    let row = first_row + lane;
-    let rows = row + LANES * vec4<u32>(0u, 1u, 2u, 3u);
-    let at = min(rows, vec4<u32>(p.rows - 1u)) * p.row_vec4;
+    let row = group.x * select(4u, 2u, GATED) * LANES + lane;
+    var rows = row + LANES * vec4<u32>(0u, 1u, 2u, 3u);
+    if GATED { rows = vec4<u32>(rows.xy, p.rows + rows.xy); }
+    let at = min(rows, vec4<u32>(select(1u, 2u, GATED) * p.rows - 1u)) * p.row_vec4;
     let first = group.y * TOKENS;
+    var squares: array<f32, TOKENS>;
     // Sums of the row, or with SUM_SCALES of the unit, whose scaled ones go to `acc`.
     var sums: array<vec4<f32>, TOKENS>;
     var acc: array<vec4<f32>, TOKENS>;
     for (var t = 0u; t < TOKENS; t++) {
         sums[t] = vec4<f32>(0.0);
         acc[t] = vec4<f32>(0.0);
+        squares[t] = 0.0;
     }
-    // Rows lie one after the other, but lanes read them side by side, 16 bytes of each, which no
-    // processor foresees. So each line is touched once before, in its order.
-    var touched = 0u;
-    if p.row_vec4 <= AHEAD {
-        let end = min(first_row + 4u * LANES, p.rows) * p.row_vec4;
-        for (var line = first_row * p.row_vec4 + lane * LINE; line < end; line += LANES * LINE) {
-            touched |= word_at(line, 0u);
-        }
-    }
-    // Never so, but only the caller knows; without it the loads above had no use and were left out.
-    if p.rows == 0u { sums[0].x = f32(touched); }
     for (var group = 0u; group < p.units; group += GROUP) {
         let scales_a = group_scales(at.x, p.units, group);
         let scales_b = group_scales(at.y, p.units, group);
@@ -72,8 +70,14 @@ fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group
             let quants_c = unit_quants(start.z, at.z, p.units, unit);
             let quants_d = unit_quants(start.w, at.w, p.units, unit);
             var xs: array<X, TOKENS>;
+            var gains = vec4<f32>(1.0);
+            if NORM { gains = floats_of(extra[min(x_vector(unit, lane), p.k4 - 1u)]); }
             for (var t = 0u; t < TOKENS; t++) {
                 xs[t] = load_x(min(first + t, p.tokens - 1u) * p.k4, unit, lane);
+                if NORM {
+                    squares[t] += x_squares(xs[t], lane);
+                    xs[t] = x_times(xs[t], gains);
+                }
                 if SUM_SCALES { sums[t] = vec4<f32>(0.0); }
             }
             for (var i = 0u; i < 8u; i++) {
@@ -100,10 +104,14 @@ fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group
         }
     }
     for (var t = 0u; t < TOKENS; t++) {
-        let sum = select(sums[t], acc[t], vec4<bool>(SUM_SCALES));
-        for (var r = 0u; r < 4u; r++) {
+        var sum = select(sums[t], acc[t], vec4<bool>(SUM_SCALES));
+        if NORM { sum *= inverseSqrt(x_over_lanes(squares[t]) / f32(4u * p.k4) + p.eps); }
+        if GATED { sum = vec4<f32>(sum.xy / (1.0 + exp(-sum.xy)) * sum.zw, sum.zw); }
+        for (var r = 0u; r < select(4u, 2u, GATED); r++) {
             if rows[r] < p.rows && first + t < p.tokens {
-                out[(first + t) * p.out_cols + p.out_first + rows[r]] = sum[r];
+                let to = (first + t) * p.out_cols + p.out_first + rows[r];
+                if ADD { sum[r] += floats_of(extra[to / 4u])[to % 4u]; }
+                out[to] = sum[r];
             }
         }
     }

@@ -12,8 +12,10 @@ use naga::{
 use reflect_kernels::{
     Format, KvFormat, KvShape, PairLayout,
     ops::{
-        adamw, attention, cross_entropy, embed, embed_backward, matmul, matmul_dw, matmul_dx, rms_norm,
-        rms_norm_backward, rope, rope_append, segment_attention, swiglu, swiglu_backward, top_k,
+        adamw, attention, cross_entropy, embed, embed_backward,
+        fused::{self, Around},
+        matmul, matmul_dw, matmul_dx, rms_norm, rms_norm_backward, rope, rope_append, segment_attention,
+        swiglu, swiglu_backward, top_k,
     },
     shader::Shader,
 };
@@ -33,7 +35,16 @@ fn variants() -> Vec<Shader> {
             matmul::Variant::Tiles,
         ];
         for variant in rows.chain(others) {
-            all.extend([false, true].map(|tail| matmul::shader(variant, format, tail)));
+            for shader in [false, true].map(|tail| matmul::shader(variant, format, tail)) {
+                let shuffles = matches!(variant, matmul::Variant::Rows { shuffle: true, .. });
+                let around = [false, true].map(|gated| Around::Norm { eps: 1e-5, gated });
+                for around in around.into_iter().chain([Around::Add]).filter(|_| shuffles) {
+                    let mut fused = shader.clone();
+                    fused.constants.extend(fused::constants(around));
+                    all.push(fused);
+                }
+                all.push(shader);
+            }
         }
     }
     for (residual, subgroups) in [(false, false), (false, true), (true, false), (true, true)] {

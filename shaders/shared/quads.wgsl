@@ -110,6 +110,12 @@ fn fit_x(v: vec4<f32>, j: u32) -> vec4<f32> {
     return v * vec4<f32>(1.0, 0.00390625, 1.0, 0.00390625) * select(1.0, 0.0625, NIBBLES_IN_PLACE && j >= 4u);
 }
 
+// Sum of the squares of a vector that `fit_x` returned, as they were before.
+fn unfit_squares(v: vec4<f32>, j: u32) -> f32 {
+    if FORMAT < 3u || !SUM_SCALES { return dot(v, v); }
+    return dot(v * v, vec4<f32>(1.0, 65536.0, 1.0, 65536.0)) * select(1.0, 256.0, NIBBLES_IN_PLACE && j >= 4u);
+}
+
 // Sum of the elements of a vector that `fit_x` returned, as they were before.
 fn unfit_sum(v: vec4<f32>, j: u32) -> f32 {
     return dot(v, vec4<f32>(1.0, 256.0, 1.0, 256.0)) * select(1.0, 16.0, NIBBLES_IN_PLACE && j >= 4u);

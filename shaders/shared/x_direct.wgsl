@@ -5,6 +5,12 @@ struct X { base: u32, first: u32 }
 
 fn load_x(base: u32, unit: u32, lane: u32) -> X { return X(base, unit * 8u); }
 
+// What a norm would need, which there is not with lanes that hold no part of x.
+fn x_vector(unit: u32, lane: u32) -> u32 { return 0u; }
+fn x_squares(v: X, lane: u32) -> f32 { return 0.0; }
+fn x_over_lanes(part: f32) -> f32 { return part; }
+fn x_times(v: X, gains: vec4<f32>) -> X { return v; }
+
 // Vector `j` of the unit.
 fn x_vec4(v: X, j: u32) -> vec4<f32> { return x_at(v.base, v.first + j); }
 

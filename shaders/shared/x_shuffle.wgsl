@@ -10,6 +10,18 @@ fn load_x(base: u32, unit: u32, lane: u32) -> X {
     return fit_x(x_at(base, unit * 8u + j), j);
 }
 
+// The vector of x that a lane loads for `unit`.
+fn x_vector(unit: u32, lane: u32) -> u32 { return unit * 8u + lane % 8u; }
+
+// The lane's part of the squares of the unit, and the sum of such parts over all lanes, of which each
+// eight hold the same vectors.
+fn x_squares(v: X, lane: u32) -> f32 { return unfit_squares(v, lane % 8u); }
+
+fn x_over_lanes(part: f32) -> f32 { return subgroupAdd(part) * (8.0 / f32(LANES)); }
+
+// Times `gains`, vector `x_vector` of a row.
+fn x_times(v: X, gains: vec4<f32>) -> X { return v * gains; }
+
 // Vector `j` of the unit.
 fn x_vec4(v: X, j: u32) -> vec4<f32> { return subgroupShuffle(v, j); }
 

@@ -124,6 +124,11 @@ async fn probe_data(device: &Device) -> Result<TensorData, String> {
     probe.into_data_async().await.map_err(|error| error.to_string())
 }
 
+/// The profile of the device that holds `tensor`, `None` on the CPU.
+pub(crate) fn profile_of(tensor: &Tensor<1, Int>) -> Option<Profile> {
+    tensor.clone().try_into_primitive::<CubeBackend>().ok().map(|tensor| profile(&tensor))
+}
+
 /// The profile of the device that holds `tensor`. A device that this file did not open is taken
 /// for the least capable.
 pub(crate) fn profile(tensor: &CubeTensor) -> Profile {

@@ -8,7 +8,10 @@ use std::sync::Arc;
 use burn::tensor::{Device, Tensor};
 use reflect_kernels::{
     Batch, KvFormat, KvLayer, KvShape, PackedMatrix, PairLayout, RopeTable,
-    ops::{HeadShape, add_rms_norm, attention, embed, matmul, rms_norm, rope_append, swiglu},
+    ops::{
+        HeadShape, add_rms_norm, attention, embed, fuses, matmul, matmul_add, norm_matmul,
+        norm_matmul_swiglu, rms_norm, rope_append, swiglu,
+    },
 };
 
 use crate::{
@@ -116,9 +119,41 @@ impl Linear {
         }
         y
     }
+
+    /// Whether it is a product and nothing else, which its device would rather do together with what
+    /// stands around it.
+    fn fuses(&self) -> bool {
+        self.bias.is_none() && self.adapter.is_none() && fuses(&self.weight)
+    }
 }
 
 impl Block {
+    /// What [`forward`](Self::forward) makes of the residual stream. The same ops, where the device would
+    /// rather have several of them in one launch.
+    pub fn step(
+        &self,
+        Residual { hidden, delta }: Residual,
+        eps: f64,
+        attend: impl FnOnce(Tensor<2>) -> Tensor<2>,
+    ) -> Residual {
+        if ![&self.qkv_proj, &self.o_proj, &self.gate_up_proj, &self.down_proj]
+            .map(Linear::fuses)
+            .contains(&false)
+        {
+            let input = match delta {
+                Some(delta) => hidden + delta,
+                None => hidden,
+            };
+            let qkv = norm_matmul(input.clone(), self.input_layernorm.clone(), eps, &self.qkv_proj.weight);
+            let middle = matmul_add(attend(qkv), &self.o_proj.weight, input);
+            let norm = self.post_attention_layernorm.clone();
+            let gated = norm_matmul_swiglu(middle.clone(), norm, eps, &self.gate_up_proj.weight);
+            return Residual { hidden: matmul_add(gated, &self.down_proj.weight, middle), delta: None };
+        }
+        let pass = self.forward(hidden, delta, eps, attend);
+        Residual { hidden: pass.middle, delta: Some(pass.delta) }
+    }
+
     /// The block on the residual stream `hidden + delta`; `attend` turns queries, keys and values
     /// into contexts, and is where a cache comes in.
     pub fn forward(
@@ -140,8 +175,8 @@ impl Block {
     }
 }
 
-/// What a block made: inference goes on with `middle` and `delta`, training needs the rest on its
-/// way back.
+/// What a block made: the residual stream is `middle` and `delta`, training needs the rest on its way
+/// back.
 #[derive(Clone, Debug)]
 pub struct BlockPass {
     pub input: Tensor<2>,           // (T, D) the residual stream
@@ -176,7 +211,7 @@ impl Llama {
     pub fn stage(
         &self,
         stage: &Stage,
-        Residual { mut hidden, mut delta }: Residual,
+        mut residual: Residual,
         batch: &Batch,
         cache: &mut [Option<KvLayer>],
     ) -> Result<Residual, LoadError> {
@@ -200,10 +235,9 @@ impl Llama {
                 *kv = Some(layer);
                 context
             };
-            let pass = block.forward(hidden, delta, eps, attend);
-            (hidden, delta) = (pass.middle, Some(pass.delta)); // (T, D) each
+            residual = block.step(residual, eps, attend);
         }
-        Ok(Residual { hidden, delta })
+        Ok(residual)
     }
 
     /// Logits of a step, `[T, V]` or `[sequences, V]`, from the residual stream after the last block.
@@ -212,7 +246,11 @@ impl Llama {
             LogitRows::All => (hidden, delta),
             LogitRows::Last => (last_rows(hidden, batch), delta.map(|delta| last_rows(delta, batch))),
         };
-        let (_, x) = residual_norm(hidden, delta, &self.norm, self.config.rms_norm_eps);
+        let eps = self.config.rms_norm_eps;
+        if delta.is_none() && fuses(&self.lm_head) {
+            return norm_matmul(hidden, self.norm.clone(), eps, &self.lm_head);
+        }
+        let (_, x) = residual_norm(hidden, delta, &self.norm, eps);
         matmul(x, &self.lm_head) // (T or sequences, V)
     }
 

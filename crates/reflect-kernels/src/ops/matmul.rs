@@ -136,7 +136,11 @@ impl PackedMatmul for CubeBackend {
             Variant::Tiles => [args.rows.div_ceil(64), args.tokens.div_ceil(64), 1],
         };
         let shader = shader(variant, args.format, !k4.is_multiple_of(8));
-        launch(shader, workgroups, &[&words, &x, &out], &params);
+        match variant {
+            // The third is what a fused product has besides.
+            Variant::Rows { .. } => launch(shader, workgroups, &[&words, &x, &x, &out], &params),
+            _ => launch(shader, workgroups, &[&words, &x, &out], &params),
+        }
         out
     }
 }
@@ -161,7 +165,7 @@ pub enum Variant {
 /// How a CPU adapter is best used. Subgroups of eight lanes load a unit of x at once; those of four
 /// were measured twice as slow as lanes that load for themselves. More than six tokens spill the
 /// sums; Mesa unrolls no loop over eight.
-fn rows_variant(tokens: usize, profile: &Profile) -> Variant {
+pub(super) fn rows_variant(tokens: usize, profile: &Profile) -> Variant {
     match profile.subgroup_size {
         Some(lanes) if lanes >= 8 => {
             let groups = tokens.div_ceil(6).max(1);

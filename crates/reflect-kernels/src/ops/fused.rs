@@ -1,0 +1,186 @@
+//! Products together with what stands around them in a block, in one launch on adapters that run lanes
+//! on CPU cores, where waking the cores for a launch takes as long as a small kernel. Elsewhere these
+//! functions are the ops one after the other, and [`fuses`] says not to prefer them.
+
+use burn::{
+    backend::{
+        Backend, Dispatch, Flex, backend_extension,
+        tensor::{FloatTensor, IntTensor},
+    },
+    tensor::{DType, Shape, Tensor, TensorData},
+};
+use burn_flex::FlexTensor;
+use burn_wgpu::CubeBackend;
+
+use super::{
+    empty_like,
+    matmul::{self, MatmulArgs, PackedMatmul, Variant, rows_variant},
+    rms_norm::{NormArgs, ResidualRmsNorm},
+    swiglu::GatedSilu,
+};
+use crate::{
+    device::{Profile, profile, profile_of},
+    format::UNIT,
+    matrix::PackedMatrix,
+    shader::launch,
+};
+
+/// Whether products with `w` gain from being fused on the device of it.
+pub fn fuses(w: &PackedMatrix) -> bool {
+    let [part] = &w.parts[..] else { return false };
+    w.cols.is_multiple_of(4)
+        && part.rows.is_multiple_of(4)
+        && profile_of(&part.words).is_some_and(|profile| fusing_variant(1, &profile).is_some())
+}
+
+/// The kernel for `tokens` tokens, the tokens of an invocation and its lanes, if it is one that can be fused.
+fn fusing_variant(tokens: usize, profile: &Profile) -> Option<(Variant, usize, usize)> {
+    let variant = rows_variant(tokens, profile);
+    match variant {
+        Variant::Rows { tokens, lanes, shuffle: true, .. } if profile.software => {
+            Some((variant, tokens, lanes))
+        }
+        _ => None,
+    }
+}
+
+/// `matmul(rms_norm(x, norm, eps), w)`: `x` `[T, K]`, `norm` `[K]`, `w` `[N, K]` of one part to `[T, N]`.
+///
+/// # Panics
+/// If `w` has several parts, or sizes differ; so for all of this file.
+pub fn norm_matmul(x: Tensor<2>, norm: Tensor<1>, eps: f64, w: &PackedMatrix) -> Tensor<2> {
+    fused(x, norm, w, Around::Norm { eps: eps as f32, gated: false })
+}
+
+/// `swiglu(matmul(rms_norm(x, norm, eps), w))`: `w` is `[2 F, K]` with the gates first, the result `[T, F]`.
+pub fn norm_matmul_swiglu(x: Tensor<2>, norm: Tensor<1>, eps: f64, w: &PackedMatrix) -> Tensor<2> {
+    assert!(w.rows().is_multiple_of(2), "swiglu: {} rows are not gates and ups", w.rows());
+    fused(x, norm, w, Around::Norm { eps: eps as f32, gated: true })
+}
+
+/// `residual + matmul(x, w)`, `[T, N]`.
+pub fn matmul_add(x: Tensor<2>, w: &PackedMatrix, residual: Tensor<2>) -> Tensor<2> {
+    assert_eq!(residual.dims(), [x.dims()[0], w.rows()], "matmul_add: the residual");
+    fused(x, residual, w, Around::Add)
+}
+
+fn fused<const D: usize>(x: Tensor<2>, extra: Tensor<D>, w: &PackedMatrix, around: Around) -> Tensor<2> {
+    let [tokens, cols] = x.dims();
+    assert_eq!(cols, w.cols, "matmul: x is {tokens} x {cols}, w has {} columns", w.cols);
+    assert!(cols.is_multiple_of(4), "a fused product has columns in fours");
+    let [part] = &w.parts[..] else { panic!("a fused product takes a matrix of one part") };
+    let rows = part.rows;
+    let args = MatmulArgs { format: part.format, tokens, rows, cols, out_cols: rows, out_first: 0 };
+    let words = part.words.clone().into_dispatch();
+    Tensor::from_dispatch(Dispatch::fused_matmul(
+        x.into_dispatch(),
+        extra.into_dispatch(),
+        words,
+        args,
+        around,
+    ))
+}
+
+/// What stands around a product.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Around {
+    /// A norm before it, by the weights in `extra`, and with `gated` the activation after it.
+    Norm { eps: f32, gated: bool },
+    /// The addition of `extra` after it.
+    Add,
+}
+
+#[backend_extension(Cube, Flex)]
+pub trait FusedMatmul: Backend {
+    /// `x` `[tokens, cols]` times `words`, all rows of a matrix.
+    fn fused_matmul(
+        x: FloatTensor<Self>,
+        extra: FloatTensor<Self>,
+        words: IntTensor<Self>,
+        args: MatmulArgs,
+        around: Around,
+    ) -> FloatTensor<Self>;
+}
+
+/// One op after the other. `out` is for the product to write.
+fn apart<B: PackedMatmul + ResidualRmsNorm + GatedSilu>(
+    x: FloatTensor<B>,
+    extra: FloatTensor<B>,
+    words: IntTensor<B>,
+    out: FloatTensor<B>,
+    args: MatmulArgs,
+    around: Around,
+) -> FloatTensor<B> {
+    match around {
+        Around::Norm { eps, gated } => {
+            let norm = NormArgs { rows: args.tokens, cols: args.cols, eps, residual: false };
+            let (_, x) = B::residual_rms_norm(x.clone(), x, extra, norm);
+            let y = B::packed_matmul(x, words, out, args);
+            if gated { B::gated_silu(y, args.tokens, args.rows / 2) } else { y }
+        }
+        Around::Add => B::float_add(extra, B::packed_matmul(x, words, out, args)),
+    }
+}
+
+impl FusedMatmul for CubeBackend {
+    fn fused_matmul(
+        x: FloatTensor<Self>,
+        extra: FloatTensor<Self>,
+        words: IntTensor<Self>,
+        args: MatmulArgs,
+        around: Around,
+    ) -> FloatTensor<Self> {
+        let x = burn_wgpu::into_contiguous(x);
+        let empty = |cols| empty_like(&x, Shape::new([args.tokens, cols]), DType::F32);
+        let Some((variant, tokens, lanes)) = fusing_variant(args.tokens, &profile(&x)) else {
+            let out = empty(args.rows);
+            return apart::<Self>(x, extra, words, out, args, around);
+        };
+        let extra = burn_wgpu::into_contiguous(extra);
+        let gated = matches!(around, Around::Norm { gated: true, .. });
+        let rows = if gated { args.rows / 2 } else { args.rows };
+        let out = empty(rows);
+        let eps = match around {
+            Around::Norm { eps, .. } => eps,
+            Around::Add => 0.0,
+        };
+        let params = [
+            args.tokens as u32,
+            rows as u32,
+            args.cols.div_ceil(UNIT) as u32,
+            (args.format.row_words(args.cols) / 4) as u32,
+            (args.cols / 4) as u32,
+            rows as u32,
+            0,
+            eps.to_bits(),
+        ];
+        let group_rows = if gated { 2 * lanes } else { 4 * lanes };
+        let workgroups = [rows.div_ceil(group_rows), args.tokens.div_ceil(tokens), 1];
+        let mut shader = matmul::shader(variant, args.format, !(args.cols / 4).is_multiple_of(8));
+        shader.constants.extend(constants(around));
+        launch(shader, workgroups, &[&words, &x, &extra, &out], &params);
+        out
+    }
+}
+
+/// What `around` makes of the shader of a product.
+pub fn constants(around: Around) -> Vec<(&'static str, String)> {
+    match around {
+        Around::Norm { gated, .. } => vec![("NORM", true.to_string()), ("GATED", gated.to_string())],
+        Around::Add => vec![("ADD", true.to_string())],
+    }
+}
+
+impl FusedMatmul for Flex {
+    fn fused_matmul(
+        x: FloatTensor<Self>,
+        extra: FloatTensor<Self>,
+        words: IntTensor<Self>,
+        args: MatmulArgs,
+        around: Around,
+    ) -> FloatTensor<Self> {
+        // The product of a whole matrix makes its own output.
+        let out = FlexTensor::from_data(TensorData::new(Vec::<f32>::new(), [0, 0]));
+        apart::<Self>(x, extra, words, out, args, around)
+    }
+}

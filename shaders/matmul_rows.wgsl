@@ -1,7 +1,9 @@
 // out[t, n] = sum over k of x[t, k] * weights[n, k], for adapters whose lanes run on CPU cores.
 // One invocation keeps four weight rows (the components of its vectors) and TOKENS tokens: no
-// barrier, no reduction between lanes. x comes by shared/x_shuffle.wgsl or shared/x_direct.wgsl.
-// Dispatch: (ceil(N / (4 * LANES)), ceil(T / TOKENS)), or for GATED 2 in the place of 4. Called by
+// barrier, no reduction between lanes. x comes by shared/x_shuffle.wgsl or shared/x_direct.wgsl; which
+// rows an invocation has and where its results go is up to shared/store_columns.wgsl or
+// shared/store_rotated.wgsl, which also declare what they bind after `out`.
+// Dispatch: (ceil(N / (4 * LANES)), ceil(T / TOKENS)), with GATED 2 in the place of 4. Called by
 // ops/matmul.rs, and by ops/fused.rs with what stands around a product in a block.
 
 const TOKENS: u32 = 1u;
@@ -15,20 +17,17 @@ const TAIL: bool = true;
 // x is normed on its way in (ops/rms_norm.rs), by the weights in `extra`. Needs x_shuffle.wgsl, and k4
 // to be a fourth of the columns.
 const NORM: bool = false;
-// Rows N to 2 N of the matrix are what rows 0 to N gate (ops/swiglu.rs).
-const GATED: bool = false;
-// `extra` is added to the result.
-const ADD: bool = false;
 
 struct Params {
     tokens: u32, rows: u32, units: u32, row_vec4: u32, k4: u32, out_cols: u32, out_first: u32, eps: f32,
+    // For store_rotated.wgsl.
+    heads: u32, kv_heads: u32, rope_at: u32,
 }
 
 @group(0) @binding(0) var<storage, read> weights: array<Packed>;      // (N, row_vec4)
 @group(0) @binding(1) var<storage, read> x: array<Floats>;            // (T, k4)
 @group(0) @binding(2) var<storage, read> extra: array<Floats>;        // NORM: (K), ADD: (T, out_cols), else x
 @group(0) @binding(3) var<storage, read_write> out: array<f32>;       // (T, out_cols)
-@group(0) @binding(4) var<uniform> p: Params;
 
 // Vector `k` of the row of x that starts at `base`.
 fn x_at(base: u32, k: u32) -> vec4<f32> {
@@ -39,10 +38,7 @@ fn x_at(base: u32, k: u32) -> vec4<f32> {
 @compute @workgroup_size(LANES)
 fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group: vec3<u32>) {
     // No early return: shuffles need all lanes.
-    let row = group.x * select(4u, 2u, GATED) * LANES + lane;
-    var rows = row + LANES * vec4<u32>(0u, 1u, 2u, 3u);
-    if GATED { rows = vec4<u32>(rows.xy, p.rows + rows.xy); }
-    let at = min(rows, vec4<u32>(select(1u, 2u, GATED) * p.rows - 1u)) * p.row_vec4;
+    let at = rows_of(group.x, lane) * p.row_vec4;
     let first = group.y * TOKENS;
     var squares: array<f32, TOKENS>;
     // Sums of the row, or with SUM_SCALES of the unit, whose scaled ones go to `acc`.
@@ -106,13 +102,6 @@ fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group
     for (var t = 0u; t < TOKENS; t++) {
         var sum = select(sums[t], acc[t], vec4<bool>(SUM_SCALES));
         if NORM { sum *= inverseSqrt(x_over_lanes(squares[t]) / f32(4u * p.k4) + p.eps); }
-        if GATED { sum = vec4<f32>(sum.xy / (1.0 + exp(-sum.xy)) * sum.zw, sum.zw); }
-        for (var r = 0u; r < select(4u, 2u, GATED); r++) {
-            if rows[r] < p.rows && first + t < p.tokens {
-                let to = (first + t) * p.out_cols + p.out_first + rows[r];
-                if ADD { sum[r] += floats_of(extra[to / 4u])[to % 4u]; }
-                out[to] = sum[r];
-            }
-        }
+        if first + t < p.tokens { store(first + t, group.x, lane, sum); }
     }
 }

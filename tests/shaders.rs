@@ -38,6 +38,13 @@ fn variants() -> Vec<Shader> {
             for shader in [false, true].map(|tail| matmul::shader(variant, format, tail)) {
                 let shuffles = matches!(variant, matmul::Variant::Rows { shuffle: true, .. });
                 let around = [false, true].map(|gated| Around::Norm { eps: 1e-5, gated });
+                if shuffles {
+                    for layout in [PairLayout::HalfSplit, PairLayout::Interleaved] {
+                        let kv = KvShape { kv_heads: 3, head_dim: 64, format: KvFormat::F16, layout };
+                        let tail = shader.constants.contains(&("TAIL", true.to_string()));
+                        all.push(fused::rotated_shader(variant, format, tail, &kv));
+                    }
+                }
                 for around in around.into_iter().chain([Around::Add]).filter(|_| shuffles) {
                     let mut fused = shader.clone();
                     fused.constants.extend(fused::constants(around));

@@ -38,6 +38,14 @@ const TOLERANCE_Q8_CACHE: f64 = 1e-5;
 /// For SwiGLU and attention: WGSL allows exp an error of 3 + 2|x| ulp.
 const TOLERANCE_EXP: f64 = 1e-10;
 
+fn cache_tolerance(format: KvFormat) -> f64 {
+    match format {
+        KvFormat::F32 => TOLERANCE,
+        KvFormat::F16 => TOLERANCE_F16_CACHE,
+        KvFormat::Q8 => TOLERANCE_Q8_CACHE,
+    }
+}
+
 /// Squared error over squared reference, and the largest difference. A length that differs or a
 /// value that is not finite is an infinite error.
 pub fn compare(actual: &[f32], expected: &[f32]) -> (f64, f64) {
@@ -167,8 +175,8 @@ impl Check<'_> {
 
     async fn fused_products(&mut self) -> Result<(), String> {
         for format in Format::ALL {
-            for (rows, cols) in sizes(format, &[(4, 4), (36, 60), (132, 576)]) {
-                for tokens in [1, 14] {
+            for (rows, cols) in sizes(format, &[(36, 60), (132, 576)]) {
+                for tokens in [if cols % 32 == 0 { 1 } else { 14 }] {
                     let (matrix, words) = self.matrix(format, rows, cols, 3);
                     let (x, norm) = (noise(tokens * cols, 5, 1.0), noise(cols, 6, 1.5));
                     let residual = noise(tokens * rows, 7, 2.0);
@@ -193,6 +201,45 @@ impl Check<'_> {
                 }
             }
         }
+        Ok(())
+    }
+
+    /// Queries and cache of a product that appends to an empty cache.
+    async fn fused_append_case(
+        &mut self,
+        kv: KvShape,
+        batch: &Batch,
+        batch_words: &[u32],
+        heads: usize,
+        case: &str,
+    ) -> Result<(), String> {
+        let (cols, tokens) = (64, batch.shape.tokens);
+        let rows = (heads + 2 * kv.kv_heads) * kv.head_dim;
+        let (matrix, words) = self.matrix(Format::Q8_0, rows, cols, 8);
+        let (x, norm) = (noise(tokens * cols, 9, 1.0), noise(cols, 10, 1.5));
+        let last = (0..tokens).map(|token| batch_words[2 * tokens + token] as usize).max().unwrap_or(0);
+        let mut cache = vec![0u32; (last / PAGE + 1) * kv.page_words()];
+        let empty = Tensor::from_data(TensorData::new(vec![0i32; cache.len()], [cache.len()]), self.device);
+        let (q, layer) = ops::norm_matmul_rope_append(
+            self.floats(&x, [tokens, cols]),
+            self.floats(&norm, [cols]),
+            1e-5,
+            &matrix,
+            KvLayer { words: empty, shape: kv },
+            batch,
+            heads,
+        );
+        let (q, new_cache) = (read(q).await?, read_words(layer.words).await?);
+
+        let normed = ops::rms_norm::reference(&x, None, &norm, 1e-5).1;
+        let args = MatmulArgs { format: Format::Q8_0, tokens, rows, cols, out_cols: rows, out_first: 0 };
+        let qkv = ops::matmul::reference(&normed, &words, &args);
+        let args = RopeArgs { heads, kv, batch: batch.shape };
+        let expected_q = ops::rope_append::reference(&qkv, &mut cache, batch_words, &args);
+        self.record("norm_matmul_rope_append", format!("{case} q"), compare(&q, &expected_q), TOLERANCE);
+        let (actual, expected) = (cache_floats(&new_cache, &kv), cache_floats(&cache, &kv));
+        let (outcome, tolerance) = (compare(&actual, &expected), cache_tolerance(kv.format));
+        self.record("norm_matmul_rope_append", format!("{case} cache"), outcome, tolerance);
         Ok(())
     }
 
@@ -287,13 +334,11 @@ impl Check<'_> {
         let args = RopeArgs { heads, kv, batch: batch.shape };
         let expected_q = ops::rope_append::reference(&qkv, &mut cache, &batch_words, &args);
         self.record("rope_append", format!("{case} q"), compare(&q, &expected_q), TOLERANCE);
-        let tolerance = match kv.format {
-            KvFormat::F32 => TOLERANCE,
-            KvFormat::F16 => TOLERANCE_F16_CACHE,
-            KvFormat::Q8 => TOLERANCE_Q8_CACHE,
-        };
+        let tolerance = cache_tolerance(kv.format);
         let (actual, expected) = (cache_floats(&new_cache, &kv), cache_floats(&cache, &kv));
         self.record("rope_append", format!("{case} cache"), compare(&actual, &expected), tolerance);
+
+        self.fused_append_case(kv, &batch, &batch_words, heads, &case).await?;
 
         // From the device's own cache, so that this measures attention alone.
         let args = AttentionArgs { heads, kv, batch: batch.shape };

@@ -10,7 +10,7 @@ use reflect_kernels::{
     Batch, KvFormat, KvLayer, KvShape, PackedMatrix, PairLayout, RopeTable,
     ops::{
         HeadShape, add_rms_norm, attention, embed, fuses, matmul, matmul_add, norm_matmul,
-        norm_matmul_swiglu, rms_norm, rope_append, swiglu,
+        norm_matmul_rope_append, norm_matmul_swiglu, rms_norm, rope_append, swiglu,
     },
 };
 
@@ -133,9 +133,11 @@ impl Block {
     pub fn step(
         &self,
         Residual { hidden, delta }: Residual,
+        cache: KvLayer,
+        batch: &Batch,
+        heads: usize,
         eps: f64,
-        attend: impl FnOnce(Tensor<2>) -> Tensor<2>,
-    ) -> Residual {
+    ) -> (Residual, KvLayer) {
         if ![&self.qkv_proj, &self.o_proj, &self.gate_up_proj, &self.down_proj]
             .map(Linear::fuses)
             .contains(&false)
@@ -144,14 +146,23 @@ impl Block {
                 Some(delta) => hidden + delta,
                 None => hidden,
             };
-            let qkv = norm_matmul(input.clone(), self.input_layernorm.clone(), eps, &self.qkv_proj.weight);
-            let middle = matmul_add(attend(qkv), &self.o_proj.weight, input);
+            let norm = self.input_layernorm.clone();
+            let qkv = &self.qkv_proj.weight;
+            let (q, cache) = norm_matmul_rope_append(input.clone(), norm, eps, qkv, cache, batch, heads);
+            let context = attention(q, &cache, batch, heads); // (T, H h)
+            let middle = matmul_add(context, &self.o_proj.weight, input);
             let norm = self.post_attention_layernorm.clone();
             let gated = norm_matmul_swiglu(middle.clone(), norm, eps, &self.gate_up_proj.weight);
-            return Residual { hidden: matmul_add(gated, &self.down_proj.weight, middle), delta: None };
+            let hidden = matmul_add(gated, &self.down_proj.weight, middle);
+            return (Residual { hidden, delta: None }, cache);
         }
-        let pass = self.forward(hidden, delta, eps, attend);
-        Residual { hidden: pass.middle, delta: Some(pass.delta) }
+        let mut appended = None;
+        let pass = self.forward(hidden, delta, eps, |qkv| {
+            let (q, cache) = rope_append(qkv, cache, batch, heads); // (T, H h)
+            attention(q, appended.insert(cache), batch, heads) // (T, H h)
+        });
+        let Some(cache) = appended else { unreachable!("a block attends") };
+        (Residual { hidden: pass.middle, delta: Some(pass.delta) }, cache)
     }
 
     /// The block on the residual stream `hidden + delta`; `attend` turns queries, keys and values
@@ -226,16 +237,12 @@ impl Llama {
                 }
                 None => &self.layers[layer],
             };
-            let attend = |qkv| {
-                let Some(layer) = kv.take() else {
-                    unreachable!("a layer's cache is only out during its own block")
-                };
-                let (q, layer) = rope_append(qkv, layer, batch, heads); // (T, H h)
-                let context = attention(q, &layer, batch, heads); // (T, H h)
-                *kv = Some(layer);
-                context
+            let Some(cache) = kv.take() else {
+                unreachable!("a layer's cache is only out during its own block")
             };
-            residual = block.step(residual, eps, attend);
+            let (next, cache) = block.step(residual, cache, batch, heads, eps);
+            *kv = Some(cache);
+            residual = next;
         }
         Ok(residual)
     }

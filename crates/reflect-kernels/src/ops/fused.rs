@@ -14,15 +14,18 @@ use burn_wgpu::CubeBackend;
 
 use super::{
     empty_like,
-    matmul::{self, MatmulArgs, PackedMatmul, Variant, rows_variant},
+    matmul::{self, MatmulArgs, PackedMatmul, Store, Variant, rows_variant},
     rms_norm::{NormArgs, ResidualRmsNorm},
+    rope_append::{RopeAppend, RopeArgs},
     swiglu::GatedSilu,
 };
 use crate::{
+    batch::{Batch, PAGE},
     device::{Profile, profile, profile_of},
-    format::UNIT,
-    matrix::PackedMatrix,
-    shader::launch,
+    format::Format,
+    kv::{KvFormat, KvLayer, KvShape, PairLayout},
+    matrix::{PackedMatrix, Part},
+    shader::{Shader, launch, u},
 };
 
 /// Whether products with `w` gain from being fused on the device of it.
@@ -64,13 +67,39 @@ pub fn matmul_add(x: Tensor<2>, w: &PackedMatrix, residual: Tensor<2>) -> Tensor
     fused(x, residual, w, Around::Add)
 }
 
+/// `rope_append(matmul(rms_norm(x, norm, eps), w), cache, batch, heads)`: `x` `[T, K]`, `w` the stacked
+/// projections of queries, keys and values; returns the queries `[T, heads · head_dim]` and the cache.
+pub fn norm_matmul_rope_append(
+    x: Tensor<2>,
+    norm: Tensor<1>,
+    eps: f64,
+    w: &PackedMatrix,
+    cache: KvLayer,
+    batch: &Batch,
+    heads: usize,
+) -> (Tensor<2>, KvLayer) {
+    let shape = cache.shape;
+    let (part, args) = product_of(&x, w);
+    assert_eq!(
+        [args.tokens, args.rows],
+        [batch.shape.tokens, (heads + 2 * shape.kv_heads) * shape.head_dim],
+        "rope_append: rows for {heads} heads and {shape:?}"
+    );
+    let (q, words) = Dispatch::fused_rope_append(
+        x.into_dispatch(),
+        norm.into_dispatch(),
+        part.words.clone().into_dispatch(),
+        cache.words.into_dispatch(),
+        batch.data.clone().into_dispatch(),
+        args,
+        eps as f32,
+        RopeArgs { heads, kv: shape, batch: batch.shape },
+    );
+    (Tensor::from_dispatch(q), KvLayer { words: Tensor::from_dispatch(words), shape })
+}
+
 fn fused<const D: usize>(x: Tensor<2>, extra: Tensor<D>, w: &PackedMatrix, around: Around) -> Tensor<2> {
-    let [tokens, cols] = x.dims();
-    assert_eq!(cols, w.cols, "matmul: x is {tokens} x {cols}, w has {} columns", w.cols);
-    assert!(cols.is_multiple_of(4), "a fused product has columns in fours");
-    let [part] = &w.parts[..] else { panic!("a fused product takes a matrix of one part") };
-    let rows = part.rows;
-    let args = MatmulArgs { format: part.format, tokens, rows, cols, out_cols: rows, out_first: 0 };
+    let (part, args) = product_of(&x, w);
     let words = part.words.clone().into_dispatch();
     Tensor::from_dispatch(Dispatch::fused_matmul(
         x.into_dispatch(),
@@ -79,6 +108,15 @@ fn fused<const D: usize>(x: Tensor<2>, extra: Tensor<D>, w: &PackedMatrix, aroun
         args,
         around,
     ))
+}
+
+fn product_of<'a>(x: &Tensor<2>, w: &'a PackedMatrix) -> (&'a Part, MatmulArgs) {
+    let [tokens, cols] = x.dims();
+    assert_eq!(cols, w.cols, "matmul: x is {tokens} x {cols}, w has {} columns", w.cols);
+    assert!(cols.is_multiple_of(4), "a fused product has columns in fours");
+    let [part] = &w.parts[..] else { panic!("a fused product takes a matrix of one part") };
+    let rows = part.rows;
+    (part, MatmulArgs { format: part.format, tokens, rows, cols, out_cols: rows, out_first: 0 })
 }
 
 /// What stands around a product.
@@ -100,6 +138,19 @@ pub trait FusedMatmul: Backend {
         args: MatmulArgs,
         around: Around,
     ) -> FloatTensor<Self>;
+
+    /// The norm of `x` times `words`, of which queries are returned, and keys and values appended to `cache`.
+    #[allow(clippy::too_many_arguments)]
+    fn fused_rope_append(
+        x: FloatTensor<Self>,
+        norm: FloatTensor<Self>,
+        words: IntTensor<Self>,
+        cache: IntTensor<Self>,
+        batch: IntTensor<Self>,
+        args: MatmulArgs,
+        eps: f32,
+        rope: RopeArgs,
+    ) -> (FloatTensor<Self>, IntTensor<Self>);
 }
 
 /// One op after the other. `out` is for the product to write.
@@ -144,22 +195,46 @@ impl FusedMatmul for CubeBackend {
             Around::Norm { eps, .. } => eps,
             Around::Add => 0.0,
         };
-        let params = [
-            args.tokens as u32,
-            rows as u32,
-            args.cols.div_ceil(UNIT) as u32,
-            (args.format.row_words(args.cols) / 4) as u32,
-            (args.cols / 4) as u32,
-            rows as u32,
-            0,
-            eps.to_bits(),
-        ];
         let group_rows = if gated { 2 * lanes } else { 4 * lanes };
         let workgroups = [rows.div_ceil(group_rows), args.tokens.div_ceil(tokens), 1];
-        let mut shader = matmul::shader(variant, args.format, !(args.cols / 4).is_multiple_of(8));
+        let mut shader = matmul::shader(variant, args.format, args.has_tail());
         shader.constants.extend(constants(around));
-        launch(shader, workgroups, &[&words, &x, &extra, &out], &params);
+        let sizes = MatmulArgs { rows, out_cols: rows, ..args }.params();
+        launch(
+            shader,
+            workgroups,
+            &[&words, &x, &extra, &out],
+            &[&sizes[..], &[eps.to_bits(), 0, 0, 0]].concat(),
+        );
         out
+    }
+
+    fn fused_rope_append(
+        x: FloatTensor<Self>,
+        norm: FloatTensor<Self>,
+        words: IntTensor<Self>,
+        cache: IntTensor<Self>,
+        batch: IntTensor<Self>,
+        args: MatmulArgs,
+        eps: f32,
+        rope: RopeArgs,
+    ) -> (FloatTensor<Self>, IntTensor<Self>) {
+        let x = burn_wgpu::into_contiguous(x);
+        let KvShape { kv_heads, head_dim, format, .. } = rope.kv;
+        let variant = fusing_variant(args.tokens, &profile(&x));
+        let fit =
+            |(_, _, lanes): &(_, _, usize)| format != KvFormat::Q8 && head_dim.is_multiple_of(4 * lanes);
+        let Some((variant, tokens, lanes)) = variant.filter(fit) else {
+            let qkv = Self::fused_matmul(x, norm, words, args, Around::Norm { eps, gated: false });
+            return Self::rope_append(qkv, cache, batch, rope);
+        };
+        let q = empty_like(&x, Shape::new([args.tokens, rope.heads * head_dim]), DType::F32);
+        let heads = [rope.heads, kv_heads, rope.batch.rope_at()].map(|v| v as u32);
+        let params = [&args.params()[..], &[eps.to_bits()], &heads].concat();
+        let workgroups = [args.rows.div_ceil(4 * lanes), args.tokens.div_ceil(tokens), 1];
+        let shader = rotated_shader(variant, args.format, args.has_tail(), &rope.kv);
+        launch(shader, workgroups, &[&words, &x, &norm, &q, &batch, &cache], &params);
+        (q, cache)
     }
 }
 
@@ -169,6 +244,19 @@ pub fn constants(around: Around) -> Vec<(&'static str, String)> {
         Around::Norm { gated, .. } => vec![("NORM", true.to_string()), ("GATED", gated.to_string())],
         Around::Add => vec![("ADD", true.to_string())],
     }
+}
+
+/// The WGSL of a product with a norm before it and the rotation and the append after it.
+pub fn rotated_shader(variant: Variant, format: Format, tail: bool, kv: &KvShape) -> Shader {
+    let mut shader = matmul::stored_shader(variant, format, tail, Store::Rotated);
+    shader.constants.extend([
+        ("NORM", true.to_string()),
+        ("HALF_SPLIT", (kv.layout == PairLayout::HalfSplit).to_string()),
+        ("CACHE_F16", (kv.format == KvFormat::F16).to_string()),
+        ("PAGE", u(PAGE)),
+        ("HEAD_DIM", u(kv.head_dim)),
+    ]);
+    shader
 }
 
 impl FusedMatmul for Flex {
@@ -182,5 +270,19 @@ impl FusedMatmul for Flex {
         // The product of a whole matrix makes its own output.
         let out = FlexTensor::from_data(TensorData::new(Vec::<f32>::new(), [0, 0]));
         apart::<Self>(x, extra, words, out, args, around)
+    }
+
+    fn fused_rope_append(
+        x: FloatTensor<Self>,
+        norm: FloatTensor<Self>,
+        words: IntTensor<Self>,
+        cache: IntTensor<Self>,
+        batch: IntTensor<Self>,
+        args: MatmulArgs,
+        eps: f32,
+        rope: RopeArgs,
+    ) -> (FloatTensor<Self>, IntTensor<Self>) {
+        let qkv = Self::fused_matmul(x, norm, words, args, Around::Norm { eps, gated: false });
+        Self::rope_append(qkv, cache, batch, rope)
     }
 }

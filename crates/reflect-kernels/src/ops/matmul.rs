@@ -107,17 +107,6 @@ impl PackedMatmul for CubeBackend {
     ) -> FloatTensor<Self> {
         let x = burn_wgpu::into_contiguous(x);
         let profile = profile(&x);
-        let units = args.cols.div_ceil(UNIT);
-        let k4 = args.cols.div_ceil(4);
-        let params = [
-            args.tokens as u32,
-            args.rows as u32,
-            units as u32,
-            (args.format.row_words(args.cols) / 4) as u32,
-            k4 as u32,
-            args.out_cols as u32,
-            args.out_first as u32,
-        ];
         let variant = if profile.software {
             rows_variant(args.tokens, &profile)
         } else if args.tokens <= MATVEC_TOKENS {
@@ -135,13 +124,32 @@ impl PackedMatmul for CubeBackend {
             }
             Variant::Tiles => [args.rows.div_ceil(64), args.tokens.div_ceil(64), 1],
         };
-        let shader = shader(variant, args.format, !k4.is_multiple_of(8));
+        let shader = shader(variant, args.format, args.has_tail());
+        let params = args.params();
         match variant {
-            // The third is what a fused product has besides.
-            Variant::Rows { .. } => launch(shader, workgroups, &[&words, &x, &x, &out], &params),
+            // The third, and what follows the sizes, is what a fused product has besides.
+            Variant::Rows { .. } => {
+                let params = [&params[..], &[0; 4]].concat();
+                launch(shader, workgroups, &[&words, &x, &x, &out], &params);
+            }
             _ => launch(shader, workgroups, &[&words, &x, &out], &params),
         }
         out
+    }
+}
+
+impl MatmulArgs {
+    /// The sizes as the shaders take them.
+    pub(super) fn params(&self) -> [u32; 7] {
+        let units = self.cols.div_ceil(UNIT);
+        let row_vec4 = self.format.row_words(self.cols) / 4;
+        [self.tokens, self.rows, units, row_vec4, self.cols.div_ceil(4), self.out_cols, self.out_first]
+            .map(|v| v as u32)
+    }
+
+    /// Whether the last unit reads past a row of x.
+    pub(super) fn has_tail(&self) -> bool {
+        !self.cols.div_ceil(4).is_multiple_of(8)
     }
 }
 
@@ -177,8 +185,20 @@ pub(super) fn rows_variant(tokens: usize, profile: &Profile) -> Variant {
     }
 }
 
+/// Where the results of [`Variant::Rows`] go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Store {
+    Columns,
+    /// Into queries and the cache.
+    Rotated,
+}
+
 /// The WGSL of one variant; `tail` says that the last unit reads past a row of x.
 pub fn shader(variant: Variant, format: Format, tail: bool) -> Shader {
+    stored_shader(variant, format, tail, Store::Columns)
+}
+
+pub(super) fn stored_shader(variant: Variant, format: Format, tail: bool, store: Store) -> Shader {
     let mut constants = reader_constants(format);
     constants.push(("TAIL", tail.to_string()));
     let (name, sources, workgroup_size, subgroups): (_, &'static [&'static str], _, _) = match variant {
@@ -188,9 +208,13 @@ pub fn shader(variant: Variant, format: Format, tail: bool) -> Shader {
             const X_DIRECT: &str = include_str!("../../../../shaders/shared/x_direct.wgsl");
             const X_SHUFFLE: &str = include_str!("../../../../shaders/shared/x_shuffle.wgsl");
             const LOAD_LONGS: &str = include_str!("../../../../shaders/shared/load_longs.wgsl");
-            const DIRECT: &[&str] = &[ROWS, WEIGHTS, LOAD_WORDS, QUADS, X_DIRECT];
-            const SHUFFLE: &[&str] = &[ROWS, WEIGHTS, LOAD_WORDS, QUADS, X_SHUFFLE];
-            const SHUFFLE_LONGS: &[&str] = &[ROWS, WEIGHTS, LOAD_LONGS, QUADS, X_SHUFFLE];
+            const COLUMNS: &str = include_str!("../../../../shaders/shared/store_columns.wgsl");
+            const ROTATED: &str = include_str!("../../../../shaders/shared/store_rotated.wgsl");
+            const DIRECT: &[&str] = &[ROWS, WEIGHTS, LOAD_WORDS, QUADS, X_DIRECT, COLUMNS];
+            const SHUFFLE: &[&str] = &[ROWS, WEIGHTS, LOAD_WORDS, QUADS, X_SHUFFLE, COLUMNS];
+            const LONGS: &[&str] = &[ROWS, WEIGHTS, LOAD_LONGS, QUADS, X_SHUFFLE, COLUMNS];
+            const SHUFFLE_ROTATED: &[&str] = &[ROWS, WEIGHTS, LOAD_WORDS, QUADS, X_SHUFFLE, ROTATED];
+            const LONGS_ROTATED: &[&str] = &[ROWS, WEIGHTS, LOAD_LONGS, QUADS, X_SHUFFLE, ROTATED];
             // One scale and offset a unit: the others have none, two, or one a row.
             let scaled =
                 !matches!(format, Format::F32 | Format::F16 | Format::Bf16 | Format::Q6K | Format::Fp8);
@@ -199,11 +223,14 @@ pub fn shader(variant: Variant, format: Format, tail: bool) -> Shader {
             constants.push(("SUM_SCALES", (shuffle && tokens == 1 && scaled).to_string()));
             // The formats with a word of scales a unit.
             constants.push(("GROUP", u(if matches!(format, Format::Q4_1 | Format::Q5_1) { 4 } else { 8 })));
-            match (shuffle, longs) {
-                (true, true) => ("matmul_rows_longs", SHUFFLE_LONGS, lanes as u32, true),
-                (true, false) => ("matmul_rows_shuffle", SHUFFLE, lanes as u32, true),
-                (false, _) => ("matmul_rows", DIRECT, lanes as u32, false),
-            }
+            let (name, sources) = match (shuffle, longs, store) {
+                (false, ..) => ("matmul_rows", DIRECT),
+                (true, false, Store::Columns) => ("matmul_rows_shuffle", SHUFFLE),
+                (true, true, Store::Columns) => ("matmul_rows_longs", LONGS),
+                (true, false, Store::Rotated) => ("matmul_rows_shuffle_rotated", SHUFFLE_ROTATED),
+                (true, true, Store::Rotated) => ("matmul_rows_longs_rotated", LONGS_ROTATED),
+            };
+            (name, sources, lanes as u32, shuffle)
         }
         Variant::Vector { subgroups: false } => {
             const SOURCES: &[&str] =

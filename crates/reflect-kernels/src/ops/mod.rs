@@ -5,7 +5,7 @@
 //! | [`embed()`] | `embed` | `embed::reference` |
 //! | [`rms_norm()`], [`add_rms_norm()`] | `rms_norm` | `rms_norm::reference` |
 //! | [`matmul()`] | `matvec`, `matmul`, `matmul_rows` | `matmul::reference` |
-//! | [`norm_matmul`], [`norm_matmul_swiglu`], [`matmul_add`] | `matmul_rows` | of what they fuse |
+//! | [`norm_matmul`], [`norm_matmul_swiglu`], [`norm_matmul_rope_append`], [`matmul_add`] | `matmul_rows` | of what they fuse |
 //! | [`rope_append()`] | `rope_append` | `rope_append::reference` |
 //! | [`attention()`] | `attention_decode`, `attention_rows`, `attention_combine` | `attention::reference` |
 //! | [`swiglu()`] | `swiglu` | `swiglu::reference` |
@@ -47,7 +47,7 @@ pub use attention::attention;
 pub use cross_entropy::{cross_entropy, cross_entropy_backward};
 pub use embed::embed;
 pub use embed_backward::{TokenIndex, embed_backward};
-pub use fused::{fuses, matmul_add, norm_matmul, norm_matmul_swiglu};
+pub use fused::{fuses, matmul_add, norm_matmul, norm_matmul_rope_append, norm_matmul_swiglu};
 pub use matmul::matmul;
 pub use matmul_dw::matmul_dw;
 pub use matmul_dx::matmul_dx;

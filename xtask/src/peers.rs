@@ -8,7 +8,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 const RUNS: usize = 5;
-const SIZES: [&str; 4] = ["--prompt-tokens", "113", "--gen-tokens", "64"];
+/// One measurement a run, after its warm-up: the runs are what is repeated.
+const SIZES: [&str; 6] = ["--prompt-tokens", "113", "--gen-tokens", "64", "--repeat", "1"];
 const METRICS: [(&str, &str); 2] = [("prefill", "prefill_tokens_per_s"), ("decode", "decode_tokens_per_s")];
 
 /// Prints a table of medians and ratios for the CPU and the GPU (lavapipe when there is none), for the weight

@@ -312,7 +312,7 @@ impl Adapter {
         };
         let device = Device::wgpu_options()
             .setup(setup)
-            .tasks_max(TASKS_MAX)
+            .tasks_max(if profile.software { TASKS_MAX_SOFTWARE } else { TASKS_MAX })
             .init()
             .map_err(|error| refused(error.to_string()))?;
         let probe = Tensor::<1, Int>::empty([1], &device);
@@ -335,9 +335,10 @@ impl Adapter {
     }
 }
 
-/// Dispatches that are encoded before a submit. One submit a token is best where kernels and encoding
-/// share the cores; a fast GPU starts sooner with more of them.
+/// Dispatches that are encoded before a submit. Where kernels and encoding share the cores, one submit a
+/// token is best; a GPU should not wait for so many.
 const TASKS_MAX: usize = 128;
+const TASKS_MAX_SOFTWARE: usize = 256;
 
 /// Runs `work`, which launches many kernels on the device of `on`, on the thread that feeds that
 /// device. There a launch is a call; from any other thread it goes through a queue of 32 entries,

@@ -50,24 +50,32 @@ pub fn cache() -> Result<PathBuf> {
 /// As [`cache`].
 pub fn entries() -> Result<Vec<Entry>> {
     let models = cache()?.join("models");
-    let path = models.join(shipped::NAME);
-    let bytes = shipped::bytes();
-    let mut entries = vec![Entry { name: shipped::NAME.into(), path, bytes, present: true, default: true }];
+    let mut entries: Vec<Entry> = shipped::ALL
+        .iter()
+        .map(|shipped| Entry {
+            name: shipped.name.into(),
+            path: models.join(shipped.name),
+            bytes: shipped.bytes(),
+            present: true,
+            default: shipped.name == shipped::DEFAULT,
+        })
+        .collect();
     let path = models.join(FETCHED).join(FILE);
     let present = path.exists();
     entries.push(Entry { name: FETCHED.into(), path, bytes: BYTES, present, default: false });
+    let named = entries.len();
     let folders = std::fs::read_dir(&models).into_iter().flatten().filter_map(Result::ok);
     for folder in folders.map(|entry| entry.path()) {
         let Some(name) = folder.file_name().and_then(|name| name.to_str()) else { continue };
         if name != FETCHED
-            && name != shipped::NAME
+            && shipped::named(name).is_none()
             && let Some(path) = checkpoint_in(&folder)
         {
             let bytes = weight_file_bytes(&path);
             entries.push(Entry { name: name.into(), path, bytes, present: true, default: false });
         }
     }
-    entries[2..].sort_by(|a, b| a.name.cmp(&b.name));
+    entries[named..].sort_by(|a, b| a.name.cmp(&b.name));
     Ok(entries)
 }
 
@@ -77,9 +85,9 @@ pub fn entries() -> Result<Vec<Entry>> {
 /// # Errors
 /// If there is neither such a path nor such a name, or the download fails.
 pub fn resolve(argument: &str) -> Result<PathBuf> {
-    let name = if argument == "default" { shipped::NAME } else { argument };
-    if name == shipped::NAME {
-        return shipped::unpack(&cache()?.join("models"));
+    let name = if argument == "default" { shipped::DEFAULT } else { argument };
+    if let Some(shipped) = shipped::named(name) {
+        return shipped.unpack(&cache()?.join("models"));
     }
     if let Some(entry) = entries()?.into_iter().find(|entry| entry.name == name) {
         if !entry.present {

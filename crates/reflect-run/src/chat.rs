@@ -149,7 +149,7 @@ impl Chat<'_> {
             shown.collect::<Vec<_>>().join(" and ")
         );
         println_dim(self.terminal, &text)?;
-        if model == crate::shipped::NAME {
+        if crate::shipped::named(model).is_some() {
             println_dim(
                 self.terminal,
                 "It knows small sums, code, logic and stories of things counted; ask it \"What is 35 + 36 + 87?\".",

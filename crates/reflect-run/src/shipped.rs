@@ -1,4 +1,4 @@
-//! The checkpoint inside the program, so that it answers without a network and without any file.
+//! The checkpoints inside the program, so that it answers without a network and without any file.
 
 use std::path::{Path, PathBuf};
 
@@ -7,38 +7,69 @@ use reflect_train::checkpoint;
 
 use crate::input;
 
-/// Its name in the catalogue.
-pub const NAME: &str = "reflect-tiny";
-
-const FILES: [(&str, &[u8]); 4] = [
-    ("config.json", include_bytes!("../../../models/reflect-tiny/config.json")),
-    ("tokenizer.json", include_bytes!("../../../models/reflect-tiny/tokenizer.json")),
-    ("tokenizer_config.json", include_bytes!("../../../models/reflect-tiny/tokenizer_config.json")),
-    ("model.safetensors", include_bytes!("../../../models/reflect-tiny/model.safetensors")),
-];
-
-/// Bytes of its weights.
-pub fn bytes() -> u64 {
-    FILES.iter().filter(|(name, _)| name.ends_with(".safetensors")).map(|(_, bytes)| bytes.len() as u64).sum()
+/// A checkpoint of `models/`.
+pub struct Shipped {
+    /// Its name in the catalogue.
+    pub name: &'static str,
+    files: [(&'static str, &'static [u8]); 4],
 }
 
-/// Writes the checkpoint into `models`, where other programs can use it too, unless these very files
-/// are there. Returns its folder.
-///
-/// # Errors
-/// If the folder can't be written.
-pub fn unpack(models: &Path) -> Result<PathBuf> {
-    let folder = models.join(NAME);
-    for (name, bytes) in FILES {
-        let path = folder.join(name);
-        if std::fs::read(&path).is_ok_and(|found| found == bytes) {
-            continue;
+macro_rules! file_of {
+    ($model:literal, $file:literal) => {
+        ($file, include_bytes!(concat!("../../../models/", $model, "/", $file)))
+    };
+}
+
+macro_rules! shipped {
+    ($name:literal) => {
+        Shipped {
+            name: $name,
+            files: [
+                file_of!($name, "config.json"),
+                file_of!($name, "tokenizer.json"),
+                file_of!($name, "tokenizer_config.json"),
+                file_of!($name, "model.safetensors"),
+            ],
         }
-        std::fs::create_dir_all(&folder).map_err(|error| {
-            let folder = folder.display();
-            input(format!("{folder} can't be made ({error}); set REFLECT_CACHE to a folder for models"))
-        })?;
-        checkpoint::write(&path, bytes)?;
+    };
+}
+
+/// All of them, the default one first.
+pub static ALL: [Shipped; 1] = [shipped!("reflect-tiny")];
+
+/// The one that `default` means.
+pub const DEFAULT: &str = "reflect-tiny";
+
+/// The one of this name.
+pub fn named(name: &str) -> Option<&'static Shipped> {
+    ALL.iter().find(|shipped| shipped.name == name)
+}
+
+impl Shipped {
+    /// Bytes of its weights.
+    pub fn bytes(&self) -> u64 {
+        let weights = self.files.iter().filter(|(name, _)| name.ends_with(".safetensors"));
+        weights.map(|(_, bytes)| bytes.len() as u64).sum()
     }
-    Ok(folder)
+
+    /// Writes the checkpoint into `models`, where other programs can use it too, unless these very files
+    /// are there. Returns its folder.
+    ///
+    /// # Errors
+    /// If the folder can't be written.
+    pub fn unpack(&self, models: &Path) -> Result<PathBuf> {
+        let folder = models.join(self.name);
+        for (name, bytes) in self.files {
+            let path = folder.join(name);
+            if std::fs::read(&path).is_ok_and(|found| found == bytes) {
+                continue;
+            }
+            std::fs::create_dir_all(&folder).map_err(|error| {
+                let folder = folder.display();
+                input(format!("{folder} can't be made ({error}); set REFLECT_CACHE to a folder for models"))
+            })?;
+            checkpoint::write(&path, bytes)?;
+        }
+        Ok(folder)
+    }
 }

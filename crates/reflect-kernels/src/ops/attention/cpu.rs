@@ -1,0 +1,265 @@
+//! Attention on the CPU: rows of a prompt side by side in the lanes of a vector, a few rows one by one.
+
+use std::ops::Range;
+
+use burn::{
+    backend::{
+        Flex,
+        tensor::{FloatTensor, IntTensor},
+    },
+    tensor::Shape,
+};
+
+use super::{AttentionArgs, PagedAttention};
+use crate::{
+    batch::PAGE,
+    cpu::{self, Scattered, dispatch_simd, fma},
+    kv::{KvFormat, KvShape},
+    ops::rope_append::read_line,
+};
+
+impl PagedAttention for Flex {
+    fn paged_attention(
+        q: FloatTensor<Self>,
+        cache: IntTensor<Self>,
+        batch: IntTensor<Self>,
+        args: AttentionArgs,
+    ) -> FloatTensor<Self> {
+        let q = cpu::contiguous(q);
+        let (tokens, head_dim) = (args.batch.tokens, args.kv.head_dim);
+        let (q, cache, batch) = (cpu::floats(&q), cpu::words(&cache), cpu::words(&batch));
+        let rows = args.batch.rows_per_seq;
+        // Rows of one sequence side by side; a few that are left go one by one.
+        let blocks = if rows % LANES < MIN_LANES { rows / LANES } else { rows.div_ceil(LANES) };
+        let in_blocks = rows.min(blocks * LANES);
+        let write = |slots: Scattered<'_>| {
+            cpu::for_each(args.batch.sequences() * blocks * args.heads, |at| {
+                let (block, head) = (at / args.heads, at % args.heads);
+                let first = block / blocks * rows + block % blocks * LANES;
+                let count = LANES.min(rows - block % blocks * LANES);
+                attend_rows(q, cache, batch, &args, first..first + count, head, slots);
+            });
+            let left = rows - in_blocks;
+            cpu::for_each(args.batch.sequences() * left * args.heads, |at| {
+                let (row, head) = (at / args.heads, at % args.heads);
+                let token = row / left * rows + in_blocks + row % left;
+                let line = (token * args.heads + head) * head_dim;
+                // SAFETY: each line is written by one call.
+                let to = unsafe { slots.slice(line, head_dim) };
+                attend(&q[line..][..head_dim], cache, batch, &args, token, head, to);
+            });
+        };
+        // SAFETY: all lines of all rows are written, in blocks or alone.
+        unsafe { cpu::written(Shape::new([tokens, args.heads * head_dim]), write) }
+    }
+}
+
+/// Rows of a block.
+const LANES: usize = 16;
+/// Fewest rows that are worth a block: their number decides, and not the other sequences'.
+const MIN_LANES: usize = 4;
+
+dispatch_simd! {
+    fn attend_rows = attend_rows_body(
+        q: &[f32], cache: &[u32], batch: &[u32], args: &AttentionArgs, rows: Range<usize>, head: usize,
+        out: Scattered<'_>,
+    )
+}
+
+/// One head of up to [`LANES`] rows of one sequence, which are the lanes of all vectors: so each key and value
+/// is read once for all of them, and no sum runs across lanes.
+#[inline(always)]
+#[allow(clippy::too_many_arguments, reason = "the body that the SIMD dispatch passes on unchanged")]
+fn attend_rows_body<const FMA: bool>(
+    q: &[f32],
+    cache: &[u32],
+    batch: &[u32],
+    args: &AttentionArgs,
+    rows: Range<usize>,
+    head: usize,
+    out: Scattered<'_>,
+) {
+    let head_dim = args.kv.head_dim;
+    let kv_head = head / (args.heads / args.kv.kv_heads);
+    let words = args.kv.head_words();
+    let line = |row: usize| (row * args.heads + head) * head_dim;
+    let mut queries = vec![[0f32; LANES]; head_dim];
+    for (lane, row) in rows.clone().enumerate() {
+        for (query, q) in queries.iter_mut().zip(&q[line(row)..]) {
+            query[lane] = *q;
+        }
+    }
+    let mut last = [0usize; LANES];
+    for (lane, last) in last.iter_mut().enumerate() {
+        *last = batch[args.batch.tokens + (rows.start + lane).min(rows.end - 1)] as usize;
+    }
+    let keys = last[LANES - 1] + 1;
+    let mut wide = vec![0f32; if args.kv.format == KvFormat::F32 { 0 } else { PAGE * head_dim }];
+    let mut sums = vec![[0f32; LANES]; head_dim];
+    let (mut top, mut total) = ([f32::NEG_INFINITY; LANES], [0f32; LANES]);
+    for first in (0..keys).step_by(PAGE) {
+        let count = PAGE.min(keys - first);
+        let slot = args.slot(batch, rows.start, first);
+        let lines = |which: usize| &cache[args.kv.line(slot, which, kv_head)..][..count * words];
+        // The last group may hold its last line more than once; those scores are masked.
+        let padded = count.next_multiple_of(VALUES);
+        let mut weights = [[f32::NEG_INFINITY; LANES]; PAGE];
+        let key_lines = widen(lines(0), &args.kv, false, &mut wide);
+        for group in 0..padded / VALUES {
+            let [k0, k1, k2, k3] = group_of(key_lines, head_dim, group);
+            let mut scores = [[0f32; LANES]; VALUES];
+            for ((((query, k0), k1), k2), k3) in queries.iter().zip(k0).zip(k1).zip(k2).zip(k3) {
+                scores[0] = add_scaled::<FMA>(scores[0], *k0, query);
+                scores[1] = add_scaled::<FMA>(scores[1], *k1, query);
+                scores[2] = add_scaled::<FMA>(scores[2], *k2, query);
+                scores[3] = add_scaled::<FMA>(scores[3], *k3, query);
+            }
+            for (at, score) in scores.iter().enumerate() {
+                let key = group * VALUES + at;
+                for lane in 0..LANES {
+                    let seen = first + key <= last[lane];
+                    weights[key][lane] = if seen { args.scale() * score[lane] } else { f32::NEG_INFINITY };
+                }
+            }
+        }
+        let mut keep = top;
+        for weights in &weights[..padded] {
+            for lane in 0..LANES {
+                top[lane] = top[lane].max(weights[lane]);
+            }
+        }
+        for lane in 0..LANES {
+            keep[lane] = cpu::exp::<FMA>(keep[lane] - top[lane]);
+            total[lane] *= keep[lane];
+        }
+        for weights in &mut weights[..padded] {
+            for lane in 0..LANES {
+                weights[lane] = cpu::exp::<FMA>(weights[lane] - top[lane]);
+                total[lane] += weights[lane];
+            }
+        }
+        for sum in &mut sums {
+            for lane in 0..LANES {
+                sum[lane] *= keep[lane];
+            }
+        }
+        let value_lines = widen(lines(1), &args.kv, true, &mut wide);
+        let (weights, _) = weights[..padded].as_chunks::<VALUES>();
+        for (group, weights) in weights.iter().enumerate() {
+            let [v0, v1, v2, v3] = group_of(value_lines, head_dim, group);
+            for ((((sum, v0), v1), v2), v3) in sums.iter_mut().zip(v0).zip(v1).zip(v2).zip(v3) {
+                let half = add_scaled::<FMA>(add_scaled::<FMA>(*sum, *v0, &weights[0]), *v1, &weights[1]);
+                *sum = add_scaled::<FMA>(add_scaled::<FMA>(half, *v2, &weights[2]), *v3, &weights[3]);
+            }
+        }
+    }
+    for (lane, row) in rows.enumerate() {
+        // SAFETY: each line is written by one call.
+        let to = unsafe { out.slice(line(row), head_dim) };
+        for (to, sum) in to.iter_mut().zip(&sums) {
+            *to = sum[lane] / total[lane];
+        }
+    }
+}
+
+dispatch_simd! {
+    fn attend = attend_body(
+        q: &[f32], cache: &[u32], batch: &[u32], args: &AttentionArgs, token: usize, head: usize, to: &mut [f32],
+    )
+}
+
+/// `sums + scale * x`.
+#[inline(always)]
+fn add_scaled<const FMA: bool>(mut sums: [f32; LANES], scale: f32, x: &[f32; LANES]) -> [f32; LANES] {
+    for lane in 0..LANES {
+        sums[lane] = fma::<FMA>(scale, x[lane], sums[lane]);
+    }
+    sums
+}
+
+/// The lines of `group`; the last line may be there more than once.
+#[inline(always)]
+fn group_of(lines: &[f32], head_dim: usize, group: usize) -> [&[f32]; VALUES] {
+    let last = lines.len() / head_dim - 1;
+    std::array::from_fn(|at| &lines[(group * VALUES + at).min(last) * head_dim..][..head_dim])
+}
+
+/// Values that are added to the sums at a time, so that those are read and written less often.
+const VALUES: usize = 4;
+
+/// One head of one row. Scores come a page at a time, so that the sums are rescaled once a page.
+#[inline(always)]
+#[allow(clippy::too_many_arguments, reason = "the body that the SIMD dispatch passes on unchanged")]
+fn attend_body<const FMA: bool>(
+    q: &[f32],
+    cache: &[u32],
+    batch: &[u32],
+    args: &AttentionArgs,
+    token: usize,
+    head: usize,
+    to: &mut [f32],
+) {
+    let kv_head = head / (args.heads / args.kv.kv_heads);
+    let keys = batch[args.batch.tokens + token] as usize + 1;
+    let words = args.kv.head_words();
+    let mut wide = vec![0f32; if args.kv.format == KvFormat::F32 { 0 } else { PAGE * args.kv.head_dim }];
+    let (mut top, mut total) = (f32::NEG_INFINITY, 0f32);
+    to.fill(0.0);
+    for first in (0..keys).step_by(PAGE) {
+        let count = PAGE.min(keys - first);
+        let slot = args.slot(batch, token, first);
+        let k = &cache[args.kv.line(slot, 0, kv_head)..][..count * words];
+        let v = &cache[args.kv.line(slot, 1, kv_head)..][..count * words];
+        let mut weights = [f32::NEG_INFINITY; PAGE];
+        let keys_of = widen(k, &args.kv, false, &mut wide).chunks_exact(q.len());
+        for (score, key) in weights.iter_mut().zip(keys_of) {
+            *score = args.scale() * cpu::dot::<FMA>(q, key);
+        }
+        let new_top = weights.iter().copied().fold(top, f32::max);
+        let keep = (top - new_top).exp();
+        top = new_top;
+        total *= keep;
+        for sum in to.iter_mut() {
+            *sum *= keep;
+        }
+        for weight in &mut weights[..count] {
+            *weight = (*weight - top).exp();
+            total += *weight;
+        }
+        let values = widen(v, &args.kv, true, &mut wide);
+        let (weights, rest) = weights[..count].as_chunks::<VALUES>();
+        let (values, rest_values) = values.split_at(weights.len() * VALUES * q.len());
+        for (weights, values) in weights.iter().zip(values.chunks_exact(VALUES * q.len())) {
+            let values: [&[f32]; VALUES] = std::array::from_fn(|at| &values[at * q.len()..][..to.len()]);
+            for (i, sum) in to.iter_mut().enumerate() {
+                for (weight, values) in weights.iter().zip(values) {
+                    *sum = fma::<FMA>(*weight, values[i], *sum);
+                }
+            }
+        }
+        for (weight, values) in rest.iter().zip(rest_values.chunks_exact(q.len())) {
+            for (sum, v) in to.iter_mut().zip(values) {
+                *sum = fma::<FMA>(*weight, *v, *sum);
+            }
+        }
+    }
+    for sum in to.iter_mut() {
+        *sum /= total;
+    }
+}
+
+/// Cached lines as floats: as they lie there in f32, else widened into `wide`.
+#[inline(always)]
+fn widen<'a>(lines: &'a [u32], kv: &KvShape, is_v: bool, wide: &'a mut [f32]) -> &'a [f32] {
+    match kv.format {
+        KvFormat::F32 => bytemuck::cast_slice(lines),
+        KvFormat::F16 | KvFormat::Q8 => {
+            let lines = lines.chunks_exact(kv.head_words());
+            let count = lines.len();
+            for (line, wide) in lines.zip(wide.chunks_exact_mut(kv.head_dim)) {
+                read_line(line, kv, is_v, wide);
+            }
+            &wide[..count * kv.head_dim]
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! From logits on a device to chosen tokens.
+
+use burn::tensor::Tensor;
+use reflect_kernels::{
+    device::landed,
+    ops::top_k::{MAX_K, TopK, read_top_k, top_k},
+};
+
+use super::{EngineError, Sequence, SequenceId, TokenFilter};
+use crate::{
+    model::Llama,
+    sampler::{Candidates, SampleError, Sampled, sample},
+    shard,
+};
+
+/// How many candidates a row needs to serve all of `sequences`; `None` if one wants all logits.
+pub(super) fn device_candidates<'a>(sequences: impl IntoIterator<Item = &'a Sequence>) -> Option<usize> {
+    let mut wanted = sequences.into_iter().map(|s| s.sampling.device_candidates().map(|k| k.min(MAX_K)));
+    wanted.try_fold(1, |most, k| k.map(|k| most.max(k)))
+}
+
+/// Rows of logits from which tokens are chosen: the likeliest of each, and all where those do not do.
+pub(super) struct Rows<'a> {
+    model: &'a Llama,
+    logits: Tensor<2>,
+    found: Option<Vec<TopK>>,
+    all: Option<Vec<f32>>,
+}
+
+impl<'a> Rows<'a> {
+    /// Reads `wanted` candidates of each row, or nothing yet.
+    pub(super) async fn read(
+        model: &'a Llama,
+        logits: Tensor<2>,
+        wanted: Option<usize>,
+    ) -> Result<Self, EngineError> {
+        let found = match wanted {
+            Some(k) => {
+                let read = read_top_k(top_k(logits.clone(), k)).await;
+                Some(read.map_err(|reason| failed_at_the_end(model, reason))?)
+            }
+            None => None,
+        };
+        Ok(Self { model, logits, found, all: None })
+    }
+
+    /// Chooses a token by a row and appends it.
+    pub(super) async fn choose(
+        &mut self,
+        row: usize,
+        id: SequenceId,
+        sequence: &mut Sequence,
+        filter: &mut impl TokenFilter,
+    ) -> Result<Sampled, EngineError> {
+        let vocab = self.model.config.vocab_size;
+        if let Some(found) = &self.found {
+            let TopK { candidates, log_sum_exp } = &found[row];
+            let mut candidates = Candidates::from_device(candidates, *log_sum_exp, vocab)?;
+            filter.filter(id, &mut candidates);
+            match sample(&mut candidates, &sequence.tokens, &sequence.sampling, &mut sequence.rng) {
+                Err(SampleError::NeedAllLogits) => {}
+                chosen => {
+                    let chosen = chosen?;
+                    sequence.tokens.push(chosen.id);
+                    return Ok(chosen);
+                }
+            }
+        }
+        let all = match self.all.take() {
+            Some(all) => all,
+            None => {
+                let read = read_floats(self.logits.clone()).await;
+                read.map_err(|reason| failed_at_the_end(self.model, reason))?
+            }
+        };
+        let rows = self.all.insert(all);
+        let mut candidates = Candidates::from_logits(&rows[row * vocab..][..vocab])?;
+        filter.filter(id, &mut candidates);
+        let chosen = sample(&mut candidates, &sequence.tokens, &sequence.sampling, &mut sequence.rng)?;
+        sequence.tokens.push(chosen.id);
+        Ok(chosen)
+    }
+}
+
+/// The failure of the device that makes logits.
+pub(super) fn failed_at_the_end(model: &Llama, reason: String) -> EngineError {
+    shard::failed(model, model.stages.len() - 1, reason)
+}
+
+pub(super) async fn read_floats(tensor: Tensor<2>) -> Result<Vec<f32>, String> {
+    let data = landed(tensor.into_data_async().await)?;
+    data.try_into_vec().map_err(|error| format!("{error:?}"))
+}

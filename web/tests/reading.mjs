@@ -58,7 +58,7 @@ describe("viewer", { concurrency: 3 }, () => {
   onPage("hidden thinking says that it thinks, and an answer that never came is said so", async (page, { ready, ask, done, text, until, visible }) => {
     await ready();
     await ask(`${PRODUCT} Say nothing.`);
-    await until(() => document.querySelector(".wait").textContent === "Thinking…" && document.querySelector(".wait").checkVisibility());
+    await until(() => document.querySelector(".wait")?.checkVisibility() && document.querySelector(".wait").textContent === "Thinking…");
     await page.keyboard.press("Escape");
     await done(1);
     assert.match(await text(".notes"), /You stopped it before it answered/);
@@ -282,7 +282,7 @@ describe("speed", () => {
       console.log(`${what}: ${tokens} tokens, ${frames.length} frames, median ${frames[frames.length >> 1].toFixed(1)} ms, 95 % under ${p95.toFixed(1)} ms, longest ${frames.at(-1).toFixed(1)} ms, ${tasks.length} long tasks`);
       assert.ok(tokens >= 10_000);
       // The times above are for people: how long a frame takes is the machine's business, that frames come while tokens come is ours.
-      assert.ok(frames.length >= 10, `${frames.length} frames`);
+      assert.ok(frames.length >= 4, `${frames.length} frames`);
     }, { settings: { max_tokens: 1_000_000, policy: "full" } });
   }
 });

@@ -22,7 +22,7 @@ pub struct Grid {
     pub weights: f64,
     pub tokens: f64,
     /// Tokens of a step.
-    pub micro_tokens: usize,
+    pub step_tokens: usize,
     pub steps: usize,
     pub rate: &'static str,
     pub seeds: &'static [&'static str],
@@ -35,7 +35,7 @@ const SMALL: Grid = Grid {
     shape: Shape { hidden: 80, ffn: 224, heads: 5, layers: 4 },
     weights: 0.38,
     tokens: 4.0,
-    micro_tokens: 2048,
+    step_tokens: 2048,
     steps: 1953,
     rate: "2e-3",
     seeds: &["1", "2"],
@@ -48,7 +48,7 @@ const FULL: Grid = Grid {
     shape: Shape { hidden: 256, ffn: 704, heads: 8, layers: 8 },
     weights: 6.6,
     tokens: 100.0,
-    micro_tokens: 8192,
+    step_tokens: 8192,
     steps: 12_207,
     rate: "1e-3",
     seeds: &["1", "2", "3"],
@@ -159,7 +159,7 @@ fn train(grid: &Grid, base: &Path, arm: &Arm, seed: &str, records: &Path, model:
     run.arg("--data").arg(records).arg("--model").arg(base).arg("--out").arg(model);
     run.args(["--loss", arm.loss, "--rate", grid.rate, "--warm-up", "100", "--final-share", "0.03"]);
     // Two micro-batches a step, which run side by side on a CPU.
-    run.args(["--micro-tokens", &(grid.micro_tokens / 2).to_string(), "--accumulate", "2"]);
+    run.args(["--micro-tokens", &(grid.step_tokens / 2).to_string(), "--accumulate", "2"]);
     run.args(["--steps", &grid.steps.to_string()]);
     step("train", &mut run)
 }

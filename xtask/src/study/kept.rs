@@ -28,7 +28,7 @@ impl Key {
             "arm": name,
             "seed": seed,
             "data": format!("{problems} of {families}, {mix}, {style}, system {:?}", question.system),
-            "training": format!("{} steps of {}, rate {}, loss {loss}", grid.steps, grid.micro_tokens, grid.rate),
+            "training": format!("{} steps of {}, rate {}, loss {loss}", grid.steps, grid.step_tokens, grid.rate),
             "evaluated": grid.evaluated,
         }))
     }

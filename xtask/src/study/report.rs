@@ -25,7 +25,8 @@ impl Counted {
         let centre = p + Z * Z / (2.0 * n);
         let reach = Z * (p * (1.0 - p) / n + Z * Z / (4.0 * n * n)).sqrt();
         let whole = 1.0 + Z * Z / n;
-        ((centre - reach) / whole, (centre + reach) / whole)
+        // No hit at all gives 0, which rounding turns into less.
+        (((centre - reach) / whole).max(0.0), (centre + reach) / whole)
     }
 }
 

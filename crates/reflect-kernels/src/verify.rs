@@ -175,30 +175,29 @@ impl Check<'_> {
 
     async fn fused_products(&mut self) -> Result<(), String> {
         for format in Format::ALL {
-            for (rows, cols) in sizes(format, &[(36, 60), (132, 576)]) {
-                for tokens in [if cols % 32 == 0 { 1 } else { 14 }] {
-                    let (matrix, words) = self.matrix(format, rows, cols, 3);
-                    let (x, norm) = (noise(tokens * cols, 5, 1.0), noise(cols, 6, 1.5));
-                    let residual = noise(tokens * rows, 7, 2.0);
-                    let (tx, tn) = (self.floats(&x, [tokens, cols]), self.floats(&norm, [cols]));
-                    let args = MatmulArgs { format, tokens, rows, cols, out_cols: rows, out_first: 0 };
-                    let case = format!("{} rows={rows} cols={cols} tokens={tokens}", format.name());
+            // Many tokens with a row that may end within a unit, and one token.
+            for ((rows, cols), tokens) in sizes(format, &[(36, 60), (132, 576)]).into_iter().zip([14, 1]) {
+                let (matrix, words) = self.matrix(format, rows, cols, 3);
+                let (x, norm) = (noise(tokens * cols, 5, 1.0), noise(cols, 6, 1.5));
+                let residual = noise(tokens * rows, 7, 2.0);
+                let (tx, tn) = (self.floats(&x, [tokens, cols]), self.floats(&norm, [cols]));
+                let args = MatmulArgs { format, tokens, rows, cols, out_cols: rows, out_first: 0 };
+                let case = format!("{} rows={rows} cols={cols} tokens={tokens}", format.name());
 
-                    let normed = ops::rms_norm::reference(&x, None, &norm, 1e-5).1;
-                    let product = ops::matmul::reference(&normed, &words, &args);
-                    let actual = read(ops::norm_matmul(tx.clone(), tn.clone(), 1e-5, &matrix)).await?;
-                    self.record("norm_matmul", case.clone(), compare(&actual, &product), TOLERANCE);
+                let normed = ops::rms_norm::reference(&x, None, &norm, 1e-5).1;
+                let product = ops::matmul::reference(&normed, &words, &args);
+                let actual = read(ops::norm_matmul(tx.clone(), tn.clone(), 1e-5, &matrix)).await?;
+                self.record("norm_matmul", case.clone(), compare(&actual, &product), TOLERANCE);
 
-                    let gated = ops::swiglu::reference(&product, rows / 2);
-                    let actual = read(ops::norm_matmul_swiglu(tx.clone(), tn, 1e-5, &matrix)).await?;
-                    self.record("norm_matmul_swiglu", case.clone(), compare(&actual, &gated), TOLERANCE_EXP);
+                let gated = ops::swiglu::reference(&product, rows / 2);
+                let actual = read(ops::norm_matmul_swiglu(tx.clone(), tn, 1e-5, &matrix)).await?;
+                self.record("norm_matmul_swiglu", case.clone(), compare(&actual, &gated), TOLERANCE_EXP);
 
-                    let product = ops::matmul::reference(&x, &words, &args);
-                    let sum: Vec<f32> = product.iter().zip(&residual).map(|(a, b)| a + b).collect();
-                    let tr = self.floats(&residual, [tokens, rows]);
-                    let actual = read(ops::matmul_add(tx, &matrix, tr)).await?;
-                    self.record("matmul_add", case, compare(&actual, &sum), TOLERANCE);
-                }
+                let product = ops::matmul::reference(&x, &words, &args);
+                let sum: Vec<f32> = product.iter().zip(&residual).map(|(a, b)| a + b).collect();
+                let tr = self.floats(&residual, [tokens, rows]);
+                let actual = read(ops::matmul_add(tx, &matrix, tr)).await?;
+                self.record("matmul_add", case, compare(&actual, &sum), TOLERANCE);
             }
         }
         Ok(())

@@ -138,10 +138,8 @@ impl Block {
         heads: usize,
         eps: f64,
     ) -> (Residual, KvLayer) {
-        if ![&self.qkv_proj, &self.o_proj, &self.gate_up_proj, &self.down_proj]
-            .map(Linear::fuses)
-            .contains(&false)
-        {
+        let products = [&self.qkv_proj, &self.o_proj, &self.gate_up_proj, &self.down_proj];
+        if products.into_iter().all(Linear::fuses) {
             let input = match delta {
                 Some(delta) => hidden + delta,
                 None => hidden,

@@ -1,14 +1,16 @@
-//! The checkpoint that ships with the program writes the tokens that transformers chooses, on every
+//! The checkpoints that ship with the program write the tokens that transformers chooses, on every
 //! device. `web/verify.mjs` asks the same of a browser.
 
 use std::path::Path;
 
 use pollster::block_on;
+use reflect_kernels::device::OpenDevice;
 use reflect_llm::{
-    Engine, Request,
+    Engine, LlamaConfig, Request,
     draft::{Drafter, ModelDrafter},
-    safetensors_dir::{config_of_dir, open_dir},
+    safetensors_dir::{SafetensorsFiles, config_of_dir, open_dir},
     sampler::SamplingParams,
+    weights::MmapFile,
 };
 use reflect_tests::{devices, exact, golden, is_cpu, load};
 use serde_json::Value;
@@ -16,33 +18,67 @@ use serde_json::Value;
 /// Where the lead of a token is smaller, f32 may choose another.
 const GAP: f64 = 1e-3;
 
-fn ids(value: &Value) -> Vec<u32> {
-    value.as_array().expect("ids").iter().map(|id| id.as_u64().expect("an id") as u32).collect()
+/// A checkpoint of `models/` with what it must answer.
+struct Shipped {
+    config: LlamaConfig,
+    weights: SafetensorsFiles<MmapFile>,
+    /// The token that ends an answer.
+    end: u32,
+    answers: Vec<Answer>,
+}
+
+struct Answer {
+    prompt: Vec<u32>,
+    answer: Vec<u32>,
+}
+
+fn shipped(name: &str) -> Shipped {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models").join(name);
+    let text = std::fs::read(golden::root().join(format!("tiny/{name}.json"))).expect("golden answers");
+    let golden: Value = serde_json::from_slice(&text).expect("JSON");
+    let ids = |value: &Value| -> Vec<u32> {
+        value.as_array().expect("ids").iter().map(|id| id.as_u64().expect("an id") as u32).collect()
+    };
+    let answers = golden["answers"].as_array().expect("answers").iter().enumerate();
+    let answers = answers.map(|(number, answer)| {
+        assert!(
+            answer["gap"].as_f64().expect("a gap") >= GAP,
+            "{name}: prompt {number} is too close to call"
+        );
+        Answer { prompt: ids(&answer["prompt"]), answer: ids(&answer["answer"]) }
+    });
+    Shipped {
+        config: config_of_dir(&folder).expect("a configuration"),
+        weights: block_on(open_dir(&folder)).expect("weights"),
+        end: golden["end"].as_u64().expect("an id") as u32,
+        answers: answers.collect(),
+    }
+}
+
+impl Shipped {
+    fn engine(&self, open: &OpenDevice) -> Engine {
+        Engine::new(load(&self.config, &self.weights, open), exact(1024, 64))
+    }
 }
 
 #[test]
-fn the_shipped_model_answers_alike_on_every_device() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/reflect-tiny");
-    let config = config_of_dir(&folder).expect("a configuration");
-    let weights = block_on(open_dir(&folder)).expect("weights");
-    let text = std::fs::read(golden::root().join("tiny/greedy.json")).expect("golden answers");
-    let golden: Value = serde_json::from_slice(&text).expect("JSON");
-    let end = golden["end"].as_u64().expect("an id") as u32;
-    for open in devices() {
-        let model = load(&config, &weights, &open);
-        let mut engine = Engine::new(model, exact(1024, 64));
-        for (number, answer) in golden["answers"].as_array().expect("answers").iter().enumerate() {
-            assert!(answer["gap"].as_f64().expect("a gap") >= GAP, "prompt {number} is too close to call");
-            let expected = ids(&answer["answer"]);
-            let prompt = ids(&answer["prompt"]);
-            let id = engine.submit(Request { prompt, sampling: SamplingParams::greedy() }).expect("it fits");
+fn the_shipped_models_answer_alike_on_every_device() {
+    for (name, open) in ["reflect-tiny", "reflect-micro"]
+        .iter()
+        .flat_map(|name| devices().into_iter().map(move |open| (name, open)))
+    {
+        let shipped = shipped(name);
+        let mut engine = shipped.engine(&open);
+        for (number, Answer { prompt, answer }) in shipped.answers.iter().enumerate() {
+            let request = Request { prompt: prompt.clone(), sampling: SamplingParams::greedy() };
+            let id = engine.submit(request).expect("it fits");
             let mut written = Vec::new();
-            while written.len() < expected.len() && written.last() != Some(&end) {
+            while written.len() < answer.len() && written.last() != Some(&shipped.end) {
                 let report = block_on(engine.step(&mut ())).expect("a step");
                 written.extend(report.sampled.iter().map(|(_, sampled)| sampled.id));
             }
             engine.cancel(id);
-            assert_eq!(written, expected, "prompt {number} on {}", open.name);
+            assert_eq!(&written, answer, "prompt {number} of {name} on {}", open.name);
         }
     }
 }
@@ -55,32 +91,29 @@ enum Drafts {
 
 #[test]
 fn drafts_do_not_change_the_answers() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/reflect-tiny");
-    let config = config_of_dir(&folder).expect("a configuration");
-    let weights = block_on(open_dir(&folder)).expect("weights");
-    let text = std::fs::read(golden::root().join("tiny/greedy.json")).expect("golden answers");
-    let golden: Value = serde_json::from_slice(&text).expect("JSON");
-    let end = golden["end"].as_u64().expect("an id") as u32;
+    let (tiny, micro) = (shipped("reflect-tiny"), shipped("reflect-micro"));
     for open in devices() {
-        let engine = || Engine::new(load(&config, &weights, &open), exact(1024, 64));
-        let own = ModelDrafter::new(engine(), 5);
+        let model =
+            |of: &Shipped| Drafts::Model(Drafter::Model(Box::new(ModelDrafter::new(of.engine(&open), 5))));
         let drafters = [
             ("ngram", Drafts::Model(Drafter::Ngram { most: 8 })),
-            ("the model itself", Drafts::Model(Drafter::Model(Box::new(own)))),
+            ("the model itself", model(&tiny)),
+            ("reflect-micro", model(&micro)),
             ("always wrong", Drafts::Wrong),
         ];
-        let mut engine = engine();
+        let mut engine = tiny.engine(&open);
         for (name, mut drafter) in drafters {
             let (mut steps, mut tokens) = (0, 0);
             // All of them take a minute on a software adapter.
-            let answers = golden["answers"].as_array().expect("answers").iter().enumerate();
-            for (number, answer) in answers.take(if is_cpu(&open) { usize::MAX } else { 3 }) {
-                let (prompt, expected) = (ids(&answer["prompt"]), ids(&answer["answer"]));
+            let answers = tiny.answers.iter().enumerate();
+            for (number, Answer { prompt, answer: expected }) in
+                answers.take(if is_cpu(&open) { usize::MAX } else { 3 })
+            {
                 let start = prompt.len();
-                let id =
-                    engine.submit(Request { prompt, sampling: SamplingParams::greedy() }).expect("it fits");
+                let request = Request { prompt: prompt.clone(), sampling: SamplingParams::greedy() };
+                let id = engine.submit(request).expect("it fits");
                 let mut written = Vec::new();
-                while written.len() < expected.len() && written.last() != Some(&end) {
+                while written.len() < expected.len() && written.last() != Some(&tiny.end) {
                     let known = engine.tokens(id).expect("the sequence is there");
                     let draft = match &mut drafter {
                         Drafts::Model(drafter) => block_on(drafter.draft(known)).expect("a draft"),
@@ -94,12 +127,12 @@ fn drafts_do_not_change_the_answers() {
                 engine.cancel(id);
                 // The last step may have written past the golden answer's end.
                 written.truncate(expected.len());
-                assert_eq!(written, expected, "prompt {number} on {}, drafts by {name}", open.name);
+                assert_eq!(&written, expected, "prompt {number} on {}, drafts by {name}", open.name);
                 tokens += written.len();
             }
             println!("{}: {tokens} tokens in {steps} steps, drafts by {name}", open.name);
             match name {
-                "ngram" => assert!(steps < tokens),
+                "ngram" | "reflect-micro" => assert!(steps < tokens),
                 "the model itself" => assert!(steps * 4 < tokens),
                 _ => assert!(steps >= tokens),
             }

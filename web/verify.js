@@ -1,4 +1,4 @@
-// Every kernel on the visitor's own GPU beside its reference, and the shipped model's answers beside those of transformers.
+// Every kernel on the visitor's own GPU beside its reference, and the shipped models' answers beside those of transformers.
 // The report is left in window.result for the driver in verify.mjs: what verify() returned, or { error }.
 const state = document.querySelector("#state");
 
@@ -22,16 +22,22 @@ async function report() {
   return { ...result, answers, seconds: (performance.now() - started) / 1000 };
 }
 
-// The shipped checkpoint's greedy answers beside those that transformers gave.
+// The shipped checkpoints' greedy answers beside those that transformers gave.
 async function tokens(module) {
   const file = async (address) => {
     const response = await fetch(new URL(address, import.meta.url));
     if (!response.ok) throw new Error(`${address} is missing: \`cargo xtask web\` puts it there`);
     return response;
   };
-  const bytes = async (name) => new Uint8Array(await (await file(`../models/reflect-tiny/${name}`)).arrayBuffer());
-  const golden = await (await file("greedy.json")).text();
-  return JSON.parse(await module.verify_tokens(await bytes("config.json"), await bytes("model.safetensors"), golden));
+  const bytes = async (address) => new Uint8Array(await (await file(address)).arrayBuffer());
+  const answers = [];
+  for (const { name: model } of await (await file("../models/models.json")).json()) {
+    const golden = await (await file(`golden/${model}.json`)).text();
+    const part = (name) => bytes(`../models/${model}/${name}`);
+    const rows = JSON.parse(await module.verify_tokens(await part("config.json"), await part("model.safetensors"), golden));
+    answers.push(...rows.map((row) => ({ model, ...row })));
+  }
+  return answers;
 }
 
 function element(name, text, className) {
@@ -92,8 +98,9 @@ function show({ adapter, rows, answers, launch, seconds }) {
     { label: "max abs", value: (row) => small(row.max_abs), number: true },
   ], [...failed, ...rows.filter((row) => row.ok)]));
 
-  tables.append(table("Tokens of reflect-tiny, beside transformers", [
+  tables.append(table("Tokens beside those of transformers", [
     { label: "", value: (row) => (row.ok ? "✓" : "✗"), mark: (row) => (row.ok ? "good" : "bad") },
+    { label: "model", value: (row) => row.model },
     { label: "answer", value: (row) => row.answer, number: true },
     { label: "tokens", value: (row) => row.tokens, number: true },
     { label: "equal", value: (row) => row.equal, number: true },

@@ -60,8 +60,8 @@ function judge(result) {
   }
   const answers = result.answers ?? [];
   const wrong = answers.filter((row) => !row.ok);
-  console.log(`web verify: ${answers.length - wrong.length} of ${answers.length} answers of reflect-tiny have the same tokens`);
-  for (const row of wrong) console.log(`  FAILED answer ${row.answer}: ${row.equal} of ${row.tokens} tokens equal`);
+  console.log(`web verify: ${answers.length - wrong.length} of ${answers.length} answers of the shipped models have the same tokens`);
+  for (const row of wrong) console.log(`  FAILED answer ${row.answer} of ${row.model}: ${row.equal} of ${row.tokens} tokens equal`);
   if (rows.length === 0 || answers.length === 0) throw new Failure("The page checked nothing: there are no rows or no answers.");
   return bad.length === 0 && wrong.length === 0;
 }

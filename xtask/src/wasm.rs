@@ -65,7 +65,7 @@ const CODE: [&str; 5] = ["style.css", "verify.js", "worker.js", "app", "worker"]
 const PAGES: [&str; 2] = ["index.html", "verify.html"];
 
 /// Models that come with the page, the one that it loads first.
-const MODELS: [&str; 1] = ["reflect-tiny"];
+const MODELS: [&str; 2] = ["reflect-tiny", "reflect-micro"];
 const MODEL_FILES: [&str; 4] =
     ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"];
 
@@ -83,8 +83,11 @@ pub fn build() -> Result<()> {
     for file in ["reflect_web.js", "reflect_web_bg.wasm"] {
         copy(&package.join(file), &code.join(file))?;
     }
-    // What the shipped model must answer, for the page that checks it.
-    copy(&root().join("tests/golden/tiny/greedy.json"), &code.join("greedy.json"))?;
+    // What the shipped models must answer, for the page that checks it.
+    for model in MODELS {
+        let golden = format!("{model}.json");
+        copy(&root().join("tests/golden/tiny").join(&golden), &code.join("golden").join(&golden))?;
+    }
     let hash = &sha256_of(&code)?[..12];
     fs::rename(&code, fresh.join(hash))?;
     for page in PAGES {

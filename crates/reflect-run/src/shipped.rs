@@ -35,7 +35,7 @@ macro_rules! shipped {
 }
 
 /// All of them, the default one first.
-pub static ALL: [Shipped; 1] = [shipped!("reflect-tiny")];
+pub static ALL: [Shipped; 2] = [shipped!("reflect-tiny"), shipped!("reflect-micro")];
 
 /// The one that `default` means.
 pub const DEFAULT: &str = "reflect-tiny";

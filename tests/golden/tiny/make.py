@@ -1,4 +1,4 @@
-"""Greedy answers of the checkpoint in models/reflect-tiny by transformers in float64, as token ids.
+"""Greedy answers of the checkpoints in models/ by transformers in float64, as token ids: reflect-tiny.json, reflect-micro.json.
 
 Run: python tests/golden/tiny/make.py        (needs torch, transformers)
 
@@ -13,7 +13,7 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 HERE = Path(__file__).resolve().parent
-MODEL = HERE.parents[2] / "models" / "reflect-tiny"
+MODELS = HERE.parents[2] / "models"
 MOST = 400
 
 PROMPTS = [
@@ -32,9 +32,9 @@ PROMPTS = [
 ]
 
 
-def main():
-    tokenizer = AutoTokenizer.from_pretrained(MODEL)
-    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float64, attn_implementation="sdpa").eval()
+def make(name):
+    tokenizer = AutoTokenizer.from_pretrained(MODELS / name)
+    model = AutoModelForCausalLM.from_pretrained(MODELS / name, dtype=torch.float64, attn_implementation="sdpa").eval()
     end = tokenizer.convert_tokens_to_ids("<|eot_id|>")
     answers = []
     for prompt in PROMPTS:
@@ -57,8 +57,9 @@ def main():
         answers.append({"prompt": ids, "answer": answer, "gap": round(gap, 6)})
     made_by = f"torch {torch.__version__}, transformers {transformers.__version__}"
     rows = ",\n".join(json.dumps(answer) for answer in answers)
-    (HERE / "greedy.json").write_text(f'{{"made_by": "{made_by}", "end": {end}, "answers": [\n{rows}\n]}}\n')
+    (HERE / f"{name}.json").write_text(f'{{"made_by": "{made_by}", "end": {end}, "answers": [\n{rows}\n]}}\n')
 
 
 if __name__ == "__main__":
-    main()
+    for name in ["reflect-tiny", "reflect-micro"]:
+        make(name)

@@ -11,6 +11,9 @@ const SINGLE: bool = false;
 const LANES: u32 = 64u;
 // Pairs of elements that a lane accumulates: ceil(HEAD_DIM / 2 / LANES).
 const PAIRS: u32 = 1u;
+// Loads that are under way at once.
+const K_BATCH: u32 = select(select(1u, 4u, LINE_VEC4 % 4u == 0u), 8u, LINE_VEC4 % 8u == 0u);
+const V_BATCH: u32 = 16u;
 
 struct Params {
     tokens: u32, heads: u32, kv_heads: u32, splits: u32,
@@ -52,34 +55,40 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     var weight = 0.0;
     for (var base = range.x; base < range.y; base += LANES) {
         let key = base + lane;
-        var score = -3.0e38;
-        if key < range.y {
-            let slot = batch[table + key / PAGE] * PAGE + key % PAGE;
-            let k_line = cache_line(slot, 0u, p.kv_heads, kv_head);
-            score = 0.0;
-            for (var i = 0u; i < LINE_VEC4; i++) {
-                let v = cache[k_line + i];
-                for (var c = 0u; c < VEC4_PAIRS; c++) { score += dot(query[VEC4_PAIRS * i + c], pair_of(v, c)); }
+        // Lanes past the end repeat the last key, which then counts nothing.
+        let seen = min(key, range.y - 1u);
+        let slot = batch[table + seen / PAGE] * PAGE + seen % PAGE;
+        let k_line = cache_line(slot, 0u, p.kv_heads, kv_head);
+        let v_line = cache_line(slot, 1u, p.kv_heads, kv_head);
+        var score = 0.0;
+        for (var first = 0u; first < LINE_VEC4; first += K_BATCH) {
+            var v: array<vec4<u32>, K_BATCH>;
+            for (var i = 0u; i < K_BATCH; i++) { v[i] = cache[k_line + first + i]; }
+            for (var i = 0u; i < K_BATCH; i++) {
+                for (var c = 0u; c < VEC4_PAIRS; c++) {
+                    score += dot(query[VEC4_PAIRS * (first + i) + c], pair_of(v[i], c));
+                }
             }
-            score *= line_scale(k_line);
-            lines[lane] = cache_line(slot, 1u, p.kv_heads, kv_head);
         }
+        score = select(-3.0e38, score * line_scale(k_line), key < range.y);
         let new_top = max(top, reduce_max(score, lane));
         let keep = exp(top - new_top);
         let gain = select(0.0, exp(score - new_top), key < range.y);
         weight = weight * keep + reduce_add(gain, lane);
         top = new_top;
-        tile[lane] = gain;
-        if key < range.y { tile[lane] = gain * line_scale(lines[lane]); }
+        tile[lane] = gain * line_scale(v_line);
+        lines[lane] = v_line;
         workgroupBarrier();
-        let count = min(LANES, range.y - base);
         for (var i = 0u; i < PAIRS; i++) {
             let pair = i * LANES + lane;
             if pair < HEAD_DIM / 2u {
                 acc[i] *= keep;
-                for (var j = 0u; j < count; j++) {
-                    let v = cache[lines[j] + pair / VEC4_PAIRS];
-                    acc[i] += tile[j] * pair_of(v, pair % VEC4_PAIRS);
+                for (var first = 0u; first < LANES; first += V_BATCH) {
+                    var v: array<vec4<u32>, V_BATCH>;
+                    for (var j = 0u; j < V_BATCH; j++) { v[j] = cache[lines[first + j] + pair / VEC4_PAIRS]; }
+                    for (var j = 0u; j < V_BATCH; j++) {
+                        acc[i] += tile[first + j] * pair_of(v[j], pair % VEC4_PAIRS);
+                    }
                 }
             }
         }

@@ -1,11 +1,15 @@
 // out[t, n] = sum over k of x[t, k] * weights[n, k] for many tokens, on a GPU.
-// A workgroup makes a tile of 64 tokens x 64 rows: it widens one unit of 32 columns of both sides
-// into workgroup memory and each of its 16 x 16 invocations keeps 4 x 4 sums.
-// Dispatch: (ceil(N / 64), ceil(T / 64)). Called by ops/matmul.rs.
+// A workgroup makes a tile of 64 tokens x 128 rows: it widens one unit of 32 columns of both sides
+// into workgroup memory and each of its 16 x 16 invocations keeps 4 x 8 sums.
+// Dispatch: (ceil(N / 128), ceil(T / 64)). Called by ops/matmul.rs.
 
 // Whether k4 is not a multiple of 8, so that the last unit reads past the row of x.
 const TAIL: bool = true;
-const TILE: u32 = 64u;
+// Tokens and rows of an invocation.
+const MY_TOKENS: u32 = 4u;
+const MY_ROWS: u32 = 8u;
+const TOKENS: u32 = 16u * MY_TOKENS;
+const ROWS: u32 = 16u * MY_ROWS;
 
 struct Params { tokens: u32, rows: u32, units: u32, row_vec4: u32, k4: u32, out_cols: u32, out_first: u32 }
 
@@ -14,45 +18,47 @@ struct Params { tokens: u32, rows: u32, units: u32, row_vec4: u32, k4: u32, out_
 @group(0) @binding(2) var<storage, read_write> out: array<f32>;       // (T, out_cols)
 @group(0) @binding(3) var<uniform> p: Params;
 
-// Nine vectors a row instead of eight keep neighbouring rows in different banks.
-var<workgroup> tile_w: array<vec4<f32>, 576>;
-var<workgroup> tile_x: array<vec4<f32>, 576>;
+var<workgroup> tile_w: array<vec4<f32>, ROWS * 8u>;
+var<workgroup> tile_x: array<vec4<f32>, TOKENS * 8u>;
+
+// Where vector `j` of line `i` of a tile lies: neighbouring lines have the same vector in different banks.
+fn place(i: u32, j: u32) -> u32 { return i * 8u + (j ^ (i & 7u)); }
 
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let first_row = group.x * TILE;
-    let first_token = group.y * TILE;
+    let first_row = group.x * ROWS;
+    let first_token = group.y * TOKENS;
     let row_lane = lane % 16u;
     let token_lane = lane / 16u;
-    var acc: array<array<f32, 4>, 4>;
-    for (var a = 0u; a < 4u; a++) { for (var b = 0u; b < 4u; b++) { acc[a][b] = 0.0; } }
+    let loaded_row = min(first_row + lane, p.rows - 1u) * p.row_vec4;
+    var acc: array<array<f32, MY_ROWS>, MY_TOKENS>;
+    for (var a = 0u; a < MY_TOKENS; a++) { for (var b = 0u; b < MY_ROWS; b++) { acc[a][b] = 0.0; } }
     for (var unit = 0u; unit < p.units; unit++) {
-        if lane < TILE {
-            let row = min(first_row + lane, p.rows - 1u);
-            let w = load_unit(row * p.row_vec4, p.units, unit);
-            for (var j = 0u; j < 8u; j++) { tile_w[lane * 9u + j] = w[j]; }
+        if lane < ROWS {
+            let w = load_unit(loaded_row, p.units, unit);
+            for (var j = 0u; j < 8u; j++) { tile_w[place(lane, j)] = w[j]; }
         }
-        for (var i = lane; i < TILE * 8u; i += 256u) {
+        for (var i = lane; i < TOKENS * 8u; i += 256u) {
             let token = min(first_token + i / 8u, p.tokens - 1u);
             let k = unit * 8u + i % 8u;
             var v = vec4<f32>(0.0);
             if !TAIL || k < p.k4 { v = x[token * p.k4 + k]; }
-            tile_x[(i / 8u) * 9u + i % 8u] = v;
+            tile_x[place(i / 8u, i % 8u)] = v;
         }
         workgroupBarrier();
         for (var j = 0u; j < 8u; j++) {
-            var w: array<vec4<f32>, 4>;
-            for (var b = 0u; b < 4u; b++) { w[b] = tile_w[(row_lane + 16u * b) * 9u + j]; }
-            for (var a = 0u; a < 4u; a++) {
-                let v = tile_x[(token_lane + 16u * a) * 9u + j];
-                for (var b = 0u; b < 4u; b++) { acc[a][b] += dot(v, w[b]); }
+            var w: array<vec4<f32>, MY_ROWS>;
+            for (var b = 0u; b < MY_ROWS; b++) { w[b] = tile_w[place(row_lane + 16u * b, j)]; }
+            for (var a = 0u; a < MY_TOKENS; a++) {
+                let v = tile_x[place(token_lane + 16u * a, j)];
+                for (var b = 0u; b < MY_ROWS; b++) { acc[a][b] += dot(v, w[b]); }
             }
         }
         workgroupBarrier();
     }
-    for (var a = 0u; a < 4u; a++) {
+    for (var a = 0u; a < MY_TOKENS; a++) {
         let token = first_token + token_lane + 16u * a;
-        for (var b = 0u; b < 4u; b++) {
+        for (var b = 0u; b < MY_ROWS; b++) {
             let row = first_row + row_lane + 16u * b;
             if token < p.tokens && row < p.rows {
                 out[token * p.out_cols + p.out_first + row] = acc[a][b];

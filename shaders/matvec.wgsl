@@ -1,43 +1,153 @@
 // out[t, n] = sum over k of x[t, k] * weights[n, k] for few tokens, on a GPU: the speed is that of
-// reading the weights. A workgroup keeps ROWS rows; its lanes take neighbouring units, so that a
-// wave reads consecutive 16-byte vectors, and shared/reduce_*.wgsl adds the partial sums at the end.
-// Dispatch: grid(ceil(N / ROWS)) with the token in z. Called by ops/matmul.rs.
+// reading the weights. A workgroup has TEAMS teams of TEAM lanes, a team ROWS rows; its lanes take
+// neighbouring units, so that a team reads consecutive vectors, and shared/team_*.wgsl adds what they
+// summed. x is laid into workgroup memory, CHUNK units at a time, in an order in which lanes that read
+// the same vector of neighbouring units meet different banks.
+// Dispatch: grid(ceil(N / (TEAMS * ROWS))), with GATED half the ROWS. Called by ops/matmul.rs, and by
+// ops/fused.rs with what stands around a product in a block.
 
+const TOKENS: u32 = 1u;
 const ROWS: u32 = 4u;
+const TEAM: u32 = 32u;
+const TEAMS: u32 = 4u;
+const CHUNK: u32 = 64u;
+// Whether k4 is not a multiple of 8, so that the last unit reads past the row of x.
 const TAIL: bool = true;
+// x is normed on its way in (ops/rms_norm.rs), by the weights in `extra`.
+const NORM: bool = false;
+// Rows N to 2 N of the matrix are what rows 0 to N gate (ops/swiglu.rs).
+const GATED: bool = false;
+// `extra` is added to the result.
+const ADD: bool = false;
 const GRID_X: u32 = 32768u;
-const LANES: u32 = 64u;
+const SUM_SCALES: bool = false;
+const LANES: u32 = TEAM * TEAMS;
+// Rows of the result that a team makes.
+const MADE: u32 = select(ROWS, ROWS / 2u, GATED);
 
-struct Params { tokens: u32, rows: u32, units: u32, row_vec4: u32, k4: u32, out_cols: u32, out_first: u32 }
+struct Params {
+    tokens: u32, rows: u32, units: u32, row_vec4: u32, k4: u32, out_cols: u32, out_first: u32, eps: f32,
+}
 
 @group(0) @binding(0) var<storage, read> weights: array<Packed>;      // (N, row_vec4)
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;         // (T, k4)
-@group(0) @binding(2) var<storage, read_write> out: array<f32>;       // (T, out_cols)
-@group(0) @binding(3) var<uniform> p: Params;
+@group(0) @binding(2) var<storage, read> extra: array<vec4<f32>>;     // NORM: (K), ADD: (T, out_cols), else x
+@group(0) @binding(3) var<storage, read_write> out: array<f32>;       // (T, out_cols)
+@group(0) @binding(4) var<uniform> p: Params;
+
+var<workgroup> xs: array<vec4<f32>, TOKENS * CHUNK * 8u>;
+var<workgroup> team_squares: array<f32, TOKENS * TEAMS>;
+
+// Where vector `j` of unit `u` of the chunk lies.
+fn place(token: u32, u: u32, j: u32) -> u32 {
+    return (token * CHUNK + u) * 8u + (j ^ (u & 7u));
+}
 
 @compute @workgroup_size(LANES)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let first = (group.x + group.y * GRID_X) * ROWS;
-    let token = group.z;
-    var acc: array<f32, ROWS>;
-    for (var r = 0u; r < ROWS; r++) { acc[r] = 0.0; }
-    for (var unit = lane; unit < p.units; unit += LANES) {
-        var xs: Unit;
-        for (var j = 0u; j < 8u; j++) {
-            let k = unit * 8u + j;
-            xs[j] = vec4<f32>(0.0);
-            if !TAIL || k < p.k4 { xs[j] = x[token * p.k4 + k]; }
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) index: u32) {
+    let lane = index % TEAM;
+    let team = index / TEAM;
+    let first = ((group.x + group.y * GRID_X) * TEAMS + team) * MADE;
+    var at: array<u32, ROWS>;
+    var acc: array<array<f32, TOKENS>, ROWS>;
+    var squares: array<f32, TOKENS>;
+    for (var t = 0u; t < TOKENS; t++) { squares[t] = 0.0; }
+    for (var r = 0u; r < ROWS; r++) {
+        let row = min(first + r % MADE, p.rows - 1u) + select(0u, p.rows, GATED && r >= MADE);
+        at[r] = row * p.row_vec4;
+        for (var t = 0u; t < TOKENS; t++) { acc[r][t] = 0.0; }
+    }
+    for (var base = 0u; base < p.units; base += CHUNK) {
+        let count = min(CHUNK, p.units - base);
+        workgroupBarrier();
+        for (var i = index; i < count * 8u; i += LANES) {
+            let k = base * 8u + i;
+            for (var t = 0u; t < TOKENS; t++) {
+                var v = vec4<f32>(0.0);
+                if !TAIL || k < p.k4 {
+                    v = x[min(t, p.tokens - 1u) * p.k4 + k];
+                    if NORM {
+                        squares[t] += dot(v, v);
+                        v *= extra[k];
+                    }
+                }
+                xs[place(t, i / 8u, i % 8u)] = v;
+            }
         }
-        for (var r = 0u; r < ROWS; r++) {
-            let row = min(first + r, p.rows - 1u);
-            let w = load_unit(row * p.row_vec4, p.units, unit);
-            var sum = 0.0;
-            for (var j = 0u; j < 8u; j++) { sum += dot(w[j], xs[j]); }
-            acc[r] += sum;
+        workgroupBarrier();
+        for (var u = lane; u < count; u += TEAM) {
+            let unit = base + u;
+            // All loads first, so that many are under way at once.
+            var quants: array<Quants, ROWS>;
+            var scales: array<vec2<f32>, ROWS>;
+            for (var r = 0u; r < ROWS; r++) {
+                quants[r] = unit_quants(at[r] + unit * UNIT_VEC4, at[r], p.units, unit);
+                scales[r] = raw_scale(at[r], p.units, unit);
+            }
+            var totals: array<f32, TOKENS>;
+            // With two scales a unit, of its first and last weights.
+            var low: array<array<f32, TOKENS>, ROWS>;
+            var sums: array<array<f32, TOKENS>, ROWS>;
+            for (var t = 0u; t < TOKENS; t++) {
+                totals[t] = 0.0;
+                for (var r = 0u; r < ROWS; r++) { sums[r][t] = 0.0; }
+            }
+            for (var i = 0u; i < 8u; i++) {
+                if HALVES && i == 4u {
+                    low = sums;
+                    for (var r = 0u; r < ROWS; r++) { for (var t = 0u; t < TOKENS; t++) { sums[r][t] = 0.0; } }
+                }
+                var v: array<vec4<f32>, TOKENS>;
+                for (var t = 0u; t < TOKENS; t++) {
+                    v[t] = xs[place(t, u, i)];
+                    if OFFSETS { totals[t] += dot(v[t], vec4<f32>(1.0)); }
+                }
+                for (var r = 0u; r < ROWS; r++) {
+                    let w = raw_quad(at[r] + unit * UNIT_VEC4, quants[r], i);
+                    for (var t = 0u; t < TOKENS; t++) {
+                        var sum = fma(w.x, v[t].x, sums[r][t]);
+                        sum = fma(w.y, v[t].y, sum);
+                        sum = fma(w.z, v[t].z, sum);
+                        sums[r][t] = fma(w.w, v[t].w, sum);
+                    }
+                }
+            }
+            for (var r = 0u; r < ROWS; r++) {
+                for (var t = 0u; t < TOKENS; t++) {
+                    if HALVES {
+                        acc[r][t] += scales[r].x * low[r][t] + scales[r].y * sums[r][t];
+                    } else {
+                        acc[r][t] = fma(scales[r].x, sums[r][t], acc[r][t]);
+                        if OFFSETS { acc[r][t] = fma(scales[r].y, totals[t], acc[r][t]); }
+                    }
+                }
+            }
         }
     }
-    for (var r = 0u; r < ROWS; r++) {
-        let sum = reduce_add(acc[r], lane);
-        if lane == 0u && first + r < p.rows { out[token * p.out_cols + p.out_first + first + r] = sum; }
+    if NORM {
+        for (var t = 0u; t < TOKENS; t++) {
+            let sum = team_add(squares[t], index);
+            if lane == 0u { team_squares[t * TEAMS + team] = sum; }
+        }
+        workgroupBarrier();
+    }
+    for (var t = 0u; t < TOKENS; t++) {
+        var factor = 1.0;
+        if NORM {
+            var sum = 0.0;
+            for (var i = 0u; i < TEAMS; i++) { sum += team_squares[t * TEAMS + i]; }
+            factor = inverseSqrt(sum / f32(4u * p.k4) + p.eps);
+        }
+        var made: array<f32, ROWS>;
+        for (var r = 0u; r < ROWS; r++) { made[r] = factor * team_add(acc[r][t], index); }
+        for (var r = 0u; r < MADE; r++) {
+            if lane == r && first + r < p.rows && t < p.tokens {
+                var result = made[r];
+                if GATED { result = result / (1.0 + exp(-result)) * made[MADE + r]; }
+                let to = t * p.out_cols + p.out_first + first + r;
+                if ADD { result += extra[to / 4u][to % 4u]; }
+                out[to] = result;
+            }
+        }
     }
 }

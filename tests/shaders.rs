@@ -10,7 +10,7 @@ use naga::{
     valid::{Capabilities, ModuleInfo, ValidationFlags, Validator},
 };
 use reflect_kernels::{
-    Format, KvFormat, KvShape, PairLayout,
+    Format, KvFormat, KvShape, PairLayout, launch_cost,
     ops::{
         adamw, attention, cross_entropy, embed, embed_backward,
         fused::{self, Around},
@@ -22,21 +22,26 @@ use reflect_kernels::{
 
 /// Every variant that a launch can ask for.
 fn variants() -> Vec<Shader> {
-    let mut all = vec![swiglu::shader(), attention::combine_shader()];
+    let mut all = vec![swiglu::shader(), attention::combine_shader(), launch_cost::copy_shader()];
     for format in Format::ALL {
         all.push(embed::shader(format));
         let rows = (1..=6).flat_map(|tokens| {
             [(16, false, false), (8, true, false), (16, true, false), (8, true, true)]
                 .map(|(lanes, shuffle, longs)| matmul::Variant::Rows { tokens, lanes, shuffle, longs })
         });
-        let others = [
-            matmul::Variant::Vector { subgroups: false },
-            matmul::Variant::Vector { subgroups: true },
-            matmul::Variant::Tiles,
-        ];
+        let teams = (1..=4).flat_map(|tokens| {
+            [(2, 32, 8, true), (4, 32, 4, true), (4, 16, 8, true), (2, 32, 8, false), (4, 32, 4, false)].map(
+                |(rows, lanes, teams, subgroups)| {
+                    let chunk = if tokens == 1 { 64 } else { 28 };
+                    matmul::Variant::Teams { tokens, rows, lanes, teams, chunk, subgroups }
+                },
+            )
+        });
+        let others = teams.chain([matmul::Variant::Tiles]);
         for variant in rows.chain(others) {
             for shader in [false, true].map(|tail| matmul::shader(variant, format, tail)) {
                 let shuffles = matches!(variant, matmul::Variant::Rows { shuffle: true, .. });
+                let fuses = shuffles || matches!(variant, matmul::Variant::Teams { .. });
                 let around = [false, true].map(|gated| Around::Norm { eps: 1e-5, gated });
                 if shuffles {
                     for layout in [PairLayout::HalfSplit, PairLayout::Interleaved] {
@@ -45,7 +50,7 @@ fn variants() -> Vec<Shader> {
                         all.push(fused::rotated_shader(variant, format, tail, &kv));
                     }
                 }
-                for around in around.into_iter().chain([Around::Add]).filter(|_| shuffles) {
+                for around in around.into_iter().chain([Around::Add]).filter(|_| fuses) {
                     let mut fused = shader.clone();
                     fused.constants.extend(fused::constants(around));
                     all.push(fused);

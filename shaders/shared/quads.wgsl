@@ -1,6 +1,6 @@
-// Reader of packed weights for adapters that run lanes on CPU cores, beside weights.wgsl. There a load
-// costs by the lane, whatever its width, so it reads with few, wide loads; and it gives four weights
-// at a time, to leave the registers to the sums. The including shader declares `SUM_SCALES`.
+// Reader of packed weights, four at a time to leave the registers to the sums, beside weights.wgsl. On
+// adapters that run lanes on CPU cores a load costs by the lane, whatever its width, so it reads with
+// few, wide loads. The including shader declares `SUM_SCALES`.
 
 // The quants of a unit, but for f32. No array, since `quad` is called with the index of a loop.
 struct Quants { a: vec4<u32>, b: vec4<u32>, c: vec4<u32>, d: vec4<u32>, high: vec2<u32> }
@@ -119,4 +119,41 @@ fn unfit_squares(v: vec4<f32>, j: u32) -> f32 {
 // Sum of the elements of a vector that `fit_x` returned, as they were before.
 fn unfit_sum(v: vec4<f32>, j: u32) -> f32 {
     return dot(v, vec4<f32>(1.0, 256.0, 1.0, 256.0)) * select(1.0, 16.0, NIBBLES_IN_PLACE && j >= 4u);
+}
+
+// For matvec.wgsl: quants as the numbers they stand for, before their scale.
+
+// Whether weights are scale times quant plus an offset.
+const OFFSETS: bool = FORMAT == 5u || FORMAT == 7u || FORMAT == 8u || FORMAT == 9u;
+// Whether the halves of a unit have a scale each.
+const HALVES: bool = FORMAT == 10u;
+// What is taken from a quant to centre it.
+const CENTRE: f32 = select(select(0.0, 128.0, FORMAT == 3u), f32(1u << (BITS - 1u)), FORMAT == 4u || FORMAT == 6u || FORMAT == 10u);
+
+// Scale and offset of what `raw_quad` returns; with HALVES two scales.
+fn raw_scale(row: u32, units: u32, unit: u32) -> vec2<f32> {
+    if FORMAT < 3u { return vec2<f32>(1.0, 0.0); }
+    return scale_of(row, units, unit);
+}
+
+// The bits of `mask` in each byte of `q` less CENTRE, exact: written into the mantissa of a power of two that
+// is then taken away, which spares the conversion that GPUs do at a fourth of their speed.
+fn raw_bytes(q: u32, mask: u32) -> vec4<f32> {
+    let bits = vec4<u32>(q, q, q >> 8u, q >> 16u) & vec4<u32>(mask, vec3<u32>(mask << 8u));
+    let whole = bitcast<vec4<f32>>(bits | vec4<u32>(0x4b000000u, vec3<u32>(0x47000000u)));
+    return whole - vec4<f32>(8388608.0 + CENTRE, vec3<f32>(32768.0 + CENTRE));
+}
+
+// Quants 4 i to 4 i + 3 of the unit that starts at vector `at`, whose `unit_quants` are given.
+fn raw_quad(at: u32, quants: Quants, i: u32) -> vec4<f32> {
+    if FORMAT < 3u { return quad(at, quants, i, vec2<f32>(1.0, 0.0)); }
+    if FORMAT == 3u || FORMAT == 11u {
+        let q = select(quants.a, quants.b, i >= 4u)[i & 3u];
+        if FORMAT == 11u { return e4m3(q); }
+        // Signed bytes plus 128 are unsigned ones with the first bit turned.
+        return raw_bytes(q ^ 0x80808080u, 0xffu);
+    }
+    let q = quants.a[i & 3u] >> (i & 4u);
+    if HIGH_WORDS == 0u { return raw_bytes(q, 0xfu); }
+    return raw_bytes((q & 0x0f0f0f0fu) | high_bits(quants.high, i), 0xffu);
 }

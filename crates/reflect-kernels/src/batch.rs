@@ -2,6 +2,7 @@
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
+use crate::recording::overwrite;
 use crate::rope::RopeTable;
 
 /// Lines of a KV page. A page holds the keys and values of this many consecutive positions.
@@ -44,6 +45,26 @@ impl Batch {
     /// # Panics
     /// If the sequences have different numbers of rows, none, or too few pages.
     pub fn new(sequences: &[SequenceRows<'_>], rope: &RopeTable, device: &Device) -> Self {
+        let shape = Self::shape_of(sequences);
+        let words = Self::words(sequences, shape, rope);
+        let len = [words.len()];
+        Self { data: Tensor::from_data(TensorData::new(words, len), device), shape }
+    }
+
+    /// Uploads another step of the same shape to where this one is.
+    ///
+    /// # Panics
+    /// If the shapes differ.
+    pub fn overwrite(&self, sequences: &[SequenceRows<'_>], rope: &RopeTable) {
+        assert_eq!(self.shape, Self::shape_of(sequences), "Batch: a step of another shape");
+        overwrite(&self.data, Self::words(sequences, self.shape, rope));
+    }
+
+    /// The shape of a step.
+    ///
+    /// # Panics
+    /// If the sequences have different numbers of rows, or none.
+    pub fn shape_of(sequences: &[SequenceRows<'_>]) -> BatchShape {
         let rows_per_seq = sequences.first().map_or(0, |s| s.ids.len());
         assert!(
             rows_per_seq > 0 && sequences.iter().all(|s| s.ids.len() == rows_per_seq),
@@ -51,8 +72,11 @@ impl Batch {
         );
         let max_pages = sequences.iter().map(|s| s.pages.len()).max().unwrap_or(1);
         let max_pages = max_pages.next_power_of_two();
-        let tokens = rows_per_seq * sequences.len();
+        BatchShape { tokens: rows_per_seq * sequences.len(), rows_per_seq, max_pages }
+    }
 
+    fn words(sequences: &[SequenceRows<'_>], shape: BatchShape, rope: &RopeTable) -> Vec<i32> {
+        let BatchShape { tokens, rows_per_seq, max_pages } = shape;
         let mut words: Vec<u32> =
             Vec::with_capacity(tokens * (3 + 2 * rope.half()) + max_pages * sequences.len());
         words.extend(sequences.iter().flat_map(|s| s.ids));
@@ -71,12 +95,7 @@ impl Batch {
         for position in positions() {
             rope.extend(position, &mut words);
         }
-        let words: Vec<i32> = bytemuck::allocation::cast_vec(words);
-        let shape = [words.len()];
-        Self {
-            data: Tensor::from_data(TensorData::new(words, shape), device),
-            shape: BatchShape { tokens, rows_per_seq, max_pages },
-        }
+        bytemuck::allocation::cast_vec(words)
     }
 
     /// Lays out and uploads sequences for training: one after another, without a cache. The words

@@ -280,8 +280,9 @@ impl Adapter {
         if row.max_workgroup_invocations < 256 {
             return Err(unfit("workgroups of 256 invocations"));
         }
-        if row.max_workgroup_bytes < 32 << 9 {
-            return Err(unfit("16 KiB of workgroup memory"));
+        // The tiles of matmul.wgsl.
+        if row.max_workgroup_bytes < 24 << 10 {
+            return Err(unfit("24 KiB of workgroup memory"));
         }
         let refused = |reason: String| DeviceError::Open { adapter: row.name.clone(), reason };
         let features = self.adapter.features();
@@ -336,8 +337,8 @@ impl Adapter {
 }
 
 /// Dispatches that are encoded before a submit. Where kernels and encoding share the cores, one submit a
-/// token is best; a GPU should not wait for so many.
-const TASKS_MAX: usize = 128;
+/// token is best; a GPU begins with the first part while the host encodes the next.
+const TASKS_MAX: usize = 32;
 const TASKS_MAX_SOFTWARE: usize = 256;
 
 /// Runs `work`, which launches many kernels on the device of `on`, on the thread that feeds that

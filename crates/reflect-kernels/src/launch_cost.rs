@@ -2,9 +2,14 @@
 //!
 //! Decode is hundreds of small launches a token, so this bounds the speed of a small model.
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn_wgpu::CubeBackend;
 
-use crate::{device::landed, ops};
+use crate::{
+    device::landed,
+    ops,
+    shader::{Shader, grid, launch},
+};
 
 /// Microseconds of the enqueuing thread for one launch, median of several rounds.
 #[derive(Clone, Copy, Debug, serde::Serialize)]
@@ -87,6 +92,43 @@ fn replayed(
     _: &impl Fn() -> f64,
 ) -> Option<f64> {
     None
+}
+
+/// Bytes a second, read and written, that a GPU reaches when it copies. `clock` returns milliseconds.
+///
+/// # Errors
+/// If a result cannot be read back; the driver's message.
+pub async fn copy_bandwidth(device: &Device, clock: impl Fn() -> f64) -> Result<f64, String> {
+    // 128 MiB, the least that every device binds, and more than caches hold.
+    const NUMBERS: usize = 32 << 20;
+    const COPIES: usize = 32;
+    let source = Tensor::<1, Int>::zeros([NUMBERS], device);
+    let to = Tensor::<1, Int>::zeros([NUMBERS], device);
+    let tensors = [&source, &to].map(|tensor| tensor.clone().try_into_primitive::<CubeBackend>());
+    let [Ok(from), Ok(into)] = tensors else { return Err("it is no GPU".to_owned()) };
+    let mut times = Vec::new();
+    for _ in 0..ROUNDS {
+        let start = clock();
+        for _ in 0..COPIES {
+            let vectors = NUMBERS / 4;
+            launch(copy_shader(), grid(vectors.div_ceil(256)), &[&from, &into], &[vectors as u32]);
+        }
+        landed(to.clone().slice([0..1]).into_data_async().await)?;
+        times.push(clock() - start);
+    }
+    times.sort_by(f64::total_cmp);
+    Ok((2 * 4 * NUMBERS * COPIES) as f64 / (times[ROUNDS / 2] / 1e3))
+}
+
+/// The WGSL that copies.
+pub fn copy_shader() -> Shader {
+    Shader {
+        name: "copy",
+        sources: &[include_str!("../../../shaders/copy.wgsl")],
+        constants: vec![],
+        workgroup_size: 256,
+        subgroups: false,
+    }
 }
 
 async fn settle(x: Tensor<2>) -> Result<(), String> {

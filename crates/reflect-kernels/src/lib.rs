@@ -13,6 +13,7 @@ mod kv;
 pub mod launch_cost;
 mod matrix;
 pub mod ops;
+pub mod recording;
 mod rope;
 pub mod shader;
 pub mod verify;

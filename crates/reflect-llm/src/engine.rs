@@ -15,6 +15,7 @@ use rows::{Rows, device_candidates, failed_at_the_end, read_floats};
 use crate::{
     cache::{CacheFull, KvCache},
     model::{Llama, LogitRows},
+    recorder::Recorder,
     sampler::{Candidates, SampleError, Sampled, SamplingParams},
     shard,
     weights::LoadError,
@@ -96,6 +97,8 @@ pub struct StepReport {
 pub struct Engine {
     model: Llama,
     cache: KvCache,
+    /// Of each stage.
+    recorders: Vec<Recorder>,
     options: EngineOptions,
     sequences: BTreeMap<SequenceId, Sequence>,
     /// Whose turn it is, so that prefills take turns.
@@ -123,7 +126,16 @@ impl Engine {
     pub fn new(model: Llama, options: EngineOptions) -> Self {
         let pages = options.cache_positions.div_ceil(PAGE).max(1);
         let cache = KvCache::new(&model, pages, options.kv_format);
-        Self { model, cache, options, sequences: BTreeMap::new(), turns: VecDeque::new(), next_id: 0 }
+        let recorders = model.stages.iter().map(|_| Recorder::default()).collect();
+        Self {
+            model,
+            cache,
+            recorders,
+            options,
+            sequences: BTreeMap::new(),
+            turns: VecDeque::new(),
+            next_id: 0,
+        }
     }
 
     /// Bytes that the cache takes for `positions` positions of a model.
@@ -291,7 +303,9 @@ impl Engine {
             .collect()
         };
         let passes: Vec<Vec<SequenceRows<'_>>> = groups.iter().map(parts).collect();
-        let logits = shard::run(&self.model, &mut self.cache.layers, &passes, LogitRows::Last).await?;
+        let logits =
+            shard::run(&self.model, &mut self.cache.layers, &mut self.recorders, &passes, LogitRows::Last)
+                .await?;
 
         for (group, logits) in groups.iter().zip(logits) {
             let mut finished = false;
@@ -333,8 +347,14 @@ impl Engine {
                 first_position: start,
                 pages: &sequence.pages,
             };
-            let logits =
-                shard::run(&self.model, &mut self.cache.layers, &[vec![part]], LogitRows::All).await?;
+            let logits = shard::run(
+                &self.model,
+                &mut self.cache.layers,
+                &mut self.recorders,
+                &[vec![part]],
+                LogitRows::All,
+            )
+            .await?;
             for logits in logits {
                 let read = read_floats(logits).await;
                 all.extend(read.map_err(|reason| failed_at_the_end(&self.model, reason))?);
@@ -420,8 +440,14 @@ impl Engine {
         }
         let ids: Vec<u32> = sequence.tokens.last().into_iter().chain(draft).copied().collect();
         let rows = SequenceRows { ids: &ids, first_position: len - 1, pages: &sequence.pages };
-        let mut passes =
-            shard::run(&self.model, &mut self.cache.layers, &[vec![rows]], LogitRows::All).await?;
+        let mut passes = shard::run(
+            &self.model,
+            &mut self.cache.layers,
+            &mut self.recorders,
+            &[vec![rows]],
+            LogitRows::All,
+        )
+        .await?;
         let mut report = StepReport { sampled: Vec::new(), rows: ids.len() };
         let Some(logits) = passes.pop() else { return Ok(report) };
         let wanted = device_candidates([&*sequence]);

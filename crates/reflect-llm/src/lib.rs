@@ -17,6 +17,7 @@ mod load;
 pub mod model;
 pub mod need;
 pub mod placement;
+mod recorder;
 pub mod safetensors_dir;
 pub mod sampler;
 mod shard;

@@ -128,8 +128,8 @@ impl Linear {
 }
 
 impl Block {
-    /// What [`forward`](Self::forward) makes of the residual stream. The same ops, where the device would
-    /// rather have several of them in one launch.
+    /// What [`forward`](Self::forward) makes of the residual stream of `rows`. The same ops, where the device
+    /// would rather have several of them in one launch.
     pub fn step(
         &self,
         Residual { hidden, delta }: Residual,
@@ -137,6 +137,7 @@ impl Block {
         batch: &Batch,
         heads: usize,
         eps: f64,
+        rows: LogitRows,
     ) -> (Residual, KvLayer) {
         let products = [&self.qkv_proj, &self.o_proj, &self.gate_up_proj, &self.down_proj];
         if products.into_iter().all(Linear::fuses) {
@@ -147,36 +148,38 @@ impl Block {
             let norm = self.input_layernorm.clone();
             let qkv = &self.qkv_proj.weight;
             let (q, cache) = norm_matmul_rope_append(input.clone(), norm, eps, qkv, cache, batch, heads);
-            let context = attention(q, &cache, batch, heads); // (T, H h)
-            let middle = matmul_add(context, &self.o_proj.weight, input);
+            let context = rows.of(attention(q, &cache, batch, heads), batch); // (T, H h)
+            let middle = matmul_add(context, &self.o_proj.weight, rows.of(input, batch));
             let norm = self.post_attention_layernorm.clone();
             let gated = norm_matmul_swiglu(middle.clone(), norm, eps, &self.gate_up_proj.weight);
             let hidden = matmul_add(gated, &self.down_proj.weight, middle);
             return (Residual { hidden, delta: None }, cache);
         }
         let mut appended = None;
-        let pass = self.forward(hidden, delta, eps, |qkv| {
+        let attend = |qkv| {
             let (q, cache) = rope_append(qkv, cache, batch, heads); // (T, H h)
             attention(q, appended.insert(cache), batch, heads) // (T, H h)
-        });
+        };
+        let pass = self.forward(hidden, delta, eps, attend, |x| rows.of(x, batch));
         let Some(cache) = appended else { unreachable!("a block attends") };
         (Residual { hidden: pass.middle, delta: Some(pass.delta) }, cache)
     }
 
     /// The block on the residual stream `hidden + delta`; `attend` turns queries, keys and values
-    /// into contexts, and is where a cache comes in.
+    /// into contexts, and is where a cache comes in. `kept` says which rows go on after attention.
     pub fn forward(
         &self,
         hidden: Tensor<2>,
         delta: Option<Tensor<2>>,
         eps: f64,
         attend: impl FnOnce(Tensor<2>) -> Tensor<2>,
+        kept: impl Fn(Tensor<2>) -> Tensor<2>,
     ) -> BlockPass {
         let (input, attention_input) = residual_norm(hidden, delta, &self.input_layernorm, eps);
-        let context = attend(self.qkv_proj.forward(attention_input.clone()));
+        let context = kept(attend(self.qkv_proj.forward(attention_input.clone())));
         let attended = self.o_proj.forward(context.clone());
         let (middle, ffn_input) =
-            residual_norm(input.clone(), Some(attended), &self.post_attention_layernorm, eps);
+            residual_norm(kept(input.clone()), Some(attended), &self.post_attention_layernorm, eps);
         let gate_up = self.gate_up_proj.forward(ffn_input.clone());
         let gated = swiglu(gate_up.clone());
         let delta = self.down_proj.forward(gated.clone());
@@ -202,8 +205,23 @@ pub struct BlockPass {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogitRows {
     All,
-    /// The last row of each sequence: all that sampling reads.
+    /// The last row of each sequence: all that sampling reads. The others need not go through what follows
+    /// the last attention.
     Last,
+}
+
+impl LogitRows {
+    /// These rows of `x` `[T, D]`.
+    fn of(self, x: Tensor<2>, batch: &Batch) -> Tensor<2> {
+        let (sequences, rows) = (batch.shape.sequences(), batch.shape.rows_per_seq);
+        if self == Self::All || rows == 1 {
+            return x;
+        }
+        let [_, cols] = x.dims();
+        x.reshape([sequences, rows, cols])
+            .slice([0..sequences, rows - 1..rows, 0..cols])
+            .reshape([sequences, cols])
+    }
 }
 
 impl Llama {
@@ -212,8 +230,9 @@ impl Llama {
         Residual { hidden: embed(&self.embed_tokens, batch), delta: None }
     }
 
-    /// Through the blocks of one stage. Appends the step's keys and values to `cache`, one [`KvLayer`] a
-    /// block of the stage, which must have room for the batch's slots.
+    /// Through the blocks of one stage; after the last block of the model `rows` are left. Appends the step's
+    /// keys and values to `cache`, one [`KvLayer`] a block of the stage, which must have room for the batch's
+    /// slots.
     ///
     /// # Errors
     /// If a block that is streamed can't be read; the caches of the blocks before it have the step then.
@@ -222,6 +241,7 @@ impl Llama {
         stage: &Stage,
         mut residual: Residual,
         batch: &Batch,
+        rows: LogitRows,
         cache: &mut [Option<KvLayer>],
     ) -> Result<Residual, LoadError> {
         let eps = self.config.rms_norm_eps;
@@ -238,25 +258,22 @@ impl Llama {
             let Some(cache) = kv.take() else {
                 unreachable!("a layer's cache is only out during its own block")
             };
-            let (next, cache) = block.step(residual, cache, batch, heads, eps);
+            let rows = if layer + 1 == self.config.num_hidden_layers { rows } else { LogitRows::All };
+            let (next, cache) = block.step(residual, cache, batch, heads, eps, rows);
             *kv = Some(cache);
             residual = next;
         }
         Ok(residual)
     }
 
-    /// Logits of a step, `[T, V]` or `[sequences, V]`, from the residual stream after the last block.
-    pub fn head(&self, Residual { hidden, delta }: Residual, batch: &Batch, rows: LogitRows) -> Tensor<2> {
-        let (hidden, delta) = match rows {
-            LogitRows::All => (hidden, delta),
-            LogitRows::Last => (last_rows(hidden, batch), delta.map(|delta| last_rows(delta, batch))),
-        };
+    /// Logits `[T, V]` of the rows that are left after the last block.
+    pub fn head(&self, Residual { hidden, delta }: Residual) -> Tensor<2> {
         let eps = self.config.rms_norm_eps;
         if delta.is_none() && fuses(&self.lm_head) {
             return norm_matmul(hidden, self.norm.clone(), eps, &self.lm_head);
         }
         let (_, x) = residual_norm(hidden, delta, &self.norm, eps);
-        matmul(x, &self.lm_head) // (T or sequences, V)
+        matmul(x, &self.lm_head) // (T, V)
     }
 
     /// Shape of the cache of one layer.
@@ -301,16 +318,4 @@ pub fn residual_norm(
         Some(delta) => add_rms_norm(delta, hidden, weight.clone(), eps),
         None => (hidden.clone(), rms_norm(hidden, weight.clone(), eps)),
     }
-}
-
-/// The last row of each sequence: `[T, D]` to `[sequences, D]`.
-fn last_rows(x: Tensor<2>, batch: &Batch) -> Tensor<2> {
-    let (sequences, rows) = (batch.shape.sequences(), batch.shape.rows_per_seq);
-    if rows == 1 {
-        return x;
-    }
-    let [_, cols] = x.dims();
-    x.reshape([sequences, rows, cols])
-        .slice([0..sequences, rows - 1..rows, 0..cols])
-        .reshape([sequences, cols])
 }

@@ -109,8 +109,8 @@ impl SamplingParams {
     /// How many of the best tokens the device should return so that they nearly always decide,
     /// or `None` where all logits are needed anyway.
     pub fn device_candidates(&self) -> Option<usize> {
-        // Room for tokens that bans and penalties push out of the best.
-        const SPARE: usize = 32;
+        // Room for tokens that a filter bans, and for those that a penalty pushes out of the best.
+        let spare = if self.repetition_penalty == 1.0 && self.logit_bias.is_empty() { 8 } else { 32 };
         // A nucleus is rarely larger; where it is, `sample` asks for all logits.
         const NUCLEUS: usize = 256;
         let cuts_tail = self.min_p > 0.0 || (self.top_p < 1.0 && self.temperature <= 1.0);
@@ -123,7 +123,7 @@ impl SamplingParams {
         if self.logit_bias.iter().any(|&(_, bias)| bias > 0.0) {
             return None;
         }
-        Some(decided_by.max(self.top_logprobs) + self.banned.len() + SPARE)
+        Some(decided_by.max(self.top_logprobs) + self.banned.len() + spare)
     }
 }
 

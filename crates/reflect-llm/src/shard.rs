@@ -5,26 +5,28 @@ use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
 use reflect_kernels::{
-    Batch, KvLayer, SequenceRows,
-    device::{failure, landed, on_device_thread},
+    KvLayer, SequenceRows,
+    device::{failure, landed},
 };
 
 use crate::{
     engine::EngineError,
     model::{Llama, LogitRows, Residual},
-    weights::LoadError,
+    recorder::{Recorder, Step},
 };
 
 /// Logits of each pass, `[T, V]` or `[sequences, V]`. A pass may read what an earlier one caches: in every
-/// stage they keep their order.
+/// stage they keep their order. There is a recorder for each stage, of this model and cache alone; what is
+/// returned holds until the next call with it.
 ///
 /// # Errors
 /// If a device failed, or a layer that is streamed can't be read.
 pub async fn run(
     model: &Llama,
     cache: &mut [Option<KvLayer>],
+    recorders: &mut [Recorder],
     passes: &[Vec<SequenceRows<'_>>],
     rows: LogitRows,
 ) -> Result<Vec<Tensor<2>>, EngineError> {
@@ -39,17 +41,27 @@ pub async fn run(
             let Some(pass) = moment.checked_sub(at).filter(|pass| *pass < passes.len()) else { continue };
             let arrived = match on_the_way[pass].take() {
                 // What does not arrive was made by the stage before.
-                Some(hop) => Some(hop.arrive(&stage.device).await.map_err(|reason| failed(at - 1, reason))?),
+                Some(hop) => Some(hop.arrive().await.map_err(|reason| failed(at - 1, reason))?),
                 None => None,
             };
-            let batch = Batch::new(&passes[pass], &model.rope, &stage.device);
+            let step = Step {
+                device: &stage.device,
+                rope: &model.rope,
+                sequences: &passes[pass],
+                rows,
+                arrived,
+                may_repeat: passes.len() == 1 && model.streamed.is_none(),
+            };
             let kv = &mut cache[stage.layers.clone()];
             let last = at + 1 == stages;
-            let made = on_device_thread(&batch.data, || {
-                let residual = arrived.unwrap_or_else(|| model.embed(&batch));
-                let residual = model.stage(stage, residual, &batch, kv)?;
-                Ok::<_, LoadError>(match last {
-                    true => model.head(residual, &batch, rows),
+            let made = recorders[at].step(step, |batch, arrived| {
+                let residual = match arrived {
+                    Some(hidden) => Residual { hidden, delta: None },
+                    None => model.embed(batch),
+                };
+                let residual = model.stage(stage, residual, batch, rows, kv)?;
+                Ok(match last {
+                    true => model.head(residual),
                     // The order of this sum is that of the fused one.
                     false => match residual.delta {
                         Some(delta) => delta + residual.hidden,
@@ -102,13 +114,12 @@ impl Hop {
         hop
     }
 
-    /// The tensor on the next device.
-    async fn arrive(self, device: &Device) -> Result<Residual, String> {
+    /// What the device made.
+    async fn arrive(self) -> Result<TensorData, String> {
         let read = match self.read {
             Some(read) => read,
             None => self.reading.await,
         };
-        let data = landed(read)?;
-        Ok(Residual { hidden: Tensor::from_data(data, device), delta: None })
+        landed(read)
     }
 }

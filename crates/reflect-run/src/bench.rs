@@ -36,9 +36,9 @@ struct Report {
     /// Most memory that the process had at once, device memory apart.
     peak_memory_bytes: Option<u64>,
     /// Bytes read and written by copying.
-    copy_bandwidth_bytes_per_s: Option<f64>,
+    copy_bandwidth_bytes_per_s: f64,
     /// Bytes of weights that decoding read, as a part of the copy bandwidth.
-    decode_bandwidth_fraction: Option<f64>,
+    decode_bandwidth_fraction: f64,
     /// CPU time of all threads while decoding; `None` where the CPU also runs the kernels.
     host_ms_per_token: Option<f64>,
     dispatches_per_token: Option<f64>,
@@ -54,6 +54,8 @@ pub fn bench(args: &BenchArgs) -> Result<ExitCode> {
     }
     let devices = open_devices(&args.model.place)?;
     let (prompt, generate) = (args.prompt_tokens.get(), args.gen_tokens.get());
+    // Before the model takes the memory.
+    let copy = device_copy_bandwidth(&devices)?;
     // The first token belongs to the prefill.
     let needed = prompt + generate + 1;
     let (model, format, mut engine) = match (&args.config, args.synthetic) {
@@ -95,6 +97,7 @@ pub fn bench(args: &BenchArgs) -> Result<ExitCode> {
             prefill: median(rounds.iter().map(|round| rate(prompt, round.prefill))).unwrap_or(0.0),
             decode: median(rounds.iter().map(|round| rate(generate, round.decode))).unwrap_or(0.0),
             host_ms: median(host.map(|ms| ms / generate as f64)),
+            copy,
         },
     );
     let mut out = stdout().lock();
@@ -165,6 +168,7 @@ struct Speeds {
     prefill: f64,
     decode: f64,
     host_ms: Option<f64>,
+    copy: f64,
 }
 
 fn describe(
@@ -180,7 +184,6 @@ fn describe(
     let skipped = if network.config.tie_word_embeddings { 0 } else { network.embed_tokens.bytes() };
     let read_per_token = (weights_bytes - skipped) as f64;
     let peak_memory_bytes = peak();
-    let copy = devices.iter().all(|device| device.profile.is_none()).then(copy_bandwidth);
     let on_gpu = devices.iter().all(|device| device.profile.is_some_and(|profile| !profile.software));
     let mut backends: Vec<&str> = devices.iter().map(|device| device.backend.as_str()).collect();
     backends.dedup();
@@ -193,8 +196,8 @@ fn describe(
         decode_tokens_per_s: speeds.decode,
         weights_bytes,
         peak_memory_bytes,
-        copy_bandwidth_bytes_per_s: copy,
-        decode_bandwidth_fraction: copy.map(|copy| read_per_token * speeds.decode / copy),
+        copy_bandwidth_bytes_per_s: speeds.copy,
+        decode_bandwidth_fraction: read_per_token * speeds.decode / speeds.copy,
         host_ms_per_token: speeds.host_ms.filter(|_| on_gpu),
         dispatches_per_token: None,
     }
@@ -206,10 +209,8 @@ fn print(out: &mut impl Write, report: &Report, prompt: usize, generate: usize) 
     writeln!(out, "{model} ({format}, {}) on {adapter}{through}", show_bytes(report.weights_bytes))?;
     writeln!(out, "  prefill  {:10.1} tokens/s over {prompt} tokens", report.prefill_tokens_per_s)?;
     writeln!(out, "  decode   {:10.1} tokens/s over {generate} tokens", report.decode_tokens_per_s)?;
-    if let (Some(copy), Some(part)) = (report.copy_bandwidth_bytes_per_s, report.decode_bandwidth_fraction) {
-        let copy = copy / 1e9;
-        writeln!(out, "  memory   {:10.0} % of the {copy:.1} GB/s that copying reaches", part * 100.0)?;
-    }
+    let (copy, part) = (report.copy_bandwidth_bytes_per_s / 1e9, report.decode_bandwidth_fraction);
+    writeln!(out, "  memory   {:10.0} % of the {copy:.1} GB/s that copying reaches", part * 100.0)?;
     if let Some(ms) = report.host_ms_per_token {
         writeln!(out, "  host     {ms:10.2} ms of CPU time a token")?;
     }
@@ -226,6 +227,24 @@ pub fn main_format(source: &impl TensorSource) -> Format {
         bytes[info.format.index()].0 += info.byte_len();
     }
     bytes.into_iter().max_by_key(|(bytes, _)| *bytes).map_or(Format::F32, |(_, format)| format)
+}
+
+/// Bytes a second, read and written, of copies on the slowest of the devices; one stage works at a time.
+fn device_copy_bandwidth(devices: &[OpenDevice]) -> Result<f64> {
+    let start = Instant::now();
+    let clock = || start.elapsed().as_secs_f64() * 1e3;
+    let mut slowest = f64::INFINITY;
+    for device in devices {
+        slowest = slowest.min(match device.profile {
+            Some(profile) if !profile.software => {
+                block_on(launch_cost::copy_bandwidth(&device.device, clock))
+                    .map_err(|message| anyhow!(message))?
+            }
+            // The memory of a software adapter is that of the CPU.
+            _ => copy_bandwidth(),
+        });
+    }
+    Ok(slowest)
 }
 
 /// Bytes a second, read and written, of copies on all threads between blocks that no cache holds.

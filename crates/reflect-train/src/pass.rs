@@ -120,7 +120,7 @@ fn forward(model: &Llama, block: &Block, hidden: Tensor<2>, delta: Option<Tensor
         inside = Some((qkv, lse));
         context
     };
-    let pass = block.forward(hidden, delta, model.config.rms_norm_eps, attend);
+    let pass = block.forward(hidden, delta, model.config.rms_norm_eps, attend, |x| x);
     let Some((qkv, lse)) = inside else { unreachable!("a block calls its attention") };
     Made { pass, qkv, lse }
 }

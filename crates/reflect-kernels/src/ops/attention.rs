@@ -127,8 +127,13 @@ pub fn reference(q: &[f32], cache: &[u32], batch: &[u32], args: &AttentionArgs) 
     out
 }
 
-/// Keys of a split: enough work to outweigh the join of the parts.
+/// Keys of a split where cores run the lanes: enough work to outweigh the join of the parts.
 const SPLIT_KEYS: usize = 256;
+
+/// Keys that a workgroup takes at a time, and most splits: on a GPU a lone row is a matter of how long one
+/// workgroup takes, as few of them fill it.
+const TILE_KEYS: usize = 64;
+const MAX_SPLITS: usize = 64;
 
 impl PagedAttention for CubeBackend {
     fn paged_attention(
@@ -146,7 +151,8 @@ impl PagedAttention for CubeBackend {
         let split_keys = match variant {
             _ if tokens > 16 => args.max_keys(),
             Variant::Rows { .. } => 2 * PAGE,
-            _ => SPLIT_KEYS,
+            Variant::Workgroup { .. } => (args.max_keys() / MAX_SPLITS).max(TILE_KEYS),
+            Variant::Shuffle { .. } => SPLIT_KEYS,
         };
         let splits = args.max_keys().div_ceil(split_keys);
         let single = splits == 1;

@@ -1,6 +1,7 @@
-//! Products together with what stands around them in a block, in one launch on adapters that run lanes
-//! on CPU cores, where waking the cores for a launch takes as long as a small kernel. Elsewhere these
-//! functions are the ops one after the other, and [`fuses`] says not to prefer them.
+//! Products together with what stands around them in a block, in one launch: on adapters that run lanes on
+//! CPU cores waking the cores takes as long as a small kernel, and a GPU idles between two launches of which
+//! one waits for the other. Where there is no such kernel these functions are the ops one after the other,
+//! and [`fuses`] says not to prefer them.
 
 use burn::{
     backend::{
@@ -14,7 +15,7 @@ use burn_wgpu::CubeBackend;
 
 use super::{
     empty_like,
-    matmul::{self, MatmulArgs, PackedMatmul, Store, Variant, rows_variant},
+    matmul::{self, MatmulArgs, PackedMatmul, Store, Variant},
     rms_norm::{NormArgs, ResidualRmsNorm},
     rope_append::{RopeAppend, RopeArgs},
     swiglu::GatedSilu,
@@ -33,18 +34,13 @@ pub fn fuses(w: &PackedMatrix) -> bool {
     let [part] = &w.parts[..] else { return false };
     w.cols.is_multiple_of(4)
         && part.rows.is_multiple_of(4)
-        && profile_of(&part.words).is_some_and(|profile| fusing_variant(1, &profile).is_some())
+        && profile_of(&part.words).is_some_and(|profile| fusing_variant(1, part.rows, &profile).is_some())
 }
 
-/// The kernel for `tokens` tokens, the tokens of an invocation and its lanes, if it is one that can be fused.
-fn fusing_variant(tokens: usize, profile: &Profile) -> Option<(Variant, usize, usize)> {
-    let variant = rows_variant(tokens, profile);
-    match variant {
-        Variant::Rows { tokens, lanes, shuffle: true, .. } if profile.software => {
-            Some((variant, tokens, lanes))
-        }
-        _ => None,
-    }
+/// The kernel for a product of `tokens` x `rows` results, if it is one that can be fused.
+fn fusing_variant(tokens: usize, rows: usize, profile: &Profile) -> Option<Variant> {
+    let variant = matmul::variant(tokens, rows, profile);
+    matches!(variant, Variant::Rows { shuffle: true, .. } | Variant::Teams { .. }).then_some(variant)
 }
 
 /// `matmul(rms_norm(x, norm, eps), w)`: `x` `[T, K]`, `norm` `[K]`, `w` `[N, K]` of one part to `[T, N]`.
@@ -183,7 +179,7 @@ impl FusedMatmul for CubeBackend {
     ) -> FloatTensor<Self> {
         let x = burn_wgpu::into_contiguous(x);
         let empty = |cols| empty_like(&x, Shape::new([args.tokens, cols]), DType::F32);
-        let Some((variant, tokens, lanes)) = fusing_variant(args.tokens, &profile(&x)) else {
+        let Some(variant) = fusing_variant(args.tokens, args.rows, &profile(&x)) else {
             let out = empty(args.rows);
             return apart::<Self>(x, extra, words, out, args, around);
         };
@@ -195,8 +191,7 @@ impl FusedMatmul for CubeBackend {
             Around::Norm { eps, .. } => eps,
             Around::Add => 0.0,
         };
-        let group_rows = if gated { 2 * lanes } else { 4 * lanes };
-        let workgroups = [rows.div_ceil(group_rows), args.tokens.div_ceil(tokens), 1];
+        let workgroups = variant.workgroups(args.tokens, rows, gated);
         let mut shader = matmul::shader(variant, args.format, args.has_tail());
         shader.constants.extend(constants(around));
         let sizes = MatmulArgs { rows, out_cols: rows, ..args }.params();
@@ -221,17 +216,18 @@ impl FusedMatmul for CubeBackend {
     ) -> (FloatTensor<Self>, IntTensor<Self>) {
         let x = burn_wgpu::into_contiguous(x);
         let KvShape { kv_heads, head_dim, format, .. } = rope.kv;
-        let variant = fusing_variant(args.tokens, &profile(&x));
-        let fit =
-            |(_, _, lanes): &(_, _, usize)| format != KvFormat::Q8 && head_dim.is_multiple_of(4 * lanes);
-        let Some((variant, tokens, lanes)) = variant.filter(fit) else {
+        let variant = fusing_variant(args.tokens, args.rows, &profile(&x)).filter(|variant| match variant {
+            Variant::Rows { lanes, .. } => format != KvFormat::Q8 && head_dim.is_multiple_of(4 * lanes),
+            _ => false,
+        });
+        let Some(variant) = variant else {
             let qkv = Self::fused_matmul(x, norm, words, args, Around::Norm { eps, gated: false });
             return Self::rope_append(qkv, cache, batch, rope);
         };
         let q = empty_like(&x, Shape::new([args.tokens, rope.heads * head_dim]), DType::F32);
         let heads = [rope.heads, kv_heads, rope.batch.rope_at()].map(|v| v as u32);
         let params = [&args.params()[..], &[eps.to_bits()], &heads].concat();
-        let workgroups = [args.rows.div_ceil(4 * lanes), args.tokens.div_ceil(tokens), 1];
+        let workgroups = variant.workgroups(args.tokens, args.rows, false);
         let shader = rotated_shader(variant, args.format, args.has_tail(), &rope.kv);
         launch(shader, workgroups, &[&words, &x, &norm, &q, &batch, &cache], &params);
         (q, cache)

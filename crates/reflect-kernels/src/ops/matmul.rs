@@ -27,9 +27,8 @@ mod cpu;
 pub use cpu::widen;
 
 pub(super) const WEIGHTS: &str = include_str!("../../../../shaders/shared/weights.wgsl");
+const QUADS: &str = include_str!("../../../../shaders/shared/quads.wgsl");
 pub(super) const LOAD_WORDS: &str = include_str!("../../../../shaders/shared/load_words.wgsl");
-const REDUCE_WORKGROUP: &str = include_str!("../../../../shaders/shared/reduce_workgroup.wgsl");
-const REDUCE_SUBGROUP: &str = include_str!("../../../../shaders/shared/reduce_subgroup.wgsl");
 
 /// Product of `x` `[T, K]` with `w` `[N, K]`, transposed: `[T, N]`.
 ///
@@ -107,32 +106,17 @@ impl PackedMatmul for CubeBackend {
     ) -> FloatTensor<Self> {
         let x = burn_wgpu::into_contiguous(x);
         let profile = profile(&x);
-        let variant = if profile.software {
-            rows_variant(args.tokens, &profile)
-        } else if args.tokens <= MATVEC_TOKENS {
-            Variant::Vector { subgroups: profile.subgroups }
-        } else {
-            Variant::Tiles
-        };
-        let workgroups = match variant {
-            Variant::Rows { tokens, lanes, .. } => {
-                [args.rows.div_ceil(4 * lanes), args.tokens.div_ceil(tokens), 1]
-            }
-            Variant::Vector { .. } => {
-                let [a, b, _] = grid(args.rows.div_ceil(4));
-                [a, b, args.tokens]
-            }
-            Variant::Tiles => [args.rows.div_ceil(64), args.tokens.div_ceil(64), 1],
-        };
+        let variant = variant(args.tokens, args.rows, &profile);
         let shader = shader(variant, args.format, args.has_tail());
+        let workgroups = variant.workgroups(args.tokens, args.rows, false);
         let params = args.params();
         match variant {
             // The third, and what follows the sizes, is what a fused product has besides.
-            Variant::Rows { .. } => {
+            Variant::Rows { .. } | Variant::Teams { .. } => {
                 let params = [&params[..], &[0; 4]].concat();
                 launch(shader, workgroups, &[&words, &x, &x, &out], &params);
             }
-            _ => launch(shader, workgroups, &[&words, &x, &out], &params),
+            Variant::Tiles => launch(shader, workgroups, &[&words, &x, &out], &params),
         }
         out
     }
@@ -153,9 +137,8 @@ impl MatmulArgs {
     }
 }
 
-/// Most tokens that the matrix-vector kernel takes: above it a tile reads each weight once for
-/// many tokens.
-const MATVEC_TOKENS: usize = 4;
+/// Most tokens that teams take: above it a tile reads each weight once for many tokens.
+const TEAMS_TOKENS: usize = 4;
 
 /// Which kernel computes a product.
 #[derive(Clone, Copy, Debug)]
@@ -164,10 +147,36 @@ pub enum Variant {
     /// `shuffle` the lanes are those of a subgroup and share their loads of x, with `longs` as numbers of
     /// 64 bits.
     Rows { tokens: usize, lanes: usize, shuffle: bool, longs: bool },
-    /// A workgroup for four rows, for few tokens.
-    Vector { subgroups: bool },
-    /// 64 x 64 tiles, for many tokens.
+    /// Teams of lanes, each for a few rows, for few tokens. With `subgroups` a team is a subgroup.
+    Teams { tokens: usize, rows: usize, lanes: usize, teams: usize, chunk: usize, subgroups: bool },
+    /// Tiles of 64 tokens x 128 rows, for many tokens.
     Tiles,
+}
+
+impl Variant {
+    /// The dispatch for a product of `tokens` x `rows` results, of which each takes two rows of the matrix if
+    /// it is `gated`.
+    pub(super) fn workgroups(self, tokens: usize, rows: usize, gated: bool) -> [usize; 3] {
+        let taken = if gated { 2 } else { 1 };
+        match self {
+            Self::Rows { tokens: some, lanes, .. } => {
+                [rows.div_ceil(4 / taken * lanes), tokens.div_ceil(some), 1]
+            }
+            Self::Teams { rows: some, teams, .. } => grid(rows.div_ceil(teams * some / taken)),
+            Self::Tiles => [rows.div_ceil(128), tokens.div_ceil(64), 1],
+        }
+    }
+}
+
+/// How a device of `profile` makes a product of `tokens` x `rows` results.
+pub(super) fn variant(tokens: usize, rows: usize, profile: &Profile) -> Variant {
+    if profile.software {
+        rows_variant(tokens, profile)
+    } else if tokens <= TEAMS_TOKENS {
+        teams_variant(tokens, rows, profile)
+    } else {
+        Variant::Tiles
+    }
 }
 
 /// How a CPU adapter is best used. Subgroups of eight lanes load a unit of x at once; those of four
@@ -184,6 +193,21 @@ pub(super) fn rows_variant(tokens: usize, profile: &Profile) -> Variant {
         }
     }
 }
+
+/// How a GPU is best used for few tokens: the fastest of ten on an NVIDIA H200 (docs/measurements.md). Many
+/// rows fill the device with teams that keep four; few rows do with teams that keep two. The chunks of x take
+/// at most 14 KiB.
+fn teams_variant(tokens: usize, rows: usize, profile: &Profile) -> Variant {
+    let lanes = profile.subgroup_size.filter(|_| profile.subgroups);
+    let (subgroups, lanes) = (lanes.is_some(), lanes.unwrap_or(32));
+    let rows = if rows >= MANY_ROWS || tokens > 1 { 4 } else { 2 };
+    let teams = 256 / lanes;
+    let chunk = if tokens == 1 { 64 } else { 28.max(64 / tokens) };
+    Variant::Teams { tokens, rows, lanes, teams, chunk, subgroups }
+}
+
+/// Rows of a matrix that fill any device with workgroups.
+const MANY_ROWS: usize = 16_384;
 
 /// Where the results of [`Variant::Rows`] go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -204,7 +228,6 @@ pub(super) fn stored_shader(variant: Variant, format: Format, tail: bool, store:
     let (name, sources, workgroup_size, subgroups): (_, &'static [&'static str], _, _) = match variant {
         Variant::Rows { tokens, lanes, shuffle, longs } => {
             const ROWS: &str = include_str!("../../../../shaders/matmul_rows.wgsl");
-            const QUADS: &str = include_str!("../../../../shaders/shared/quads.wgsl");
             const X_DIRECT: &str = include_str!("../../../../shaders/shared/x_direct.wgsl");
             const X_SHUFFLE: &str = include_str!("../../../../shaders/shared/x_shuffle.wgsl");
             const LOAD_LONGS: &str = include_str!("../../../../shaders/shared/load_longs.wgsl");
@@ -232,15 +255,22 @@ pub(super) fn stored_shader(variant: Variant, format: Format, tail: bool, store:
             };
             (name, sources, lanes as u32, shuffle)
         }
-        Variant::Vector { subgroups: false } => {
-            const SOURCES: &[&str] =
-                &[include_str!("../../../../shaders/matvec.wgsl"), WEIGHTS, LOAD_WORDS, REDUCE_WORKGROUP];
-            ("matvec", SOURCES, 64, false)
-        }
-        Variant::Vector { subgroups: true } => {
-            const SOURCES: &[&str] =
-                &[include_str!("../../../../shaders/matvec.wgsl"), WEIGHTS, LOAD_WORDS, REDUCE_SUBGROUP];
-            ("matvec_subgroups", SOURCES, 64, true)
+        Variant::Teams { tokens, rows, lanes, teams, chunk, subgroups } => {
+            const MATVEC: &str = include_str!("../../../../shaders/matvec.wgsl");
+            const SUBGROUP: &str = include_str!("../../../../shaders/shared/team_subgroup.wgsl");
+            const WORKGROUP: &str = include_str!("../../../../shaders/shared/team_workgroup.wgsl");
+            const SUBGROUPS: &[&str] = &[MATVEC, WEIGHTS, LOAD_WORDS, QUADS, SUBGROUP];
+            const WORKGROUPS: &[&str] = &[MATVEC, WEIGHTS, LOAD_WORDS, QUADS, WORKGROUP];
+            constants.extend([
+                ("TOKENS", u(tokens)),
+                ("ROWS", u(rows)),
+                ("TEAM", u(lanes)),
+                ("TEAMS", u(teams)),
+                ("CHUNK", u(chunk)),
+            ]);
+            let (name, sources) =
+                if subgroups { ("matvec_subgroups", SUBGROUPS) } else { ("matvec", WORKGROUPS) };
+            (name, sources, (lanes * teams) as u32, subgroups)
         }
         Variant::Tiles => {
             const SOURCES: &[&str] = &[include_str!("../../../../shaders/matmul.wgsl"), WEIGHTS, LOAD_WORDS];

@@ -7,14 +7,13 @@ use burn::{
     },
     tensor::{DType, Shape, Tensor},
 };
-use burn_flex::FlexTensor;
 use burn_wgpu::CubeBackend;
 use half::f16;
 
 use super::empty_like;
 use crate::{
     batch::{Batch, BatchShape, PAGE},
-    cpu,
+    cpu::{self, Scattered},
     kv::{KvFormat, KvLayer, KvShape, PairLayout},
     shader::{Shader, grid, launch, u},
 };
@@ -66,38 +65,53 @@ pub trait RopeAppend: burn::backend::Backend {
 /// Rotation and append in plain loops; `batch` holds the words of a [`Batch`]. Returns the
 /// queries and writes `cache`.
 pub fn reference(qkv: &[f32], cache: &mut [u32], batch: &[u32], args: &RopeArgs) -> Vec<f32> {
+    let width = args.heads * args.kv.head_dim;
+    let mut q = vec![0.0; args.batch.tokens * width];
+    for (token, q) in q.chunks_mut(width).enumerate() {
+        append_row(qkv, batch, args, token, q, |line, values, is_v| {
+            write_line(&mut cache[line..][..args.kv.head_words()], values, &args.kv, is_v);
+        });
+    }
+    q
+}
+
+/// The queries of one row, and its keys and values to `append`, each with the word of the cache that its line
+/// begins at.
+fn append_row(
+    qkv: &[f32],
+    batch: &[u32],
+    args: &RopeArgs,
+    token: usize,
+    q: &mut [f32],
+    mut append: impl FnMut(usize, &[f32], bool),
+) {
     let KvShape { kv_heads, head_dim, .. } = args.kv;
     let (tokens, half) = (args.batch.tokens, head_dim / 2);
     let all_heads = args.heads + 2 * kv_heads;
-    let mut q = vec![0.0; tokens * args.heads * head_dim];
     let mut rotated = vec![0.0; head_dim];
-    for token in 0..tokens {
-        let slot = batch[2 * tokens + token] as usize;
-        let angles = &batch[args.batch.rope_at() + 2 * token * half..][..2 * half];
-        for head in 0..all_heads {
-            let from = &qkv[(token * all_heads + head) * head_dim..][..head_dim];
-            rotated.copy_from_slice(from);
-            let is_v = head >= args.heads + kv_heads;
-            if !is_v {
-                for pair in 0..half {
-                    let (a, b) = pair_elements(args.kv.layout, half, pair);
-                    let cos = f32::from_bits(angles[2 * pair]);
-                    let sin = f32::from_bits(angles[2 * pair + 1]);
-                    rotated[a] = from[a] * cos - from[b] * sin;
-                    rotated[b] = from[a] * sin + from[b] * cos;
-                }
-            }
-            if head < args.heads {
-                q[(token * args.heads + head) * head_dim..][..head_dim].copy_from_slice(&rotated);
-            } else {
-                let which = usize::from(is_v);
-                let kv_head = head - args.heads - which * kv_heads;
-                let line = args.kv.line(slot, which, kv_head);
-                write_line(&mut cache[line..][..args.kv.head_words()], &rotated, &args.kv, is_v);
+    let slot = batch[2 * tokens + token] as usize;
+    let angles = &batch[args.batch.rope_at() + 2 * token * half..][..2 * half];
+    for head in 0..all_heads {
+        let from = &qkv[(token * all_heads + head) * head_dim..][..head_dim];
+        rotated.copy_from_slice(from);
+        let is_v = head >= args.heads + kv_heads;
+        if !is_v {
+            for pair in 0..half {
+                let (a, b) = pair_elements(args.kv.layout, half, pair);
+                let cos = f32::from_bits(angles[2 * pair]);
+                let sin = f32::from_bits(angles[2 * pair + 1]);
+                rotated[a] = from[a] * cos - from[b] * sin;
+                rotated[b] = from[a] * sin + from[b] * cos;
             }
         }
+        if head < args.heads {
+            q[head * head_dim..][..head_dim].copy_from_slice(&rotated);
+        } else {
+            let which = usize::from(is_v);
+            let kv_head = head - args.heads - which * kv_heads;
+            append(args.kv.line(slot, which, kv_head), &rotated, is_v);
+        }
     }
-    q
 }
 
 /// The two elements that pair `pair` of a head of `2 half` elements rotates.
@@ -208,12 +222,23 @@ impl RopeAppend for Flex {
         batch: IntTensor<Self>,
         args: RopeArgs,
     ) -> (FloatTensor<Self>, IntTensor<Self>) {
-        // A thousandth of the products' work: the plain loops are fast enough.
-        let qkv = cpu::contiguous(qkv);
-        let words: &mut [u32] = bytemuck::cast_slice_mut(cache.storage_mut::<i32>());
-        let q = reference(cpu::floats(&qkv), words, cpu::words(&batch), &args);
-        let shape = [args.batch.tokens, args.heads * args.kv.head_dim];
-        let q = FlexTensor::from_data(burn::tensor::TensorData::new(q, shape));
+        let (qkv, batch) = (cpu::contiguous(qkv), cpu::contiguous(batch));
+        let words: &mut [f32] = bytemuck::cast_slice_mut(cache.storage_mut::<i32>());
+        let (qkv, batch, lines) = (cpu::floats(&qkv), cpu::words(&batch), Scattered::new(words));
+        let width = args.heads * args.kv.head_dim;
+        let rows = |q: Scattered<'_>| {
+            cpu::for_each(args.batch.tokens, |token| {
+                // SAFETY: each row has queries and lines of the cache of its own.
+                let q = unsafe { q.slice(token * width, width) };
+                append_row(qkv, batch, &args, token, q, |line, values, is_v| {
+                    // SAFETY: as above.
+                    let line = unsafe { lines.slice(line, args.kv.head_words()) };
+                    write_line(bytemuck::cast_slice_mut(line), values, &args.kv, is_v);
+                });
+            });
+        };
+        // SAFETY: every row is written.
+        let q = unsafe { cpu::written(Shape::new([args.batch.tokens, width]), rows) };
         (q, cache)
     }
 }

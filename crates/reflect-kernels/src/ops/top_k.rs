@@ -14,7 +14,7 @@ use burn_wgpu::CubeBackend;
 use super::empty_like;
 use crate::{
     cpu,
-    device::landed,
+    device::{landed, profile},
     shader::{Shader, grid, launch, u},
 };
 
@@ -83,17 +83,19 @@ pub fn reference(logits: &[f32], vocab: usize, k: usize) -> Vec<TopK> {
         .collect()
 }
 
-/// Logits that one invocation of the first stage searches.
-const CHUNK: usize = 256;
+/// Logits that one invocation of the first stage searches: on a GPU few, as most of its lanes have nothing
+/// else to do; where cores run the lanes more, for fewer results to join.
+const CHUNK: usize = 64;
+const CHUNK_SOFTWARE: usize = 256;
 
 impl TopKMass for CubeBackend {
     fn top_k_mass(logits: FloatTensor<Self>, tokens: usize, vocab: usize, k: usize) -> IntTensor<Self> {
-        let logits = burn_wgpu::into_contiguous(logits);
-        let mut found = logits;
+        let mut found = burn_wgpu::into_contiguous(logits);
+        let first = if profile(&found).software { CHUNK_SOFTWARE } else { CHUNK };
         let (mut items, mut join) = (vocab, false);
         // Each stage makes one result of a chunk; the last chunk is the whole row.
         loop {
-            let chunk = if join { 16 } else { CHUNK };
+            let chunk = if join { 16 } else { first };
             let chunks = items.div_ceil(chunk);
             let out = empty_like(&found, Shape::new([tokens * chunks, 2 * k + 2]), DType::I32);
             let params = [tokens as u32, items as u32, chunks as u32, chunk as u32];

@@ -153,11 +153,12 @@ fn attend_rows_body<const FMA: bool>(
             }
         }
     }
+    let factors = total.map(|total| 1.0 / total);
     for (lane, row) in rows.enumerate() {
         // SAFETY: each line is written by one call.
         let to = unsafe { out.slice(line(row), head_dim) };
         for (to, sum) in to.iter_mut().zip(&sums) {
-            *to = sum[lane] / total[lane];
+            *to = sum[lane] * factors[lane];
         }
     }
 }

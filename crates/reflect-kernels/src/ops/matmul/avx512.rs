@@ -9,10 +9,10 @@ use std::{
     cell::{Cell, RefCell},
 };
 
-use super::{MatmulArgs, cpu::widen_units};
+use super::{MatmulArgs, avx2, cpu::widen_units};
 use crate::{
     cpu::{self, Scattered, View},
-    format::UNIT,
+    format::{self, Format, UNIT},
 };
 
 /// Tokens of a vector.
@@ -23,14 +23,15 @@ const VECTORS: usize = 4;
 const ROWS: usize = 6;
 /// Rows of a task: whole tiles, and whole squares when sums are transposed.
 const TASK_ROWS: usize = 8 * ROWS;
-/// Most columns of a pass, so that a task's rows and a block of tokens stay in the second-level cache.
+/// Most columns of a pass, so that a tile's rows stay in the first-level cache and a block of tokens in the
+/// second-level one.
 const PASS_COLS: usize = 768;
 /// Most tokens that get dot products: more are faster as a vector that is not full.
 const MAX_REST: usize = 8;
 
 /// Whether the processor has what [`product`] needs.
 pub fn is_available() -> bool {
-    std::arch::is_x86_feature_detected!("avx512f")
+    std::arch::is_x86_feature_detected!("avx512f") && avx2::is_available()
 }
 
 /// Tokens in blocks of up to [`VECTORS`] vectors, each block `[cols, its vectors * LANES]`.
@@ -129,38 +130,41 @@ unsafe fn rows_of(
     let width = pass_units * UNIT;
     let vectors = blocks.starts[blocks.len()];
     let whole = tokens.min(vectors * LANES);
-    wide.resize(TASK_ROWS * width, 0.0);
+    wide.resize(ROWS * width, 0.0);
     // `[blocks][TASK_ROWS][lanes of the block]`, and `[tokens that are left][TASK_ROWS]`.
     sums.resize(TASK_ROWS * (vectors * LANES + tokens - whole), 0.0);
     let (sums, rest) = sums.split_at_mut(TASK_ROWS * vectors * LANES);
-    // A task of fewer rows multiplies the rows of an earlier one once more: nobody reads the sums.
-    let tiles = rows.len().div_ceil(ROWS);
     for unit in (0..units).step_by(pass_units) {
         let pass = pass_units.min(units - unit);
-        for (row, wide) in rows.clone().zip(wide.chunks_exact_mut(width)) {
-            let row = &words[row * row_words..][..row_words];
-            widen_units(format, row, units, unit, &mut wide[..pass * UNIT]);
-        }
         let col = unit * UNIT;
         let pass_cols = (pass * UNIT).min(cols - col);
-        for block in 0..blocks.len() {
-            let (start, vectors, x) = blocks.block(block, col);
-            let x = &x[..pass_cols * vectors * LANES];
-            let tile = match vectors {
-                1 => tile::<1>,
-                2 => tile::<2>,
-                3 => tile::<3>,
-                _ => tile::<VECTORS>,
-            };
-            let sums = sums[TASK_ROWS * start * LANES..].chunks_exact_mut(ROWS * vectors * LANES);
-            for (w, sums) in wide.chunks_exact(ROWS * width).zip(sums).take(tiles) {
-                tile(x, w, width, sums, unit > 0);
+        // One tile's rows at a time stay in the first-level cache from where they are widened to their last use.
+        for (tile, first) in rows.clone().step_by(ROWS).enumerate() {
+            // A tile of fewer rows multiplies rows of an earlier one once more: nobody reads the sums.
+            for (row, wide) in (first..rows.end).zip(wide.chunks_exact_mut(width)) {
+                let row = &words[row * row_words..][..row_words];
+                let wide = &mut wide[..pass * UNIT];
+                match format {
+                    Format::Q4_0 | Format::Q4_1 => widen_nibbles(format, row, units, unit, wide),
+                    _ => widen_units(format, row, units, unit, wide),
+                }
             }
-        }
-        for (token, sums) in (whole..tokens).zip(rest.chunks_exact_mut(TASK_ROWS)) {
-            let x = &x.data[x.first + token * x.row_stride + col..][..pass_cols];
-            for (w, sums) in wide.chunks_exact(ROWS * width).zip(sums.chunks_exact_mut(ROWS)).take(tiles) {
-                dots(x, w, width, sums, unit > 0);
+            for block in 0..blocks.len() {
+                let (start, vectors, x) = blocks.block(block, col);
+                let x = &x[..pass_cols * vectors * LANES];
+                let products = match vectors {
+                    1 => products::<1>,
+                    2 => products::<2>,
+                    3 => products::<3>,
+                    _ => products::<VECTORS>,
+                };
+                let size = ROWS * vectors * LANES;
+                let sums = &mut sums[TASK_ROWS * start * LANES + tile * size..][..size];
+                products(x, wide, width, sums, unit > 0);
+            }
+            for (token, sums) in (whole..tokens).zip(rest.chunks_exact_mut(TASK_ROWS)) {
+                let x = &x.data[x.first + token * x.row_stride + col..][..pass_cols];
+                dots(x, wide, width, &mut sums[tile * ROWS..][..ROWS], unit > 0);
             }
         }
     }
@@ -186,10 +190,46 @@ unsafe fn rows_of(
     }
 }
 
+/// What [`widen_units`] does, to the last bit, for the formats whose units have nothing but nibbles, a scale and
+/// an offset: the sixteen numbers that a unit can have fit a register, in which nibbles look them up.
+///
+/// # Panics
+/// If the row is too short.
+#[target_feature(enable = "avx512f,f16c")]
+fn widen_nibbles(format: Format, row: &[u32], units: usize, first: usize, wide: &mut [f32]) {
+    let (wide, _) = wide.as_chunks_mut::<UNIT>();
+    assert!(first + wide.len() <= units);
+    let (quants, scales) = row.split_at(format.scales_at(units));
+    let scales: &[u16] = bytemuck::cast_slice(scales);
+    let (quants, _) = quants.as_chunks::<4>();
+    let ramp: [f32; LANES] = std::array::from_fn(|q| q as f32);
+    // SAFETY: an array of sixteen floats.
+    let ramp = unsafe { _mm512_loadu_ps(ramp.as_ptr()) };
+    let number = |half: u16| _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(half))));
+    for ((unit, wide), quants) in (first..).zip(wide).zip(&quants[first..]) {
+        let (d, m) = match format {
+            Format::Q4_1 => (number(scales[2 * unit]), number(scales[2 * unit + 1])),
+            _ => {
+                let d = number(scales[unit]);
+                (d, -(format::offset(format) as f32) * d)
+            }
+        };
+        // Not fused: the same bits as everywhere.
+        let table = _mm512_add_ps(_mm512_mul_ps(_mm512_set1_ps(d), ramp), _mm512_set1_ps(m));
+        // SAFETY: four words; a unit has room for two vectors. A look-up reads the low four bits of a place.
+        unsafe {
+            let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(quants.as_ptr().cast()));
+            _mm512_storeu_ps(wide.as_mut_ptr(), _mm512_permutexvar_ps(bytes, table));
+            let high = _mm512_srli_epi32::<4>(bytes);
+            _mm512_storeu_ps(wide.as_mut_ptr().add(LANES), _mm512_permutexvar_ps(high, table));
+        }
+    }
+}
+
 /// Writes `sums` `[ROWS, V * LANES]`, or adds to them, the products of [`ROWS`] rows of `w`, `width` apart,
 /// with `x` `[cols, V * LANES]`.
 #[target_feature(enable = "avx512f")]
-fn tile<const V: usize>(x: &[f32], w: &[f32], width: usize, sums: &mut [f32], add: bool) {
+fn products<const V: usize>(x: &[f32], w: &[f32], width: usize, sums: &mut [f32], add: bool) {
     let cols = x.len() / (V * LANES);
     assert!(cols <= width && w.len() >= ROWS * width && sums.len() >= ROWS * V * LANES);
     let at = |r: usize, v: usize| (r * V + v) * LANES;

@@ -1,0 +1,103 @@
+//! Remembers the launches of a stage's steps, so that a step like the ones before it is sent rather than
+//! made anew.
+
+use std::thread::{self, ThreadId};
+
+use burn::tensor::{Device, Tensor, TensorData};
+use reflect_kernels::{
+    Batch, BatchShape, RopeTable, SequenceRows,
+    device::on_device_thread,
+    recording::{Recording, overwrite_floats},
+};
+
+use crate::{model::LogitRows, weights::LoadError};
+
+/// Steps of one shape in a row that make it worth recording: it costs two of them, and keeps the memory that
+/// their tensors take.
+const REPEATS: usize = 8;
+
+/// Most rows of a step that is recorded: with more, launching is a small part of it.
+const MAX_ROWS: usize = 16;
+
+/// The steps of one stage.
+#[derive(Debug, Default)]
+pub struct Recorder {
+    /// What the last steps had in common, and how many they were.
+    shape: Option<(BatchShape, LogitRows)>,
+    repeats: usize,
+    recorded: Option<Recorded>,
+}
+
+#[derive(Debug)]
+struct Recorded {
+    launches: Recording,
+    /// The thread whose steps these are.
+    thread: ThreadId,
+    batch: Batch,
+    arrived: Option<Tensor<2>>,
+    made: Tensor<2>,
+}
+
+/// A step of a stage.
+pub struct Step<'a> {
+    pub device: &'a Device,
+    pub rope: &'a RopeTable,
+    pub sequences: &'a [SequenceRows<'a>],
+    pub rows: LogitRows,
+    /// The residual stream, from the stage before.
+    pub arrived: Option<TensorData>,
+    /// Whether this step's launches may be those of another one: the tensors that it reads stay, and what it
+    /// makes is read before the next step.
+    pub may_repeat: bool,
+}
+
+impl Recorder {
+    /// Does the step: by `work`, which launches it, or as it was recorded.
+    ///
+    /// # Errors
+    /// The outer one if the device failed, with the runtime's message, the inner one as `work`.
+    pub fn step(
+        &mut self,
+        step: Step<'_>,
+        mut work: impl FnMut(&Batch, Option<Tensor<2>>) -> Result<Tensor<2>, LoadError> + Send,
+    ) -> Result<Result<Tensor<2>, LoadError>, String> {
+        let Step { device, rope, sequences, rows, arrived, may_repeat } = step;
+        let shape = Batch::shape_of(sequences);
+        if !may_repeat || self.shape != Some((shape, rows)) {
+            *self = Self { shape: may_repeat.then_some((shape, rows)), ..Self::default() };
+        }
+        self.repeats += 1;
+        let thread = thread::current().id();
+        if let Some(recorded) = self.recorded.take_if(|recorded| recorded.thread == thread) {
+            let Recorded { launches, batch, arrived: hidden, made, .. } = &recorded;
+            on_device_thread(&batch.data, || {
+                batch.overwrite(sequences, rope);
+                if let Some((hidden, arrived)) = hidden.as_ref().zip(arrived) {
+                    overwrite_floats(hidden, arrived);
+                }
+                // SAFETY: batch, hidden and made are kept beside the recording; the weights and the cache belong
+                // to the engine, as the recorder does. The thread is the same.
+                unsafe { launches.replay() }
+            })??;
+            let made = made.clone();
+            self.recorded = Some(recorded);
+            return Ok(Ok(made));
+        }
+        let batch = Batch::new(sequences, rope, device);
+        let arrived = arrived.map(|data| Tensor::from_data(data, device));
+        if may_repeat && self.repeats == REPEATS && shape.tokens <= MAX_ROWS {
+            let recording = on_device_thread(&batch.data, || {
+                let (launches, made) = Recording::of(&batch.data, || work(&batch, arrived.clone()))?;
+                // SAFETY: all tensors are here still, and this is the thread of the recording.
+                Some(unsafe { launches.replay() }.map(|()| (launches, made)))
+            })?;
+            if let Some(recording) = recording {
+                let (launches, made) = recording?;
+                return Ok(made.inspect(|made| {
+                    self.recorded = Some(Recorded { launches, thread, batch, arrived, made: made.clone() });
+                }));
+            }
+        }
+        on_device_thread(&batch.data, || work(&batch, arrived))
+    }
+}

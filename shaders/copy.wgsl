@@ -1,0 +1,16 @@
+// Copies a vector an invocation: what a device reaches when it does nothing but read and write.
+// Dispatch: grid(ceil(vectors / 256)). Called by launch_cost.rs.
+
+const GRID_X: u32 = 32768u;
+
+struct Params { vectors: u32 }
+
+@group(0) @binding(0) var<storage, read> source: array<vec4<u32>>;
+@group(0) @binding(1) var<storage, read_write> to: array<vec4<u32>>;
+@group(0) @binding(2) var<uniform> p: Params;
+
+@compute @workgroup_size(256)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let i = (group.x + group.y * GRID_X) * 256u + lane;
+    if i < p.vectors { to[i] = source[i]; }
+}

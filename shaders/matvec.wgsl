@@ -24,6 +24,8 @@ const SUM_SCALES: bool = false;
 const LANES: u32 = TEAM * TEAMS;
 // Rows of the result that a team makes.
 const MADE: u32 = select(ROWS, ROWS / 2u, GATED);
+// What a team sums: ROWS results of each token, and its squares.
+const SUMS: u32 = (ROWS + 1u) * TOKENS;
 
 struct Params {
     tokens: u32, rows: u32, units: u32, row_vec4: u32, k4: u32, out_cols: u32, out_first: u32, eps: f32,
@@ -124,10 +126,17 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             }
         }
     }
+    var values: array<f32, SUMS>;
+    for (var t = 0u; t < TOKENS; t++) {
+        for (var r = 0u; r < ROWS; r++) { values[r * TOKENS + t] = acc[r][t]; }
+        values[ROWS * TOKENS + t] = squares[t];
+    }
+    team_put(values, index);
     if NORM {
-        for (var t = 0u; t < TOKENS; t++) {
-            let sum = team_add(squares[t], index);
-            if lane == 0u { team_squares[t * TEAMS + team] = sum; }
+        if lane == 0u {
+            for (var t = 0u; t < TOKENS; t++) {
+                team_squares[t * TEAMS + team] = team_sum(ROWS * TOKENS + t, index);
+            }
         }
         workgroupBarrier();
     }
@@ -138,12 +147,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             for (var i = 0u; i < TEAMS; i++) { sum += team_squares[t * TEAMS + i]; }
             factor = inverseSqrt(sum / f32(4u * p.k4) + p.eps);
         }
-        var made: array<f32, ROWS>;
-        for (var r = 0u; r < ROWS; r++) { made[r] = factor * team_add(acc[r][t], index); }
         for (var r = 0u; r < MADE; r++) {
             if lane == r && first + r < p.rows && t < p.tokens {
-                var result = made[r];
-                if GATED { result = result / (1.0 + exp(-result)) * made[MADE + r]; }
+                var result = factor * team_sum(r * TOKENS + t, index);
+                if GATED {
+                    let up = factor * team_sum((MADE + r) * TOKENS + t, index);
+                    result = result / (1.0 + exp(-result)) * up;
+                }
                 let to = t * p.out_cols + p.out_first + first + r;
                 if ADD { result += extra[to / 4u][to % 4u]; }
                 out[to] = result;

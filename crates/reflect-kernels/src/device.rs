@@ -8,6 +8,8 @@ use std::sync::{Arc, PoisonError, RwLock};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use burn_wgpu::{CubeBackend, CubeTensor, WgpuSetup, wgpu};
 
+use crate::tune::Tuning;
+
 /// What can go wrong before the first tensor.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
@@ -64,6 +66,8 @@ pub struct Profile {
     pub longs: bool,
     /// Bytes of the largest binding.
     pub max_binding_bytes: u64,
+    /// Sizes of kernels, where there is a choice.
+    pub tuning: Tuning,
 }
 
 /// A device on which tensors live and kernels run.
@@ -73,8 +77,12 @@ pub struct OpenDevice {
     /// The adapter's name and API, or `cpu`.
     pub name: String,
     pub backend: String,
+    /// The driver's name and version; empty on the CPU.
+    pub driver: String,
     /// `None` on the CPU.
     pub profile: Option<Profile>,
+    /// The runtime's number of the device.
+    index: u16,
     handle: Option<wgpu::Device>,
 }
 
@@ -90,6 +98,17 @@ impl OpenDevice {
 
 /// Profiles of the devices opened so far, by the runtime's device number.
 static PROFILES: RwLock<Vec<(u16, Profile)>> = RwLock::new(Vec::new());
+
+/// Chooses other sizes of kernels for a device. On the CPU there are none.
+pub fn set_tuning(open: &mut OpenDevice, tuning: Tuning) {
+    if let Some(profile) = &mut open.profile {
+        profile.tuning = tuning;
+        let mut profiles = PROFILES.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, known)) = profiles.iter_mut().find(|(index, _)| *index == open.index) {
+            *known = *profile;
+        }
+    }
+}
 
 /// Devices that failed, and why.
 static FAILURES: RwLock<Vec<(Device, String)>> = RwLock::new(Vec::new());
@@ -141,6 +160,7 @@ pub(crate) fn profile(tensor: &CubeTensor) -> Profile {
             subgroup_size: None,
             longs: false,
             max_binding_bytes: 128 << 20,
+            tuning: Tuning::default(),
         },
         |(_, profile)| *profile,
     )
@@ -243,6 +263,7 @@ impl Adapter {
             subgroup_size: (self.row.subgroups && min == max).then_some(max as usize),
             longs: self.row.shader_int64 && self.is_software(),
             max_binding_bytes: self.row.max_binding_bytes,
+            tuning: Tuning::default(),
         }
     }
 
@@ -322,15 +343,15 @@ impl Adapter {
         // The runtime is up once it has answered; its own handler of errors, which panics, is in place then.
         landed(probe_data(&device).await).map_err(refused)?;
         watch(&handle, &device);
-        PROFILES
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push((probe.device.to_id().index_id, profile));
+        let index = probe.device.to_id().index_id;
+        PROFILES.write().unwrap_or_else(PoisonError::into_inner).push((index, profile));
         Ok(OpenDevice {
             device,
             name: row.name.clone(),
             backend: row.backend.clone(),
+            driver: row.driver.clone(),
             profile: Some(profile),
+            index,
             handle: Some(handle),
         })
     }
@@ -386,7 +407,9 @@ pub fn cpu() -> OpenDevice {
         device: Device::flex(),
         name: "cpu".to_owned(),
         backend: "cpu".to_owned(),
+        driver: String::new(),
         profile: None,
+        index: 0,
         handle: None,
     }
 }

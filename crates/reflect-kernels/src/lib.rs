@@ -16,6 +16,7 @@ pub mod ops;
 pub mod recording;
 mod rope;
 pub mod shader;
+pub mod tune;
 pub mod verify;
 
 pub use batch::{Batch, BatchShape, PAGE, SequenceRows};

@@ -24,6 +24,7 @@ mod runtime;
 mod shipped;
 mod synthetic;
 mod train;
+mod tuning;
 mod verify;
 mod view;
 mod web;

@@ -29,6 +29,7 @@ use crate::{
     args::{ModelArgs, PlaceArgs},
     catalogue, input,
     memory::{check_run, room},
+    tuning,
 };
 
 /// An open checkpoint whose weights are still in their files.
@@ -134,7 +135,8 @@ pub fn open_device(choice: &DeviceChoice) -> Result<OpenDevice> {
     if matches!(choice, DeviceChoice::List(places) if places.len() != 1) {
         return Err(input("this command runs on one device; name one in --device"));
     }
-    let devices = block_on(choice.open())?;
+    let mut devices = block_on(choice.open())?;
+    tuning::choose(&mut devices);
     devices.into_iter().next().context("no device was opened")
 }
 
@@ -144,7 +146,11 @@ pub fn open_device(choice: &DeviceChoice) -> Result<OpenDevice> {
 /// # Errors
 /// If one cannot be opened.
 pub fn open_devices(args: &PlaceArgs) -> Result<Vec<OpenDevice>> {
-    let Some(shards) = args.shards else { return Ok(block_on(args.device.open())?) };
+    let Some(shards) = args.shards else {
+        let mut devices = block_on(args.device.open())?;
+        tuning::choose(&mut devices);
+        return Ok(devices);
+    };
     let named = match &args.device {
         DeviceChoice::List(places) => places.len(),
         DeviceChoice::Auto | DeviceChoice::Gpu => 1,

@@ -14,6 +14,7 @@ use crate::{
     format::{Format, UNIT, unpack_row},
     matrix::PackedMatrix,
     shader::{Shader, grid, launch, u},
+    tune::TeamSize,
 };
 
 use super::output;
@@ -194,20 +195,19 @@ pub(super) fn rows_variant(tokens: usize, profile: &Profile) -> Variant {
     }
 }
 
-/// How a GPU is best used for few tokens: the fastest of ten on an NVIDIA H200 (docs/measurements.md). Many
-/// rows fill the device with teams that keep four; few rows do with teams that keep two. The chunks of x take
-/// at most 14 KiB.
+/// How a GPU is used for few tokens, as it was tuned for one; a kernel for three is the one for four. The chunks
+/// of x take at most 14 KiB, the sums without subgroups 6.
 fn teams_variant(tokens: usize, rows: usize, profile: &Profile) -> Variant {
     let lanes = profile.subgroup_size.filter(|_| profile.subgroups);
     let (subgroups, lanes) = (lanes.is_some(), lanes.unwrap_or(32));
-    let rows = if rows >= MANY_ROWS || tokens > 1 { 4 } else { 2 };
-    let teams = 256 / lanes;
+    let size = profile.tuning.of(rows);
+    // More tokens take more workgroup memory.
+    let size = if tokens > 1 { TeamSize { rows: 2, lanes: 128 } } else { size };
+    let tokens = tokens.next_power_of_two();
+    let teams = (size.lanes / lanes).max(1);
     let chunk = if tokens == 1 { 64 } else { 28.max(64 / tokens) };
-    Variant::Teams { tokens, rows, lanes, teams, chunk, subgroups }
+    Variant::Teams { tokens, rows: size.rows, lanes, teams, chunk, subgroups }
 }
-
-/// Rows of a matrix that fill any device with workgroups.
-const MANY_ROWS: usize = 16_384;
 
 /// Where the results of [`Variant::Rows`] go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,0 +1,60 @@
+//! The sizes that kernels are fastest with on the GPUs of this machine: timed once for each, and kept in the
+//! cache folder.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::Result;
+use pollster::block_on;
+use reflect_kernels::{
+    device::{OpenDevice, set_tuning},
+    tune::{MANY_ROWS, Tuning, tune},
+};
+use reflect_train::checkpoint;
+
+use crate::catalogue::cache;
+
+const FILE: &str = "tuning.json";
+
+/// Rows and columns of the matrices that are timed: those of a model of 8 B parameters.
+const SHAPE: [usize; 3] = [4096, 2 * MANY_ROWS, 4096];
+
+/// By adapter, API and driver.
+type Known = BTreeMap<String, Tuning>;
+
+/// Chooses the fastest kernels for each of `devices`: what an earlier run found, else what is found now. What
+/// goes wrong costs speed only, and is a note.
+pub fn choose(devices: &mut [OpenDevice]) {
+    let tuned = |device: &&mut OpenDevice| device.profile.is_some_and(|profile| !profile.software);
+    for device in devices.iter_mut().filter(tuned) {
+        if let Err(error) = choose_for(device) {
+            eprintln!("note: the kernels of {} could not be timed: {error:#}", device.name);
+        }
+    }
+}
+
+fn choose_for(device: &mut OpenDevice) -> Result<()> {
+    let path = cache()?.join(FILE);
+    let mut known = read(&path);
+    let key = format!("{}, {}, {}", device.name, device.backend, device.driver);
+    if let Some(tuning) = known.get(&key).filter(|tuning| tuning.is_known()) {
+        set_tuning(device, *tuning);
+        return Ok(());
+    }
+    eprintln!("note: timing the kernels of {} once", device.name);
+    let start = Instant::now();
+    let found = block_on(tune(device, SHAPE, || start.elapsed().as_secs_f64() * 1e3));
+    if let Some(tuning) = found.map_err(anyhow::Error::msg)? {
+        known.insert(key, tuning);
+        std::fs::create_dir_all(path.parent().unwrap_or(Path::new(".")))?;
+        checkpoint::write_json(&path, &known)?;
+    }
+    Ok(())
+}
+
+/// What earlier runs found; nothing where the file is missing or is none of ours.
+fn read(path: &Path) -> Known {
+    let text = std::fs::read(path).unwrap_or_default();
+    serde_json::from_slice(&text).unwrap_or_default()
+}

@@ -5,6 +5,10 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use crate::recording::overwrite;
 use crate::rope::RopeTable;
 
+/// Least columns of a page table: a short context changes its shape once less often for each doubling, and what
+/// is empty costs nothing.
+const MIN_PAGES: usize = 8;
+
 /// Lines of a KV page. A page holds the keys and values of this many consecutive positions.
 pub const PAGE: usize = 32;
 
@@ -71,7 +75,7 @@ impl Batch {
             "Batch: every sequence of a step has the same number of rows, at least one"
         );
         let max_pages = sequences.iter().map(|s| s.pages.len()).max().unwrap_or(1);
-        let max_pages = max_pages.next_power_of_two();
+        let max_pages = max_pages.next_power_of_two().max(MIN_PAGES);
         BatchShape { tokens: rows_per_seq * sequences.len(), rows_per_seq, max_pages }
     }
 

@@ -14,7 +14,7 @@ use crate::{model::LogitRows, weights::LoadError};
 
 /// Steps of one shape in a row that make it worth recording: it costs two of them, and keeps the memory that
 /// their tensors take.
-const REPEATS: usize = 8;
+const REPEATS: usize = 4;
 
 /// Most rows of a step that is recorded: with more, launching is a small part of it.
 const MAX_ROWS: usize = 16;

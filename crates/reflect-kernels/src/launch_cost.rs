@@ -113,7 +113,7 @@ pub async fn copy_bandwidth(device: &Device, clock: impl Fn() -> f64) -> Result<
             let vectors = NUMBERS / 4;
             launch(copy_shader(), grid(vectors.div_ceil(256)), &[&from, &into], &[vectors as u32]);
         }
-        landed(to.clone().slice([0..1]).into_data_async().await)?;
+        landed(to.clone().slice(0..1).into_data_async().await)?;
         times.push(clock() - start);
     }
     times.sort_by(f64::total_cmp);

@@ -8,8 +8,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 const RUNS: usize = 5;
-/// One measurement a run, after its warm-up: the runs are what is repeated.
-const SIZES: [&str; 6] = ["--prompt-tokens", "113", "--gen-tokens", "64", "--repeat", "1"];
+const SIZES: [&str; 4] = ["--prompt-tokens", "113", "--gen-tokens", "64"];
 const METRICS: [(&str, &str); 2] = [("prefill", "prefill_tokens_per_s"), ("decode", "decode_tokens_per_s")];
 
 /// Prints a table of medians and ratios for the CPU and the GPU (lavapipe when there is none), for the weight
@@ -45,9 +44,18 @@ pub fn bench(args: &[String]) -> Result<()> {
             let mut ours = Vec::new();
             let mut theirs = Vec::new();
             for _ in 0..RUNS {
-                theirs.push(measure(command("node", ["tests/peers/llama_cpp.mjs"]), &model, device)?);
-                ours.push(measure(command(binary()?, ["bench", "--json"]), &model, device)?);
+                // The runs are what is repeated.
+                let speeds = |mut program: Command| {
+                    program.args(["--repeat", "1"]);
+                    let printed = measure(program, &model, device)?;
+                    anyhow::Ok([number(&printed, METRICS[0].1)?, number(&printed, METRICS[1].1)?])
+                };
+                theirs.push(speeds(command("node", ["tests/peers/llama_cpp.mjs"]))?);
+                ours.push(speeds(command(binary()?, ["bench", "--json"]))?);
             }
+            let mut staged = command(binary()?, ["bench", "--json", "--shards", "2", "--stage-overhead"]);
+            staged.args(["--repeat", "5"]);
+            let overhead = number(&measure(staged, &model, device)?, "stage_overhead")? * 100.0;
             for (index, (name, _)) in METRICS.iter().enumerate() {
                 let (our, their) = (median(&ours, index), median(&theirs, index));
                 let ratio = our / their;
@@ -55,13 +63,17 @@ pub fn bench(args: &[String]) -> Result<()> {
                     "| {device} | {format} | {name}, tokens/s | {our:.2} | {their:.2} | {ratio:.2} |\n"
                 );
             }
+            table += &format!(
+                "| {device} | {format} | a second stage, % more time a token | {overhead:.1} | | |\n"
+            );
         }
     }
     println!("\nMedian of {RUNS} runs, SmolLM2-135M-Instruct, {}\n\n{table}", SIZES.join(" "));
     Ok(())
 }
 
-fn measure(mut program: Command, model: &Path, device: &str) -> Result<[f64; 2]> {
+/// What a benchmark prints.
+fn measure(mut program: Command, model: &Path, device: &str) -> Result<String> {
     program.arg("--model").arg(model).args(["--device", device]).args(SIZES);
     let lavapipe = setup::LAVAPIPE.iter().find(|file| Path::new(file).exists());
     if let (false, Some(driver)) = (setup::hardware_gpu(), lavapipe) {
@@ -72,13 +84,15 @@ fn measure(mut program: Command, model: &Path, device: &str) -> Result<[f64; 2]>
         .output()
         .context("A benchmark could not be started: is Node.js here?")?;
     ensure!(output.status.success(), "A benchmark failed: {:?}", program);
-    let text = String::from_utf8_lossy(&output.stdout);
-    let number = |key: &str| {
-        let (_, rest) = text.split_once(&format!("\"{key}\":"))?;
-        rest.split([',', '}']).next()?.trim().parse::<f64>().ok()
-    };
-    let read = |key: &str| number(key).with_context(|| format!("A benchmark printed no {key}: {text}"));
-    Ok([read(METRICS[0].1)?, read(METRICS[1].1)?])
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// A number of the JSON object that a benchmark printed.
+fn number(printed: &str, key: &str) -> Result<f64> {
+    let value = printed
+        .split_once(&format!("\"{key}\":"))
+        .and_then(|(_, rest)| rest.split([',', '}']).next()?.trim().parse().ok());
+    value.with_context(|| format!("A benchmark printed no {key}: {printed}"))
 }
 
 fn median(runs: &[[f64; 2]], metric: usize) -> f64 {

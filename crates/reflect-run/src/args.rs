@@ -258,6 +258,9 @@ pub struct BenchArgs {
     /// Measure what launching a kernel costs on the device, and no model
     #[arg(long)]
     pub launch_cost: bool,
+    /// Load the model on the first device alone too, and compare the time of a token, in turn
+    #[arg(long, conflicts_with_all = ["launch_cost", "train"])]
+    pub stage_overhead: bool,
     /// Measure training steps of this many sequences by this many tokens, as in 16x256, on random
     /// weights of --config [default there: 10m]
     #[arg(long, value_name = "BATCHxTOKENS", value_parser = parse_train_shape)]

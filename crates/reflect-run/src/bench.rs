@@ -11,7 +11,8 @@ use anyhow::{Result, anyhow, ensure};
 use pollster::block_on;
 use reflect_kernels::{Format, PAGE, device::OpenDevice, launch_cost};
 use reflect_llm::{
-    Engine, LlamaConfig, Request, need::show_bytes, sampler::SamplingParams, weights::TensorSource,
+    Engine, LlamaConfig, Request, SequenceId, need::show_bytes, sampler::SamplingParams,
+    weights::TensorSource,
 };
 use serde::Serialize;
 
@@ -42,7 +43,13 @@ struct Report {
     /// CPU time of all threads while decoding; `None` where the CPU also runs the kernels.
     host_ms_per_token: Option<f64>,
     dispatches_per_token: Option<f64>,
+    /// How much longer a token takes through all stages than on the first device alone, as a part of that time;
+    /// `None` unless asked for.
+    stage_overhead: Option<f64>,
 }
+
+/// Tokens of one turn where two engines are compared.
+const TURN: usize = 8;
 
 /// Runs the command.
 pub fn bench(args: &BenchArgs) -> Result<ExitCode> {
@@ -54,17 +61,22 @@ pub fn bench(args: &BenchArgs) -> Result<ExitCode> {
     }
     let devices = open_devices(&args.model.place)?;
     let (prompt, generate) = (args.prompt_tokens.get(), args.gen_tokens.get());
+    if args.stage_overhead && (devices.len() < 2 || generate < TURN) {
+        return Err(crate::input(format!(
+            "--stage-overhead compares stages with one device: give --shards 2, and --gen-tokens of {TURN} or more"
+        )));
+    }
     // Before the model takes the memory.
     let copy = device_copy_bandwidth(&devices)?;
     // The first token belongs to the prefill.
     let needed = prompt + generate + 1;
-    let (model, format, mut engine) = match (&args.config, args.synthetic) {
+    let (model, format, mut engine, whole) = match (&args.config, args.synthetic) {
         (Some(name), Some(format)) => {
             let config = LlamaConfig::by_name(name)?;
             let source = Arc::new(Synthetic::new(&config, format)?);
             let context = args.model.place.context.map_or(needed.next_multiple_of(PAGE), usize::from);
-            let engine = load(&config, &source, &devices, &plan(args, context))?;
-            (format!("{name}, made up"), format, engine)
+            let (engine, whole) = engines(&config, &source, &devices, args, context)?;
+            (format!("{name}, made up"), format, engine, whole)
         }
         (Some(_), None) => return Err(crate::input("--config needs --synthetic or --train")),
         _ => {
@@ -72,8 +84,8 @@ pub fn bench(args: &BenchArgs) -> Result<ExitCode> {
             let context = checkpoint.context(&args.model.place, needed)?;
             let format = main_format(&checkpoint.weights);
             let weights = Arc::new(checkpoint.weights);
-            let engine = load(&checkpoint.texts.config, &weights, &devices, &plan(args, context))?;
-            (checkpoint.name, format, engine)
+            let (engine, whole) = engines(&checkpoint.texts.config, &weights, &devices, args, context)?;
+            (checkpoint.name, format, engine, whole)
         }
     };
     let context = engine.options().context;
@@ -87,6 +99,10 @@ pub fn bench(args: &BenchArgs) -> Result<ExitCode> {
     round(&mut engine, prompt, 1)?;
     let rounds = (0..args.repeat.get()).map(|_| round(&mut engine, prompt, generate));
     let rounds = rounds.collect::<Result<Vec<Round>>>()?;
+    let stage_overhead = match whole {
+        Some(mut whole) => Some(stage_overhead(&mut whole, &mut engine, args)?),
+        None => None,
+    };
     let host = rounds.iter().filter_map(|round| round.host).map(|host| host.as_secs_f64() * 1e3);
     let report = describe(
         &devices,
@@ -98,6 +114,7 @@ pub fn bench(args: &BenchArgs) -> Result<ExitCode> {
             decode: median(rounds.iter().map(|round| rate(generate, round.decode))).unwrap_or(0.0),
             host_ms: median(host.map(|ms| ms / generate as f64)),
             copy,
+            stage_overhead,
         },
     );
     let mut out = stdout().lock();
@@ -110,8 +127,19 @@ pub fn bench(args: &BenchArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn plan(args: &BenchArgs, context: usize) -> Plan {
-    Plan { prefill_chunk: args.prefill_chunk.map(usize::from), ..Plan::new(&args.model.place, context) }
+/// The model over all devices, and on the first alone where that is to be compared.
+fn engines<S: TensorSource + Send + Sync + 'static>(
+    config: &LlamaConfig,
+    source: &Arc<S>,
+    devices: &[OpenDevice],
+    args: &BenchArgs,
+    context: usize,
+) -> Result<(Engine, Option<Engine>)> {
+    let plan =
+        Plan { prefill_chunk: args.prefill_chunk.map(usize::from), ..Plan::new(&args.model.place, context) };
+    let engine = load(config, source, devices, &plan)?;
+    let whole = args.stage_overhead.then(|| load(config, source, &devices[..1], &plan)).transpose()?;
+    Ok((engine, whole))
 }
 
 fn launch_cost(args: &BenchArgs, device: &OpenDevice) -> Result<ExitCode> {
@@ -146,22 +174,58 @@ struct Round {
 }
 
 fn round(engine: &mut Engine, prompt: usize, generate: usize) -> Result<Round> {
+    let start = Instant::now();
+    let sequence = prefill(engine, prompt)?;
+    let prefill = start.elapsed();
+    let host_before = cpu_time();
+    decode(engine, generate)?;
+    let decode = start.elapsed() - prefill;
+    let host = cpu_time().zip(host_before).map(|(after, before)| after.saturating_sub(before));
+    engine.cancel(sequence);
+    Ok(Round { prefill, decode, host })
+}
+
+/// Until the first token of a prompt of that many tokens.
+fn prefill(engine: &mut Engine, prompt: usize) -> Result<SequenceId> {
     let vocab = engine.model().config.vocab_size as u64;
     // A multiplicative generator, for prompts that are the same on every machine.
     let ids = (1..=prompt as u64).map(|i| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33) % vocab);
     let prompt = ids.map(|id| id as u32).collect();
     let sequence = engine.submit(Request { prompt, sampling: SamplingParams::greedy() })?;
-    let start = Instant::now();
     while block_on(engine.step(&mut ()))?.sampled.is_empty() {}
-    let prefill = start.elapsed();
-    let host_before = cpu_time();
-    for _ in 0..generate {
+    Ok(sequence)
+}
+
+fn decode(engine: &mut Engine, tokens: usize) -> Result<()> {
+    for _ in 0..tokens {
         ensure!(!block_on(engine.step(&mut ()))?.sampled.is_empty(), "the engine chose no token");
     }
-    let decode = start.elapsed() - prefill;
-    let host = cpu_time().zip(host_before).map(|(after, before)| after.saturating_sub(before));
-    engine.cancel(sequence);
-    Ok(Round { prefill, decode, host })
+    Ok(())
+}
+
+/// How much longer `staged` takes for a token than `whole`, as a part of that time: the median of comparisons of
+/// a few tokens each, in turn, so that a change in the machine's speed meets both.
+fn stage_overhead(whole: &mut Engine, staged: &mut Engine, args: &BenchArgs) -> Result<f64> {
+    let turns = args.gen_tokens.get() / TURN;
+    let mut ratios = Vec::new();
+    for round in 0..=args.repeat.get() {
+        let sequences =
+            [prefill(whole, args.prompt_tokens.get())?, prefill(staged, args.prompt_tokens.get())?];
+        for _ in 0..turns {
+            let start = Instant::now();
+            decode(whole, TURN)?;
+            let alone = start.elapsed();
+            decode(staged, TURN)?;
+            let through = start.elapsed() - alone;
+            // The first round warms up.
+            if round > 0 {
+                ratios.push(through.as_secs_f64() / alone.as_secs_f64());
+            }
+        }
+        whole.cancel(sequences[0]);
+        staged.cancel(sequences[1]);
+    }
+    Ok(median(ratios.into_iter()).unwrap_or(f64::NAN) - 1.0)
 }
 
 struct Speeds {
@@ -169,6 +233,7 @@ struct Speeds {
     decode: f64,
     host_ms: Option<f64>,
     copy: f64,
+    stage_overhead: Option<f64>,
 }
 
 fn describe(
@@ -200,6 +265,7 @@ fn describe(
         decode_bandwidth_fraction: read_per_token * speeds.decode / speeds.copy,
         host_ms_per_token: speeds.host_ms.filter(|_| on_gpu),
         dispatches_per_token: None,
+        stage_overhead: speeds.stage_overhead,
     }
 }
 
@@ -213,6 +279,9 @@ fn print(out: &mut impl Write, report: &Report, prompt: usize, generate: usize) 
     writeln!(out, "  memory   {:10.0} % of the {copy:.1} GB/s that copying reaches", part * 100.0)?;
     if let Some(ms) = report.host_ms_per_token {
         writeln!(out, "  host     {ms:10.2} ms of CPU time a token")?;
+    }
+    if let Some(overhead) = report.stage_overhead {
+        writeln!(out, "  stages   {:10.1} % more time a token than on one device", overhead * 100.0)?;
     }
     if let Some(peak) = report.peak_memory_bytes {
         writeln!(out, "  peak     {:>10} of host memory", show_bytes(peak))?;

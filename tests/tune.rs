@@ -31,17 +31,22 @@ fn a_choice_is_made_where_there_is_one() {
 
 #[test]
 fn every_choice_is_right() {
-    // The sizes that `kernels.rs` does not run; a large matrix is none of its cases.
-    let sizes = SIZES.into_iter().filter(|size| *size != Tuning::default().few_rows);
-    let Some(adapter) = block_on(adapters()).into_iter().next() else {
-        return reflect_tests::require_gpu();
-    };
-    let gpu = Profile { software: false, longs: false, ..adapter.profile() };
-    let mut open = block_on(adapter.open_as(gpu)).expect("the adapter opens");
-    for size in sizes {
-        set_tuning(&mut open, Tuning { few_rows: size, many_rows: size });
-        let rows = block_on(verify_products(&open.device)).expect("every case can be read back");
-        let wrong: Vec<_> = rows.iter().filter(|row| !row.ok).collect();
-        assert!(wrong.is_empty(), "{size:?}: {wrong:?}");
+    reflect_tests::require_gpu();
+    let adapters = block_on(adapters());
+    // Teams add up through workgroup memory, and by subgroups where their size is known.
+    let by_subgroups = adapters.iter().find(|adapter| adapter.profile().subgroup_size.is_some());
+    assert!(by_subgroups.is_some() || adapters.iter().all(|adapter| !adapter.profile().software));
+    for (adapter, subgroups) in [(adapters.first(), false), (by_subgroups, true)] {
+        let Some(adapter) = adapter else { continue };
+        let own = adapter.profile();
+        let subgroup_size = own.subgroup_size.filter(|_| subgroups);
+        let gpu = Profile { software: false, longs: false, subgroup_size, ..own };
+        let mut open = block_on(adapter.open_as(gpu)).expect("the adapter opens");
+        for size in SIZES {
+            set_tuning(&mut open, Tuning { few_rows: size, many_rows: size });
+            let rows = block_on(verify_products(&open.device)).expect("every case can be read back");
+            let wrong: Vec<_> = rows.iter().filter(|row| !row.ok).collect();
+            assert!(wrong.is_empty(), "{} {size:?}, subgroups {subgroups}: {wrong:?}", open.name);
+        }
     }
 }

@@ -24,6 +24,8 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod cpu;
+#[cfg(target_arch = "x86_64")]
+mod vnni;
 
 pub use cpu::widen;
 
@@ -57,6 +59,12 @@ pub fn matmul(x: Tensor<2>, w: &PackedMatrix) -> Tensor<2> {
         ));
     }
     out
+}
+
+/// Whether a product on `device` rounds activations, to 16 bits beside a scale for each 32: products of quants with
+/// many tokens on processors with AVX-512 VNNI.
+pub fn rounds_activations(device: &Device, format: Format, tokens: usize) -> bool {
+    *device == Device::flex() && cpu::rounds_activations(format, tokens)
 }
 
 /// Shape of one product: `x [tokens, cols padded to 4]` times a part of `rows` rows into columns

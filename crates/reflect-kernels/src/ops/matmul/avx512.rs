@@ -12,17 +12,17 @@ use std::{
 use super::{MatmulArgs, avx2, cpu::widen_units};
 use crate::{
     cpu::{self, Scattered, View},
-    format::{self, Format, UNIT},
+    format::UNIT,
 };
 
 /// Tokens of a vector.
-const LANES: usize = 16;
+pub const LANES: usize = 16;
 /// Most vectors of a block: with [`ROWS`] rows, 24 vectors of sums and 4 of tokens.
 const VECTORS: usize = 4;
 /// Rows of a tile.
-const ROWS: usize = 6;
+pub const ROWS: usize = 6;
 /// Rows of a task: whole tiles, and whole squares when sums are transposed.
-const TASK_ROWS: usize = 8 * ROWS;
+pub const TASK_ROWS: usize = 8 * ROWS;
 /// Most columns of a pass, so that a tile's rows stay in the first-level cache and a block of tokens in the
 /// second-level one.
 const PASS_COLS: usize = 768;
@@ -46,8 +46,7 @@ impl Blocks {
     /// The first `tokens` rows of `x` `[.., cols]`, whose rows are contiguous.
     fn new(x: View<'_>, tokens: usize, cols: usize) -> Self {
         let vectors = tokens.div_ceil(LANES);
-        let blocks = vectors.div_ceil(VECTORS);
-        let starts: Vec<usize> = (0..=blocks).map(|block| block * vectors / blocks.max(1)).collect();
+        let starts = starts(vectors, VECTORS);
         let mut data = TOKENS.take();
         data.resize(vectors * LANES * cols, 0.0);
         let to = Scattered::new(&mut data);
@@ -76,6 +75,12 @@ impl Blocks {
         let stride = (end - start) * LANES;
         (start, end - start, &self.data[start * LANES * self.cols..][col * stride..self.cols * stride])
     }
+}
+
+/// First vector of each block of at most `most`, as equal as can be, and where the last one ends.
+pub fn starts(vectors: usize, most: usize) -> Vec<usize> {
+    let blocks = vectors.div_ceil(most);
+    (0..=blocks).map(|block| block * vectors / blocks.max(1)).collect()
 }
 
 thread_local! {
@@ -142,12 +147,13 @@ unsafe fn rows_of(
         for (tile, first) in rows.clone().step_by(ROWS).enumerate() {
             // A tile of fewer rows multiplies rows of an earlier one once more: nobody reads the sums.
             for (row, wide) in (first..rows.end).zip(wide.chunks_exact_mut(width)) {
-                let row = &words[row * row_words..][..row_words];
-                let wide = &mut wide[..pass * UNIT];
-                match format {
-                    Format::Q4_0 | Format::Q4_1 => widen_nibbles(format, row, units, unit, wide),
-                    _ => widen_units(format, row, units, unit, wide),
-                }
+                widen_units(
+                    format,
+                    &words[row * row_words..][..row_words],
+                    units,
+                    unit,
+                    &mut wide[..pass * UNIT],
+                );
             }
             for block in 0..blocks.len() {
                 let (start, vectors, x) = blocks.block(block, col);
@@ -168,9 +174,28 @@ unsafe fn rows_of(
             }
         }
     }
+    // SAFETY: by this function's contract.
+    unsafe { store(sums, &blocks.starts, rest, whole, rows, out, args) };
+}
+
+/// Writes the sums of `rows` where they belong: `sums` `[blocks][TASK_ROWS][lanes of the block]` of the first
+/// `whole` tokens, `rest` `[tokens][TASK_ROWS]` of the others.
+///
+/// # Safety
+/// No other thread may touch these columns of the output meanwhile.
+#[target_feature(enable = "avx512f")]
+pub unsafe fn store(
+    sums: &[f32],
+    starts: &[usize],
+    rest: &[f32],
+    whole: usize,
+    rows: std::ops::Range<usize>,
+    out: Scattered<'_>,
+    args: &MatmulArgs,
+) {
     let at = |token: usize| token * args.out_cols + args.out_first + rows.start;
-    for block in 0..blocks.len() {
-        let (start, vectors, _) = blocks.block(block, 0);
+    for block in starts.windows(2) {
+        let (start, vectors) = (block[0], block[1] - block[0]);
         let sums = &sums[TASK_ROWS * start * LANES..][..TASK_ROWS * vectors * LANES];
         for vector in 0..vectors {
             let first = (start + vector) * LANES;
@@ -184,45 +209,9 @@ unsafe fn rows_of(
             }
         }
     }
-    for (token, sums) in (whole..tokens).zip(rest.chunks_exact(TASK_ROWS)) {
+    for (token, sums) in (whole..args.tokens).zip(rest.chunks_exact(TASK_ROWS)) {
         // SAFETY: by this function's contract.
         unsafe { out.slice(at(token), rows.len()) }.copy_from_slice(&sums[..rows.len()]);
-    }
-}
-
-/// What [`widen_units`] does, to the last bit, for the formats whose units have nothing but nibbles, a scale and
-/// an offset: the sixteen numbers that a unit can have fit a register, in which nibbles look them up.
-///
-/// # Panics
-/// If the row is too short.
-#[target_feature(enable = "avx512f,f16c")]
-fn widen_nibbles(format: Format, row: &[u32], units: usize, first: usize, wide: &mut [f32]) {
-    let (wide, _) = wide.as_chunks_mut::<UNIT>();
-    assert!(first + wide.len() <= units);
-    let (quants, scales) = row.split_at(format.scales_at(units));
-    let scales: &[u16] = bytemuck::cast_slice(scales);
-    let (quants, _) = quants.as_chunks::<4>();
-    let ramp: [f32; LANES] = std::array::from_fn(|q| q as f32);
-    // SAFETY: an array of sixteen floats.
-    let ramp = unsafe { _mm512_loadu_ps(ramp.as_ptr()) };
-    let number = |half: u16| _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(half))));
-    for ((unit, wide), quants) in (first..).zip(wide).zip(&quants[first..]) {
-        let (d, m) = match format {
-            Format::Q4_1 => (number(scales[2 * unit]), number(scales[2 * unit + 1])),
-            _ => {
-                let d = number(scales[unit]);
-                (d, -(format::offset(format) as f32) * d)
-            }
-        };
-        // Not fused: the same bits as everywhere.
-        let table = _mm512_add_ps(_mm512_mul_ps(_mm512_set1_ps(d), ramp), _mm512_set1_ps(m));
-        // SAFETY: four words; a unit has room for two vectors. A look-up reads the low four bits of a place.
-        unsafe {
-            let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(quants.as_ptr().cast()));
-            _mm512_storeu_ps(wide.as_mut_ptr(), _mm512_permutexvar_ps(bytes, table));
-            let high = _mm512_srli_epi32::<4>(bytes);
-            _mm512_storeu_ps(wide.as_mut_ptr().add(LANES), _mm512_permutexvar_ps(high, table));
-        }
     }
 }
 
@@ -284,7 +273,7 @@ fn dots(x: &[f32], w: &[f32], width: usize, sums: &mut [f32], add: bool) {
 }
 
 /// The first `left` lanes.
-fn mask(left: usize) -> u16 {
+pub fn mask(left: usize) -> u16 {
     if left >= LANES { u16::MAX } else { (1 << left) - 1 }
 }
 
@@ -312,7 +301,7 @@ fn transpose<'a>(from: &[f32], stride: usize, [rows, cols]: [usize; 2], to: impl
 /// A square with rows and columns exchanged: pairs, then fours, then quarters of registers change places.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn transposed(rows: [__m512; LANES]) -> [__m512; LANES] {
+pub fn transposed(rows: [__m512; LANES]) -> [__m512; LANES] {
     let mut pairs = rows;
     for i in (0..LANES).step_by(2) {
         pairs[i] = _mm512_unpacklo_ps(rows[i], rows[i + 1]);

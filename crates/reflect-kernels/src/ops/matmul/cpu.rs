@@ -11,7 +11,7 @@ use burn::{
 
 use super::{MatmulArgs, PackedMatmul};
 #[cfg(target_arch = "x86_64")]
-use super::{avx2, avx512};
+use super::{avx2, avx512, vnni};
 use crate::{
     cpu::{self, Scattered, View, dispatch_simd, fma},
     format::{Format, Scale, UNIT, decode_e4m3, widen_f16},
@@ -77,6 +77,14 @@ fn product(x: &[f32], words: &[u32], out: Scattered<'_>, args: &MatmulArgs) {
 /// Tokens from which rows are widened in blocks.
 const WIDE_TOKENS: usize = 16;
 
+/// Whether a product rounds activations to 16 bits.
+pub(super) fn rounds_activations(format: Format, tokens: usize) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return tokens >= WIDE_TOKENS && vnni::takes(format) && vnni::is_available();
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
 /// Rows that [`wide_product`] widens at a time for `gemm`: they stay in the second-level cache.
 const WIDE_ROWS: usize = 64;
 
@@ -89,6 +97,10 @@ fn wide_product(x: View<'_>, words: &[u32], out: Scattered<'_>, args: &MatmulArg
         // SAFETY: nothing else writes this part's columns of the output.
         unsafe { cpu::product(sizes, x, w, out, args.out_first, args.out_cols, 1.0, false, true) };
         return;
+    }
+    #[cfg(target_arch = "x86_64")]
+    if rounds_activations(args.format, args.tokens) {
+        return vnni::product(x, words, out, args);
     }
     #[cfg(target_arch = "x86_64")]
     if avx512::is_available() {

@@ -249,6 +249,18 @@ fn a_plan_adds_up_and_says_what_would_help() {
     let speed = report["decode_tokens_per_s"].as_f64().expect("a bound");
     assert!((10.0..25.0).contains(&speed), "{speed}");
 
+    // Nothing is said of the devices that are here: they are asked.
+    let (_, report) = plan(&["--format", "q4_K", "--device", "cpu,cpu", "--context", "512"]);
+    let devices = report["devices"].as_array().expect("devices");
+    let numbers = |key: &str| devices.iter().map(|d| d[key].as_f64().expect("a number")).collect::<Vec<_>>();
+    assert!(devices.iter().all(|device| device["memory"] == "measured"), "{report}");
+    // One memory, of which each has half.
+    let (free, reads) = (numbers("free_bytes"), numbers("bandwidth_bytes_per_s"));
+    assert!((free[0] / free[1] - 1.0).abs() < 0.1 && reads[0] == reads[1] && reads[0] > 1e8, "{report}");
+    let bound = reads[0] / report["read_per_token_bytes"].as_f64().expect("bytes");
+    let speed = report["decode_tokens_per_s"].as_f64().expect("a bound");
+    assert!((speed / bound - 1.0).abs() < 1e-6, "{speed} is not {bound}");
+
     let (code, report) = plan(&["--format", "bf16", "--memory", "24GiB,24GiB"]);
     assert_eq!((code, &report["fits"]), (Some(1), &serde_json::json!(false)));
     let advice = report["advice"].as_str().expect("advice");
@@ -371,5 +383,14 @@ fn devices_are_listed_as_json() {
     let output = run(&["devices", "--json"]);
     assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
     let rows: serde_json::Value = serde_json::from_slice(&output.stdout).expect("devices --json is JSON");
-    assert!(rows.is_array() || rows.is_object(), "{rows}");
+    let rows = rows.as_array().expect("a list");
+    reflect_tests::require_gpu();
+    for (at, row) in rows.iter().enumerate() {
+        assert_eq!(row["index"], at, "{row}");
+        assert!(row["max_binding_bytes"].as_u64().is_some_and(|bytes| bytes >= 128 << 20), "{row}");
+        // The one API that tells.
+        if row["backend"] == "vulkan" {
+            assert!(row["memory"]["bytes"].as_u64().is_some_and(|bytes| bytes > 0), "{row}");
+        }
+    }
 }

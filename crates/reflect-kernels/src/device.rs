@@ -6,9 +6,14 @@
 use std::sync::{Arc, PoisonError, RwLock};
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use burn_wgpu::{CubeBackend, CubeTensor, WgpuSetup, wgpu};
+use burn_wgpu::{CubeBackend, WgpuSetup, wgpu};
 
-use crate::tune::Tuning;
+mod memory;
+mod profile;
+
+pub use memory::Memory;
+pub use profile::{Profile, set_tuning};
+pub(crate) use profile::{profile, profile_of};
 
 /// What can go wrong before the first tensor.
 #[derive(Debug, thiserror::Error)]
@@ -51,23 +56,9 @@ pub struct AdapterRow {
     /// Bytes of workgroup memory.
     pub max_workgroup_bytes: u32,
     pub max_workgroup_invocations: u32,
-}
-
-/// How kernels are chosen for a device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Profile {
-    /// Lanes run on CPU cores, so barriers and reductions between lanes are dear.
-    pub software: bool,
-    /// Subgroup operations may be used.
-    pub subgroups: bool,
-    /// Lanes of a subgroup, where they may be used and all have the same number.
-    pub subgroup_size: Option<usize>,
-    /// Kernels may use integers of 64 bits, which help on software adapters.
-    pub longs: bool,
-    /// Bytes of the largest binding.
-    pub max_binding_bytes: u64,
-    /// Sizes of kernels, where there is a choice.
-    pub tuning: Tuning,
+    /// What the adapter has of memory of its own, where its driver tells.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Memory>,
 }
 
 /// A device on which tensors live and kernels run.
@@ -84,6 +75,7 @@ pub struct OpenDevice {
     /// The runtime's number of the device.
     index: u16,
     handle: Option<wgpu::Device>,
+    adapter: Option<wgpu::Adapter>,
 }
 
 impl OpenDevice {
@@ -94,19 +86,23 @@ impl OpenDevice {
             handle.destroy();
         }
     }
-}
 
-/// Profiles of the devices opened so far, by the runtime's device number.
-static PROFILES: RwLock<Vec<(u16, Profile)>> = RwLock::new(Vec::new());
+    /// Whether its memory is that of the host: the CPU's and software adapters'.
+    pub fn in_host_memory(&self) -> bool {
+        self.profile.is_none_or(|profile| profile.software)
+    }
 
-/// Chooses other sizes of kernels for a device. On the CPU there are none.
-pub fn set_tuning(open: &mut OpenDevice, tuning: Tuning) {
-    if let Some(profile) = &mut open.profile {
-        profile.tuning = tuning;
-        let mut profiles = PROFILES.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, known)) = profiles.iter_mut().find(|(index, _)| *index == open.index) {
-            *known = *profile;
+    /// Whether both have one memory: that of the host, or of the same card.
+    pub fn shares_memory(&self, other: &Self) -> bool {
+        match (self.in_host_memory(), other.in_host_memory()) {
+            (false, false) => self.name == other.name && self.backend == other.backend,
+            (this, other) => this && other,
         }
+    }
+
+    /// The memory of its own that the device has now, where its driver tells.
+    pub fn memory(&self) -> Option<Memory> {
+        self.adapter.as_ref().and_then(memory::of)
     }
 }
 
@@ -141,29 +137,6 @@ pub fn failure(device: &Device) -> Option<String> {
 async fn probe_data(device: &Device) -> Result<TensorData, String> {
     let probe = Tensor::<1>::zeros([1], device);
     probe.into_data_async().await.map_err(|error| error.to_string())
-}
-
-/// The profile of the device that holds `tensor`, `None` on the CPU.
-pub(crate) fn profile_of(tensor: &Tensor<1, Int>) -> Option<Profile> {
-    tensor.clone().try_into_primitive::<CubeBackend>().ok().map(|tensor| profile(&tensor))
-}
-
-/// The profile of the device that holds `tensor`. A device that this file did not open is taken
-/// for the least capable.
-pub(crate) fn profile(tensor: &CubeTensor) -> Profile {
-    let id = tensor.device.to_id().index_id;
-    let profiles = PROFILES.read().unwrap_or_else(PoisonError::into_inner);
-    profiles.iter().find(|(known, _)| *known == id).map_or(
-        Profile {
-            software: false,
-            subgroups: false,
-            subgroup_size: None,
-            longs: false,
-            max_binding_bytes: 128 << 20,
-            tuning: Tuning::default(),
-        },
-        |(_, profile)| *profile,
-    )
 }
 
 /// The adapters of this machine, best first within the order that the drivers give: a card seen
@@ -240,6 +213,7 @@ impl Adapter {
             max_binding_bytes: limits.max_storage_buffer_binding_size.min(limits.max_buffer_size),
             max_workgroup_bytes: limits.max_compute_workgroup_storage_size,
             max_workgroup_invocations: limits.max_compute_invocations_per_workgroup,
+            memory: memory::of(&adapter),
         };
         Self { row, others: Vec::new(), instance, adapter }
     }
@@ -263,7 +237,7 @@ impl Adapter {
             subgroup_size: (self.row.subgroups && min == max).then_some(max as usize),
             longs: self.row.shader_int64 && self.is_software(),
             max_binding_bytes: self.row.max_binding_bytes,
-            tuning: Tuning::default(),
+            tuning: Default::default(),
         }
     }
 
@@ -344,7 +318,7 @@ impl Adapter {
         landed(probe_data(&device).await).map_err(refused)?;
         watch(&handle, &device);
         let index = probe.device.to_id().index_id;
-        PROFILES.write().unwrap_or_else(PoisonError::into_inner).push((index, profile));
+        profile::register(index, profile);
         Ok(OpenDevice {
             device,
             name: row.name.clone(),
@@ -353,6 +327,7 @@ impl Adapter {
             profile: Some(profile),
             index,
             handle: Some(handle),
+            adapter: Some(self.adapter.clone()),
         })
     }
 }
@@ -411,6 +386,7 @@ pub fn cpu() -> OpenDevice {
         profile: None,
         index: 0,
         handle: None,
+        adapter: None,
     }
 }
 

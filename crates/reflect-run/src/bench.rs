@@ -18,6 +18,7 @@ use serde::Serialize;
 
 use crate::{
     args::BenchArgs,
+    bandwidth,
     memory::peak,
     runtime::{Checkpoint, Plan, load, names, open_device, open_devices},
     synthetic::Synthetic,
@@ -67,7 +68,8 @@ pub fn bench(args: &BenchArgs) -> Result<ExitCode> {
         )));
     }
     // Before the model takes the memory.
-    let copy = device_copy_bandwidth(&devices)?;
+    // One stage works at a time.
+    let copy = bandwidth::measure(&devices)?.into_iter().fold(f64::INFINITY, f64::min);
     // The first token belongs to the prefill.
     let needed = prompt + generate + 1;
     let (model, format, mut engine, whole) = match (&args.config, args.synthetic) {
@@ -249,7 +251,7 @@ fn describe(
     let skipped = if network.config.tie_word_embeddings { 0 } else { network.embed_tokens.bytes() };
     let read_per_token = (weights_bytes - skipped) as f64;
     let peak_memory_bytes = peak();
-    let on_gpu = devices.iter().all(|device| device.profile.is_some_and(|profile| !profile.software));
+    let on_gpu = !devices.iter().any(OpenDevice::in_host_memory);
     let mut backends: Vec<&str> = devices.iter().map(|device| device.backend.as_str()).collect();
     backends.dedup();
     Report {
@@ -296,48 +298,6 @@ pub fn main_format(source: &impl TensorSource) -> Format {
         bytes[info.format.index()].0 += info.byte_len();
     }
     bytes.into_iter().max_by_key(|(bytes, _)| *bytes).map_or(Format::F32, |(_, format)| format)
-}
-
-/// Bytes a second, read and written, of copies on the slowest of the devices; one stage works at a time.
-fn device_copy_bandwidth(devices: &[OpenDevice]) -> Result<f64> {
-    let start = Instant::now();
-    let clock = || start.elapsed().as_secs_f64() * 1e3;
-    let mut slowest = f64::INFINITY;
-    for device in devices {
-        slowest = slowest.min(match device.profile {
-            Some(profile) if !profile.software => {
-                block_on(launch_cost::copy_bandwidth(&device.device, clock))
-                    .map_err(|message| anyhow!(message))?
-            }
-            // The memory of a software adapter is that of the CPU.
-            _ => copy_bandwidth(),
-        });
-    }
-    Ok(slowest)
-}
-
-/// Bytes a second, read and written, of copies on all threads between blocks that no cache holds.
-fn copy_bandwidth() -> f64 {
-    const BLOCK: usize = 256 << 20;
-    const ROUNDS: usize = 4;
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let block = BLOCK / threads;
-    let barrier = std::sync::Barrier::new(threads);
-    let time = std::thread::scope(|scope| {
-        let copy = || {
-            let (source, mut target) = (vec![1u8; block], vec![2u8; block]);
-            barrier.wait();
-            let start = Instant::now();
-            for _ in 0..ROUNDS {
-                target.copy_from_slice(std::hint::black_box(&source));
-                std::hint::black_box(&mut target);
-            }
-            start.elapsed()
-        };
-        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(copy)).collect();
-        workers.into_iter().filter_map(|worker| worker.join().ok()).max().unwrap_or_default()
-    });
-    rate(2 * block * threads * ROUNDS, time)
 }
 
 /// CPU time of all threads of this process, to 10 ms, or `None` where the system does not say.

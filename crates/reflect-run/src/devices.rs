@@ -20,11 +20,11 @@ pub fn devices(args: &ReportArgs) -> Result<ExitCode> {
         writeln!(out)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let head = ["device", "adapter", "kind", "through", "subgroups", "f16", "largest buffer"];
+    let head = ["device", "adapter", "kind", "through", "subgroups", "f16", "largest buffer", "memory"];
     let mut table = vec![head.map(str::to_owned)];
     table.extend(rows.iter().map(cells));
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let mut cpu = ["cpu", "this machine's processor", "cpu", "", "", "", ""].map(str::to_owned);
+    let mut cpu = ["cpu", "this machine's processor", "cpu", "", "", "", "", ""].map(str::to_owned);
     cpu[3] = format!("{threads} threads");
     table.push(cpu);
     let widths: Vec<usize> =
@@ -39,7 +39,7 @@ pub fn devices(args: &ReportArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn cells(row: &AdapterRow) -> [String; 7] {
+fn cells(row: &AdapterRow) -> [String; 8] {
     let also: String = row.also.iter().map(|api| format!(", {api}")).collect();
     let subgroups = match row.subgroup_size {
         _ if !row.subgroups => "none".to_owned(),
@@ -54,5 +54,10 @@ fn cells(row: &AdapterRow) -> [String; 7] {
         subgroups,
         if row.shader_f16 { "yes" } else { "no" }.to_owned(),
         show_bytes(row.max_binding_bytes),
+        match row.memory {
+            Some(memory) if memory.measured => show_bytes(memory.bytes) + " free",
+            Some(memory) => show_bytes(memory.bytes),
+            None => "?".to_owned(),
+        },
     ]
 }

@@ -5,6 +5,7 @@
 
 mod answer;
 mod args;
+mod bandwidth;
 mod bench;
 mod catalogue;
 mod chat;

@@ -1,11 +1,10 @@
 //! How much memory a model needs, and whether this machine has it: asked before anything is loaded.
 
 use anyhow::Result;
-use reflect_kernels::device::OpenDevice;
+use reflect_kernels::device::{Memory, OpenDevice};
 use reflect_llm::{
     LlamaConfig,
     need::{Need, show_bytes},
-    placement::Room,
 };
 
 use crate::{input, train::HEAD_ROWS};
@@ -39,15 +38,52 @@ pub fn check_run(need: &Need, device: &OpenDevice, limit: Option<u64>) -> Result
     check(need.total(), what, "a smaller model or format, or a shorter --context", device, limit)
 }
 
-/// What device `at` of several may hold: what was said, else what the system says is free, of which devices
-/// in host memory have a share each. A GPU counts as ten times as fast as a CPU, which is about the ratio of
-/// their memories' bandwidths, so that the CPU is given little more than what does not fit elsewhere.
-pub fn room(devices: &[OpenDevice], at: usize, said: Option<u64>) -> Room {
-    let in_host_memory = |device: &OpenDevice| device.profile.is_none_or(|profile| profile.software);
-    let sharing = devices.iter().filter(|device| in_host_memory(device)).count() as u64;
-    let free = said.or_else(|| available().filter(|_| in_host_memory(&devices[at])).map(|all| all / sharing));
-    let speed = if in_host_memory(&devices[at]) { 1.0 } else { 10.0 };
-    Room { free, speed }
+/// Who says how much memory a device has free.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Source {
+    /// `--memory`.
+    Given,
+    /// The system, or the driver.
+    Measured,
+    /// Nobody: it is all that the card has.
+    Assumed,
+    Unknown,
+}
+
+impl std::fmt::Display for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Given => "given",
+            Self::Measured => "measured",
+            Self::Assumed => "assumed",
+            Self::Unknown => "unknown",
+        })
+    }
+}
+
+/// Bytes that each device may hold: what was said for it, else what is free, of which devices in host memory and
+/// several on one card have a share each.
+pub fn free_memory(devices: &[OpenDevice], said: &[u64]) -> Vec<(Option<u64>, Source)> {
+    let free = devices.iter().enumerate().map(|(at, device)| {
+        if let Some(said) = said.get(at) {
+            return (Some(*said), Source::Given);
+        }
+        let (free, source) = free_on(device);
+        let sharing = devices.iter().filter(|other| device.shares_memory(other)).count() as u64;
+        (free.map(|free| free / sharing), source)
+    });
+    free.collect()
+}
+
+fn free_on(device: &OpenDevice) -> (Option<u64>, Source) {
+    let free = match (device.in_host_memory(), device.memory()) {
+        (true, _) => available().map(|bytes| (bytes, Source::Measured)),
+        (false, Some(Memory { bytes, measured: true })) => Some((bytes, Source::Measured)),
+        (false, Some(Memory { bytes, measured: false })) => Some((bytes, Source::Assumed)),
+        (false, None) => None,
+    };
+    free.map_or((None, Source::Unknown), |(bytes, source)| (Some(bytes), source))
 }
 
 /// What training takes, in bytes.
@@ -110,8 +146,8 @@ impl TrainingNeed {
     }
 }
 
-/// Refuses what does not fit `limit`, or else the memory that the system says is free. Nothing
-/// is known of the memory of a GPU, so without a limit it is not checked there.
+/// Refuses what does not fit `limit`, or else the memory that is free. Where nobody knows how much is, it is not
+/// checked.
 fn check(
     total: u64,
     what: impl Fn() -> String,
@@ -119,12 +155,20 @@ fn check(
     device: &OpenDevice,
     limit: Option<u64>,
 ) -> Result<()> {
-    let in_host_memory = device.profile.is_none_or(|profile| profile.software);
-    let free = limit.or_else(|| in_host_memory.then(available).flatten());
+    let (free, has) = match limit {
+        Some(limit) => (Some(limit), "--memory allows".to_owned()),
+        None if device.in_host_memory() => (free_on(device).0, "this machine has free".to_owned()),
+        None => {
+            let (free, source) = free_on(device);
+            (
+                free,
+                format!("{} has {}", device.name, if source == Source::Measured { "free" } else { "only" }),
+            )
+        }
+    };
     let Some(free) = free.filter(|free| *free < total) else {
         return Ok(());
     };
-    let has = if limit.is_some() { "--memory allows" } else { "this machine has free" };
     Err(input(format!("{} and {has} {}; use {way}", what(), show_bytes(free))))
 }
 

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
-use reflect_kernels::{Format, KvFormat, PAGE};
+use reflect_kernels::{Format, KvFormat, PAGE, device::OpenDevice};
 use reflect_llm::{
     LlamaConfig,
     need::show_bytes,
@@ -18,9 +18,10 @@ use serde::Serialize;
 
 use crate::{
     args::{ModelArgs, parse_format},
+    bandwidth,
     bench::main_format,
     input,
-    memory::{parse_bytes, room},
+    memory::{self, free_memory, parse_bytes},
     runtime::{Checkpoint, open_devices},
     synthetic::Synthetic,
     train::{MethodName, planned_need},
@@ -37,7 +38,8 @@ pub struct PlanArgs {
     /// Answers at a time, each with a context of its own
     #[arg(long, value_name = "N", default_value = "1")]
     pub sequences: std::num::NonZeroUsize,
-    /// Bytes that each device reads in a second, as in 936GB,448GB: with it, a bound of the speed
+    /// Bytes that each device reads in a second, as in 936GB,448GB, for a bound of the speed [default:
+    /// what copying reaches on the devices that are here]
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes, value_delimiter = ',')]
     pub bandwidth: Vec<u64>,
     /// The memory of training instead: full, lora or qlora
@@ -65,8 +67,9 @@ struct Held {
     total_bytes: u64,
     /// `None` where nobody knows.
     free_bytes: Option<u64>,
-    /// `given` by --memory, `measured` by the system, or `unknown`.
-    memory: &'static str,
+    memory: memory::Source,
+    /// That it reads in a second; `None` for a device that is not here, without --bandwidth.
+    bandwidth_bytes_per_s: Option<f64>,
     fits: bool,
 }
 
@@ -84,7 +87,7 @@ struct Report {
     streamed_bytes: u64,
     /// Bytes of weights and cache that decoding one token reads.
     read_per_token_bytes: u64,
-    /// By memory bandwidth alone, one sequence; `None` without --bandwidth.
+    /// By memory bandwidth alone, one sequence; `None` where a device's is not known.
     decode_tokens_per_s: Option<f64>,
     bottleneck: String,
     /// What would have to give where it does not fit.
@@ -94,8 +97,15 @@ struct Report {
 /// A device in the plan.
 struct Seat {
     name: String,
-    room: Room,
-    memory: &'static str,
+    free: Option<u64>,
+    memory: memory::Source,
+    bandwidth: Option<f64>,
+}
+
+impl Seat {
+    fn room(&self) -> Room {
+        Room { free: self.free, speed: self.bandwidth.unwrap_or(1.0) }
+    }
 }
 
 /// Runs the command.
@@ -135,7 +145,7 @@ fn plan_of(
         let positions = context.next_multiple_of(PAGE) * args.sequences.get();
         Parts::of(config, source, positions, kv, 512.min(context), 1)
     };
-    let rooms: Vec<Room> = seats.iter().map(|seat| seat.room).collect();
+    let rooms: Vec<Room> = seats.iter().map(Seat::room).collect();
     let whole = parts(context);
     let placed = place(&whole, &rooms);
     let layers = placed.clone().unwrap_or_else(|_| even(config.num_hidden_layers, seats.len()));
@@ -151,9 +161,10 @@ fn plan_of(
                 cache_bytes: need.cache,
                 scratch_bytes: need.scratch,
                 total_bytes: need.total(),
-                free_bytes: seat.room.free,
+                free_bytes: seat.free,
                 memory: seat.memory,
-                fits: seat.room.free.is_none_or(|free| need.total() <= free),
+                bandwidth_bytes_per_s: seat.bandwidth,
+                fits: seat.free.is_none_or(|free| need.total() <= free),
             }
         })
         .collect();
@@ -161,11 +172,8 @@ fn plan_of(
         let embedding = if held.layers[0] == 0 && !whole.tied { whole.embedding } else { 0 };
         held.weights_bytes - embedding + held.cache_bytes / args.sequences.get() as u64
     };
-    let times: Vec<f64> = devices
-        .iter()
-        .zip(&args.bandwidth)
-        .map(|(held, bandwidth)| read(held) as f64 / *bandwidth as f64)
-        .collect();
+    let time = |held: &Held| Some(read(held) as f64 / held.bandwidth_bytes_per_s?);
+    let times: Vec<f64> = devices.iter().map(time).collect::<Option<_>>().unwrap_or_default();
     let report = Report {
         model: name.to_owned(),
         format: format.name(),
@@ -198,33 +206,26 @@ fn plan_of(
 /// The devices of the plan: those of --memory where it names more than the devices, else the devices.
 fn seats(args: &PlanArgs) -> Result<Vec<Seat>> {
     let given = &args.model.place.memory;
+    let said = |at: usize| args.bandwidth.get(at).map(|bytes| *bytes as f64);
     let seats: Vec<Seat> = if given.len() > 1 || (given.len() == 1 && args.config.is_some()) {
-        let speed = |at: usize| args.bandwidth.get(at).map_or(1.0, |bytes| *bytes as f64);
-        given
-            .iter()
-            .enumerate()
-            .map(|(at, free)| Seat {
-                name: format!("device {at}"),
-                room: Room { free: Some(*free), speed: speed(at) },
-                memory: "given",
-            })
-            .collect()
+        let seat = |(at, free): (usize, &u64)| Seat {
+            name: format!("device {at}"),
+            free: Some(*free),
+            memory: memory::Source::Given,
+            bandwidth: said(at),
+        };
+        given.iter().enumerate().map(seat).collect()
     } else {
         let devices = open_devices(&args.model.place)?;
-        (0..devices.len())
-            .map(|at| {
-                let mut room = room(&devices, at, given.get(at).copied());
-                if let Some(bandwidth) = args.bandwidth.get(at) {
-                    room.speed = *bandwidth as f64;
-                }
-                let memory = match (given.get(at), room.free) {
-                    (Some(_), _) => "given",
-                    (None, Some(_)) => "measured",
-                    (None, None) => "unknown",
-                };
-                Seat { name: devices[at].name.clone(), room, memory }
-            })
-            .collect()
+        let measured = match args.bandwidth.is_empty() {
+            true => bandwidth::measure(&devices)?.into_iter().map(Some).collect(),
+            false => vec![None; devices.len()],
+        };
+        let seat = |(at, (free, memory))| {
+            let device: &OpenDevice = &devices[at];
+            Seat { name: device.name.clone(), free, memory, bandwidth: said(at).or(measured[at]) }
+        };
+        free_memory(&devices, given).into_iter().enumerate().map(seat).collect()
     };
     if !args.bandwidth.is_empty() && args.bandwidth.len() != seats.len() {
         return Err(input(format!(
@@ -297,6 +298,7 @@ fn advice(
 }
 
 fn print(out: &mut impl Write, report: &Report) -> std::io::Result<()> {
+    let wide = report.devices.iter().map(|held| held.device.chars().count()).max().unwrap_or(0);
     let Report { model, format, parameters, context, sequences, kv, .. } = report;
     writeln!(
         out,
@@ -305,11 +307,13 @@ fn print(out: &mut impl Write, report: &Report) -> std::io::Result<()> {
     )?;
     writeln!(
         out,
-        "  {:28} {:>9} {:>10} {:>10} {:>10} {:>10}  of {:>10}",
-        "device", "layers", "weights", "cache", "scratch", "together", "free"
+        "  {:wide$} {:>9} {:>10} {:>10} {:>10} {:>10}  of {:>10}          {:>10}",
+        "device", "layers", "weights", "cache", "scratch", "together", "free", "reads"
     )?;
     for held in &report.devices {
         let free = held.free_bytes.map_or("?".to_owned(), show_bytes);
+        let reads =
+            held.bandwidth_bytes_per_s.map_or("?".to_owned(), |bytes| show_bytes(bytes as u64) + "/s");
         let layers = match held.layers {
             [start, end] if start == end => "none".to_owned(),
             [start, end] => format!("{start}-{}", end - 1),
@@ -318,7 +322,7 @@ fn print(out: &mut impl Write, report: &Report) -> std::io::Result<()> {
             [held.weights_bytes, held.cache_bytes, held.scratch_bytes, held.total_bytes].map(show_bytes);
         writeln!(
             out,
-            "  {:28} {layers:>9} {weights:>10} {cache:>10} {scratch:>10} {total:>10}  of {free:>10} {}{}",
+            "  {:wide$} {layers:>9} {weights:>10} {cache:>10} {scratch:>10} {total:>10}  of {free:>10} {:8} {reads:>10}{}",
             held.device,
             held.memory,
             if held.fits { "" } else { ", does not fit" }
@@ -346,7 +350,7 @@ fn training(
     seats: &[Seat],
 ) -> Result<ExitCode> {
     let need = planned_need(config, source, method, args.micro_tokens);
-    let free = seats.first().and_then(|seat| seat.room.free);
+    let free = seats.first().and_then(|seat| seat.free);
     let fits = free.is_none_or(|free| need.total() <= free);
     let mut out = stdout().lock();
     if args.json {

@@ -27,8 +27,8 @@ use reflect_train::answers::Answerer;
 
 use crate::{
     args::{ModelArgs, PlaceArgs},
-    catalogue, input,
-    memory::{check_run, room},
+    bandwidth, catalogue, input,
+    memory::{check_run, free_memory},
     tuning,
 };
 
@@ -247,7 +247,13 @@ pub fn load<S: TensorSource + Send + Sync + 'static>(
             vec![all]
         }
         _ => {
-            let rooms: Vec<Room> = (0..devices.len()).map(|at| room(devices, at, free(at))).collect();
+            // Devices with one memory are equally fast.
+            let speeds = match devices.iter().all(OpenDevice::in_host_memory) {
+                true => vec![1.0; devices.len()],
+                false => bandwidth::measure(devices)?,
+            };
+            let rooms = free_memory(devices, &plan.memory).into_iter().zip(speeds);
+            let rooms: Vec<Room> = rooms.map(|((free, _), speed)| Room { free, speed }).collect();
             place(&parts, &rooms).map_err(|error| input(error.to_string()))?
         }
     };

@@ -26,8 +26,7 @@ type Known = BTreeMap<String, Tuning>;
 /// Chooses the fastest kernels for each of `devices`: what an earlier run found, else what is found now. What
 /// goes wrong costs speed only, and is a note.
 pub fn choose(devices: &mut [OpenDevice]) {
-    let tuned = |device: &&mut OpenDevice| device.profile.is_some_and(|profile| !profile.software);
-    for device in devices.iter_mut().filter(tuned) {
+    for device in devices.iter_mut().filter(|device| !device.in_host_memory()) {
         if let Err(error) = choose_for(device) {
             eprintln!("note: the kernels of {} could not be timed: {error:#}", device.name);
         }

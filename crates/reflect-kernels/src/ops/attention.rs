@@ -2,6 +2,8 @@
 //! Gimelshein 2018, arXiv 1805.02867; FlashAttention, arXiv 2205.14135) and a context split over
 //! workgroups (Flash-Decoding), so that no score matrix is ever stored.
 
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod cpu;
 
 use burn::{

@@ -10,6 +10,8 @@ use burn::{
     tensor::Shape,
 };
 
+#[cfg(target_arch = "x86_64")]
+use super::avx512;
 use super::{AttentionArgs, PagedAttention};
 use crate::{
     batch::PAGE,
@@ -37,7 +39,13 @@ impl PagedAttention for Flex {
                 let (block, head) = (at / args.heads, at % args.heads);
                 let first = block / blocks * rows + block % blocks * LANES;
                 let count = LANES.min(rows - block % blocks * LANES);
-                attend_rows(q, cache, batch, &args, first..first + count, head, slots);
+                let rows = first..first + count;
+                #[cfg(target_arch = "x86_64")]
+                if avx512::is_available() {
+                    // SAFETY: the processor has the features.
+                    return unsafe { avx512::attend_rows(q, cache, batch, &args, rows, head, slots) };
+                }
+                attend_rows(q, cache, batch, &args, rows, head, slots);
             });
             let left = rows - in_blocks;
             cpu::for_each(args.batch.sequences() * left * args.heads, |at| {
@@ -55,7 +63,7 @@ impl PagedAttention for Flex {
 }
 
 /// Rows of a block.
-const LANES: usize = 16;
+pub(super) const LANES: usize = 16;
 /// Fewest rows that are worth a block: their number decides, and not the other sequences'.
 const MIN_LANES: usize = 4;
 
@@ -251,7 +259,7 @@ fn attend_body<const FMA: bool>(
 
 /// Cached lines as floats: as they lie there in f32, else widened into `wide`.
 #[inline(always)]
-fn widen<'a>(lines: &'a [u32], kv: &KvShape, is_v: bool, wide: &'a mut [f32]) -> &'a [f32] {
+pub(super) fn widen<'a>(lines: &'a [u32], kv: &KvShape, is_v: bool, wide: &'a mut [f32]) -> &'a [f32] {
     match kv.format {
         KvFormat::F32 => bytemuck::cast_slice(lines),
         KvFormat::F16 | KvFormat::Q8 => {

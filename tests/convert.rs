@@ -116,7 +116,10 @@ fn both_kinds_of_files_hold_the_same_model() {
     // A folder, a GGUF file of it, and a folder of that: the rows of q and k change their order twice.
     let packed = convert(TINY, "q8_0", "packed");
     let back = convert(&packed, "f32", "back");
-    assert!(nmse(&logits(&back, &folder), &logits(&packed, &folder)) < 1e-10, "the order of rows");
+    // Products with quants may round activations to 16 bits, those with f32 do not; another order of rows would be
+    // an error near 1.
+    let error = nmse(&logits(&back, &folder), &logits(&packed, &folder));
+    assert!(error < 1e-8, "the order of rows: {error:e}");
     let again = convert(&back, "q8_0", "again");
     assert!(nmse(&logits(&again, &folder), &logits(&packed, &folder)) < 1e-12, "the numbers change");
     // A copy has the same bytes of weights, and the same texts.

@@ -27,6 +27,7 @@ mod cpu;
 #[cfg(target_arch = "x86_64")]
 mod vnni;
 
+use cpu::of_format;
 pub use cpu::widen;
 
 pub(super) const WEIGHTS: &str = include_str!("../../../../shaders/shared/weights.wgsl");

@@ -37,6 +37,8 @@ macro_rules! of_format {
     };
 }
 
+pub(super) use of_format;
+
 impl PackedMatmul for Flex {
     fn packed_matmul(
         x: FloatTensor<Self>,
@@ -63,7 +65,13 @@ fn product(x: &[f32], words: &[u32], out: Scattered<'_>, args: &MatmulArgs) {
     let stride = args.cols.next_multiple_of(4);
     if args.tokens >= WIDE_TOKENS {
         wide_product(View::rows(x, 0, stride), words, out, args);
-    } else if stride == width {
+        return;
+    }
+    #[cfg(target_arch = "x86_64")]
+    if vnni::takes(args.format) && vnni::is_available() {
+        return vnni::few(View::rows(x, 0, stride), words, out, args);
+    }
+    if stride == width {
         narrow_product(x, words, out, args);
     } else {
         let mut padded = vec![0f32; args.tokens * width];
@@ -80,8 +88,10 @@ const WIDE_TOKENS: usize = 16;
 /// Whether a product rounds activations to 16 bits.
 pub(super) fn rounds_activations(format: Format, tokens: usize) -> bool {
     #[cfg(target_arch = "x86_64")]
-    return tokens >= WIDE_TOKENS && vnni::takes(format) && vnni::is_available();
-    #[cfg(not(target_arch = "x86_64"))]
+    if vnni::is_available() {
+        return if tokens >= WIDE_TOKENS { vnni::takes_many(format) } else { vnni::takes(format) };
+    }
+    let _ = (format, tokens);
     false
 }
 
@@ -99,8 +109,8 @@ fn wide_product(x: View<'_>, words: &[u32], out: Scattered<'_>, args: &MatmulArg
         return;
     }
     #[cfg(target_arch = "x86_64")]
-    if rounds_activations(args.format, args.tokens) {
-        return vnni::product(x, words, out, args);
+    if vnni::takes_many(args.format) && vnni::is_available() {
+        return vnni::many(x, words, out, args);
     }
     #[cfg(target_arch = "x86_64")]
     if avx512::is_available() {

@@ -1,49 +1,37 @@
-//! Product of many tokens with packed rows of integer quants, in AVX-512 VNNI intrinsics.
+//! Products with packed rows of integer quants, in AVX-512 VNNI intrinsics.
 //!
 //! A unit of a token becomes integers of 16 bits beside a scale, with an error of at most 2^-16 of its largest
 //! number; the quants are integers already. An instruction multiplies and adds, exactly, twice as many of them as
-//! it would floats, and a unit's sum becomes a float once. As in [`avx512`](super::avx512) lanes are tokens, and a
-//! few that fill no vector have dot products of their own.
+//! it would floats, and a unit's sum becomes a float once.
 //!
 //! Words hold two columns of a unit, column `k` below column `16 + k`: in this order nibbles lie in a packed unit.
 
-use std::{
-    arch::x86_64::*,
-    cell::{Cell, RefCell},
-};
+mod rows;
+mod tiles;
 
-use super::{
-    MatmulArgs,
-    avx512::{self, LANES, mask, store, transposed},
-};
-use crate::{
-    cpu::{self, Scattered, View},
-    format::{self, Format, Scale, UNIT},
-};
+use std::arch::x86_64::*;
 
-/// Most vectors of a block: with [`ROWS`] rows, 12 vectors of integer sums, 12 of float sums and 2 of tokens.
-const VECTORS: usize = 2;
-/// Rows of a tile.
-const ROWS: usize = avx512::ROWS;
-/// Rows of a task.
-const TASK_ROWS: usize = avx512::TASK_ROWS;
-/// Most units of a pass, so that a tile's rows stay in the first-level cache and a block of tokens in the
-/// second-level one.
-const PASS_UNITS: usize = 64;
-/// Most tokens that get dot products: more are faster as a vector that is not full.
-const MAX_REST: usize = 5;
-/// Units of a task that makes tokens integers.
-const TASK_UNITS: usize = 8;
+use super::avx512::{self, LANES, mask};
+use crate::format::{Format, SUPER, UNIT};
 
-/// Whether the processor has what [`product`] needs.
+pub use rows::product as few;
+pub use tiles::product as many;
+
+/// Whether the processor has what the products need.
 pub fn is_available() -> bool {
     avx512::is_available()
         && std::arch::is_x86_feature_detected!("avx512bw")
+        && std::arch::is_x86_feature_detected!("avx512vl")
         && std::arch::is_x86_feature_detected!("avx512vnni")
 }
 
-/// Whether quants of the format are small integers with one scale a unit.
+/// Whether quants of the format are small integers.
 pub fn takes(format: Format) -> bool {
+    takes_many(format) || format == Format::Q6K
+}
+
+/// Whether a unit has one scale too, as a product of many tokens wants it.
+pub fn takes_many(format: Format) -> bool {
     match format {
         Format::Q8_0
         | Format::Q4_0
@@ -56,9 +44,20 @@ pub fn takes(format: Format) -> bool {
     }
 }
 
-/// Whether the quants are unsigned, with an offset of each unit.
-fn has_offset(format: Format) -> bool {
+/// Whether units have offsets.
+const fn has_offset(format: Format) -> bool {
     matches!(format, Format::Q4_1 | Format::Q5_1 | Format::Q4K | Format::Q5K)
+}
+
+/// The quant in the middle of the unsigned ones, which is taken from all: integers of either sign, and half as
+/// large, make half the error.
+const fn middle(format: Format) -> i16 {
+    match format {
+        Format::Q4_0 | Format::Q4_1 | Format::Q4K => 8,
+        Format::Q5_0 | Format::Q5_1 | Format::Q5K => 16,
+        Format::Q6K => 32,
+        Format::F32 | Format::F16 | Format::Bf16 | Format::Q8_0 | Format::Fp8 => 0,
+    }
 }
 
 /// Integers of tokens: `[units, 16, lanes]` words of a block of tokens, or `[units, 16]` of one token.
@@ -78,136 +77,27 @@ impl Quantized {
         self.scales.resize(count, 0.0);
         self.sums.resize(count, 0.0);
     }
-}
 
-thread_local! {
-    /// Rows and sums of a task: kept, since clearing them anew took as long as filling them.
-    static SCRATCH: RefCell<(Rows, Vec<f32>)> = const { RefCell::new((Rows::new(), Vec::new())) };
-    /// Tokens in blocks and tokens that are left, kept for the same reason by the thread that starts a product.
-    static TOKENS: Cell<[Quantized; 2]> = Cell::default();
-}
-
-/// The rows of a tile: `[ROWS, units, 16]` words, and a scale and an offset a unit.
-struct Rows {
-    words: Vec<i32>,
-    scales: Vec<f32>,
-    offsets: Vec<f32>,
-}
-
-impl Rows {
-    const fn new() -> Self {
-        Self { words: Vec::new(), scales: Vec::new(), offsets: Vec::new() }
-    }
-}
-
-/// Writes the product of all rows with all tokens of `x`, whose rows are contiguous, into one part's columns of
-/// `out`.
-///
-/// # Panics
-/// If a slice is too short.
-pub fn product(x: View<'_>, words: &[u32], out: Scattered<'_>, args: &MatmulArgs) {
-    let units = args.cols.div_ceil(UNIT);
-    let rest = match args.tokens % LANES {
-        rest if rest <= MAX_REST => rest,
-        _ => 0,
-    };
-    let whole = args.tokens - rest;
-    let starts = avx512::starts(whole.div_ceil(LANES), VECTORS);
-    let [mut blocks, mut left] = TOKENS.take();
-    blocks.resize(whole.div_ceil(LANES) * LANES * units);
-    left.resize(rest * units);
-    quantize(x, &starts, [whole, args.tokens], args.cols, &mut blocks, &mut left);
-    let tokens = Tokens { blocks, starts, left, whole };
-    cpu::for_each(args.rows.div_ceil(TASK_ROWS), |task| {
-        SCRATCH.with_borrow_mut(|(tile, sums)| {
-            let first = task * TASK_ROWS;
-            let rows = first..args.rows.min(first + TASK_ROWS);
-            // SAFETY: each task has rows, and so columns of the output, of its own; the caller of `product` has
-            // asked for the features.
-            unsafe { rows_of(&tokens, words, out, args, rows, tile, sums) };
-        });
-    });
-    TOKENS.set([tokens.blocks, tokens.left]);
-}
-
-struct Tokens {
-    blocks: Quantized,
-    /// First vector of each block, and where the last one ends.
-    starts: Vec<usize>,
-    left: Quantized,
-    /// Tokens that are in blocks.
-    whole: usize,
-}
-
-/// Fills `blocks` with tokens below `whole`, `left` with the others up to `tokens`.
-fn quantize(
-    x: View<'_>,
-    starts: &[usize],
-    [whole, tokens]: [usize; 2],
-    cols: usize,
-    blocks: &mut Quantized,
-    left: &mut Quantized,
-) {
-    let units = cols.div_ceil(UNIT);
-    let token = |token: usize| &x.data[x.first + token * x.row_stride..][..cols];
-    let parts = units.div_ceil(TASK_UNITS);
-    let words = Scattered::new(bytemuck::cast_slice_mut(&mut blocks.words));
-    let [scales, sums] = [&mut blocks.scales, &mut blocks.sums].map(|numbers| Scattered::new(numbers));
-    cpu::for_each(whole.div_ceil(LANES) * parts, |task| {
-        let (vector, part) = (task / parts, task % parts);
-        let block = starts.partition_point(|start| *start <= vector) - 1;
-        let (lanes, at) = ((starts[block + 1] - starts[block]) * LANES, (vector - starts[block]) * LANES);
-        let first = starts[block] * LANES * units;
-        for unit in part * TASK_UNITS..units.min((part + 1) * TASK_UNITS) {
-            let count = LANES.min(whole - vector * LANES);
-            let at_unit = first + unit * lanes + at;
-            // SAFETY: each vector of a unit is written by one task; `product` runs where the processor has the
-            // features.
-            unsafe {
-                let tokens = std::array::from_fn(|lane| match lane < count {
-                    true => &token(vector * LANES + lane)[unit * UNIT..],
-                    false => &[],
-                });
-                let (square, unit_scales, unit_sums) = quantize_unit_of(tokens);
-                scales.slice(at_unit, LANES).copy_from_slice(&unit_scales);
-                sums.slice(at_unit, LANES).copy_from_slice(&unit_sums);
-                for (pair, row) in square.into_iter().enumerate() {
-                    let to = words.slice(first * LANES + (unit * LANES + pair) * lanes + at, LANES);
-                    _mm512_storeu_ps(to.as_mut_ptr(), row);
-                }
-            }
-        }
-    });
-    for (number, token) in (whole..tokens).map(token).enumerate() {
-        for (unit, x) in token.chunks(UNIT).enumerate() {
-            let at = number * units + unit;
-            // SAFETY: `product` runs where the processor has the features; there is room for a unit's words.
-            unsafe {
-                let words;
-                (words, left.scales[at], left.sums[at]) = quantize_unit(x);
-                _mm512_storeu_si512(left.words[at * LANES..][..LANES].as_mut_ptr().cast(), words);
-            }
+    /// Makes one token's units, `x`, those from number `first` on.
+    ///
+    /// # Panics
+    /// If there is no room for them.
+    #[target_feature(enable = "avx512f")]
+    fn set(&mut self, first: usize, x: &[f32]) {
+        for (at, x) in (first..).zip(x.chunks(UNIT)) {
+            let words;
+            (words, self.scales[at], self.sums[at]) = quantize_unit(x);
+            let to = &mut self.words[at * LANES..][..LANES];
+            // SAFETY: sixteen words.
+            unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), words) };
         }
     }
-}
-
-/// Sixteen tokens' units, lanes exchanged with words, as floats of the same bits.
-#[target_feature(enable = "avx512f,avx512bw")]
-fn quantize_unit_of(tokens: [&[f32]; LANES]) -> ([__m512; LANES], [f32; LANES], [f32; LANES]) {
-    let (mut scales, mut sums) = ([0.0; LANES], [0.0; LANES]);
-    let mut square = [_mm512_setzero_ps(); LANES];
-    for (lane, x) in tokens.into_iter().enumerate() {
-        let words;
-        (words, scales[lane], sums[lane]) = quantize_unit(x);
-        square[lane] = _mm512_castsi512_ps(words);
-    }
-    (transposed(square), scales, sums)
 }
 
 /// The first 32 numbers of `x`, or as many as it has, as words of two; their scale and their sum. With a number
 /// that is not finite the scale is none either.
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw")]
+#[target_feature(enable = "avx512f")]
 fn quantize_unit(x: &[f32]) -> (__m512i, f32, f32) {
     const MAX: f32 = i16::MAX as f32;
     let load = |first: usize| {
@@ -229,237 +119,125 @@ fn quantize_unit(x: &[f32]) -> (__m512i, f32, f32) {
     (_mm512_or_si512(low, _mm512_slli_epi32::<16>(top)), scale, sum)
 }
 
-/// The products of `rows`.
-///
-/// # Safety
-/// No other thread may touch these columns of the output meanwhile.
-#[target_feature(enable = "avx512f,avx512bw,avx512vnni,f16c")]
-unsafe fn rows_of(
-    tokens: &Tokens,
-    words: &[u32],
-    out: Scattered<'_>,
-    args: &MatmulArgs,
-    rows: std::ops::Range<usize>,
-    tile: &mut Rows,
-    sums: &mut Vec<f32>,
-) {
-    let Tokens { blocks, starts, left, whole } = tokens;
-    let MatmulArgs { format, cols, .. } = *args;
-    let (units, row_words) = (cols.div_ceil(UNIT), format.row_words(cols));
-    let pass_units = units.div_ceil(units.div_ceil(PASS_UNITS));
-    let vectors = whole.div_ceil(LANES);
-    tile.words.resize(ROWS * pass_units * LANES, 0);
-    tile.scales.resize(ROWS * pass_units, 0.0);
-    tile.offsets.resize(ROWS * pass_units, 0.0);
-    // `[blocks][TASK_ROWS][lanes of the block]`, and `[tokens that are left][TASK_ROWS]`.
-    sums.resize(TASK_ROWS * (vectors * LANES + args.tokens - whole), 0.0);
-    let (sums, rest) = sums.split_at_mut(TASK_ROWS * vectors * LANES);
-    for first_unit in (0..units).step_by(pass_units) {
-        let pass = first_unit..units.min(first_unit + pass_units);
-        for (number, first) in rows.clone().step_by(ROWS).enumerate() {
-            // A tile of fewer rows multiplies rows of an earlier one once more: nobody reads the sums.
-            for (at, row) in (first..rows.end.min(first + ROWS)).enumerate() {
-                let row = &words[row * row_words..][..row_words];
-                let at = at * pass_units;
-                let numbers = [&mut tile.scales[at..], &mut tile.offsets[at..]];
-                read_scales(format, row, units, pass.clone(), numbers);
-                unpack(format, row, units, pass.clone(), &mut tile.words[at * LANES..]);
-            }
-            let add = first_unit > 0;
-            for block in starts.windows(2) {
-                let (start, lanes) = (block[0], (block[1] - block[0]) * LANES);
-                let at = start * LANES * units + first_unit * lanes;
-                let count = pass.len() * lanes;
-                let x = [&blocks.scales[at..][..count], &blocks.sums[at..][..count]];
-                // The words of a block begin where those of the ones before end, as its scales do.
-                let x_words = &blocks.words[at * LANES..][..count * LANES];
-                let products = match (block[1] - block[0], has_offset(format)) {
-                    (1, false) => products::<1, false>,
-                    (1, true) => products::<1, true>,
-                    (_, false) => products::<VECTORS, false>,
-                    (_, true) => products::<VECTORS, true>,
-                };
-                let size = ROWS * lanes;
-                let sums = &mut sums[TASK_ROWS * start * LANES + number * size..][..size];
-                products(x_words, x, tile, pass_units, sums, add);
-            }
-            for (token, sums) in rest.chunks_exact_mut(TASK_ROWS).enumerate() {
-                let at = token * units + first_unit;
-                let x = [&left.scales[at..][..pass.len()], &left.sums[at..][..pass.len()]];
-                let x_words = &left.words[at * LANES..][..pass.len() * LANES];
-                let sums = &mut sums[number * ROWS..][..ROWS];
-                match has_offset(format) {
-                    true => dots::<true>(x_words, x, tile, pass_units, sums, add),
-                    false => dots::<false>(x_words, x, tile, pass_units, sums, add),
-                }
-            }
-        }
-    }
-    // SAFETY: by this function's contract.
-    unsafe { store(sums, starts, rest, *whole, rows, out, args) };
-}
-
-/// Scales and offsets of some units of a packed row of `units` units; no offsets where quants are signed.
-#[target_feature(enable = "avx512f,f16c")]
-fn read_scales(
-    format: Format,
-    row: &[u32],
-    units: usize,
-    pass: std::ops::Range<usize>,
-    [scales, offsets]: [&mut [f32]; 2],
-) {
-    let halves: &[u16] = bytemuck::cast_slice(&row[format.scales_at(units)..]);
-    let number = |half: u16| _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(half))));
-    for ((unit, scale), offset) in pass.zip(scales).zip(offsets) {
-        (*scale, *offset) = match format {
-            Format::Q4_1 | Format::Q5_1 => (number(halves[2 * unit]), number(halves[2 * unit + 1])),
-            Format::Q4K | Format::Q5K => {
-                let Scale { d: [d, _], m } = Scale::read(format, units, row, unit);
-                (d, m)
-            }
-            _ => (number(halves[unit]), 0.0),
-        };
-    }
-}
-
-/// The quants of some units of a packed row of `units` units as words of two, signed where the format has no
-/// offsets.
+/// Sixteen words of the quants of a unit of a packed row of `units` units, less the [`middle`] one.
 ///
 /// # Panics
-/// If a slice is too short.
+/// If the row is too short.
+#[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn unpack(format: Format, row: &[u32], units: usize, pass: std::ops::Range<usize>, words: &mut [i32]) {
-    let (words, _) = words.as_chunks_mut::<LANES>();
-    let high = format.high_words();
-    assert!(pass.end <= units && pass.len() <= words.len() && format.scales_at(units) <= row.len());
-    let offset = format::offset(format) as i16;
-    let lanes: [i32; LANES] = std::array::from_fn(|lane| lane as i32);
-    // SAFETY: an array of sixteen words.
-    let lanes = unsafe { _mm512_loadu_si512(lanes.as_ptr().cast()) };
-    for (unit, words) in pass.zip(words) {
-        let quants = &row[unit * format.unit_words()..][..format.unit_words()];
-        // SAFETY: the slice has the words of a unit.
-        let sixteen = |first: usize| unsafe { _mm_loadu_si128(quants[first..first + 4].as_ptr().cast()) };
-        let pairs = match format {
-            Format::Q8_0 => {
-                let [low, top] = [0, 4].map(|first| _mm512_cvtepi8_epi32(sixteen(first)));
-                let low = _mm512_and_si512(low, _mm512_set1_epi32(0xffff));
+fn unpack_unit<const FORMAT: usize>(row: &[u32], units: usize, unit: usize) -> __m512i {
+    let format = const { Format::ALL[FORMAT] };
+    let quants = &row[unit * format.unit_words()..][..format.unit_words()];
+    // SAFETY: the slice has the words of a unit.
+    let sixteen = |first: usize| unsafe { _mm_loadu_si128(quants[first..first + 4].as_ptr().cast()) };
+    if format == Format::Q8_0 {
+        let [low, top] = [0, 4].map(|first| _mm512_cvtepi8_epi32(sixteen(first)));
+        let low = _mm512_and_si512(low, _mm512_set1_epi32(0xffff));
+        return _mm512_or_si512(low, _mm512_slli_epi32::<16>(top));
+    }
+    let bytes = _mm512_cvtepu8_epi32(sixteen(0));
+    let low = _mm512_and_si512(bytes, _mm512_set1_epi32(0x0f));
+    let top = _mm512_and_si512(bytes, _mm512_set1_epi32(0xf0));
+    let mut quants = _mm512_or_si512(low, _mm512_slli_epi32::<12>(top));
+    let bits = format.high_words();
+    if bits > 0 {
+        let lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        let high = &row[format.high_at(units) + unit * bits..][..bits];
+        let above = match bits {
+            // Bit `k` of the word belongs to column `k`.
+            1 => {
+                let word = _mm512_srlv_epi32(_mm512_set1_epi32(high[0] as i32), lanes);
+                _mm512_and_si512(word, _mm512_set1_epi32(0x1_0001))
+            }
+            // A word for each half, of two bits a column.
+            _ => {
+                let shifts = _mm512_add_epi32(lanes, lanes);
+                let [low, top] = [high[0], high[1]].map(|word| {
+                    let word = _mm512_srlv_epi32(_mm512_set1_epi32(word as i32), shifts);
+                    _mm512_and_si512(word, _mm512_set1_epi32(3))
+                });
                 _mm512_or_si512(low, _mm512_slli_epi32::<16>(top))
             }
-            _ => {
-                let bytes = _mm512_cvtepu8_epi32(sixteen(0));
-                let low = _mm512_and_si512(bytes, _mm512_set1_epi32(0x0f));
-                let top = _mm512_and_si512(bytes, _mm512_set1_epi32(0xf0));
-                let nibbles = _mm512_or_si512(low, _mm512_slli_epi32::<12>(top));
-                let fifth = if high == 1 {
-                    // Bit `k` of the word above column `k`.
-                    let word = _mm512_set1_epi32(row[format.high_at(units) + unit] as i32);
-                    let bits = _mm512_and_si512(_mm512_srlv_epi32(word, lanes), _mm512_set1_epi32(0x1_0001));
-                    _mm512_slli_epi32::<4>(bits)
-                } else {
-                    _mm512_setzero_si512()
-                };
-                _mm512_sub_epi16(_mm512_or_si512(nibbles, fifth), _mm512_set1_epi16(offset))
-            }
         };
-        // SAFETY: sixteen words.
-        unsafe { _mm512_storeu_si512(words.as_mut_ptr().cast(), pairs) };
+        quants = _mm512_or_si512(quants, _mm512_slli_epi32::<4>(above));
     }
+    _mm512_sub_epi16(quants, _mm512_set1_epi16(const { middle(Format::ALL[FORMAT]) }))
 }
 
-/// Writes `sums` `[ROWS, V * LANES]`, or adds to them, the products of a tile's rows, `stride` units apart, with
-/// `x` `[units, 16, V * LANES]`, whose scales and sums are `[units, V * LANES]`.
-#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn products<const V: usize, const OFFSET: bool>(
-    x: &[i32],
-    [scales, unit_sums]: [&[f32]; 2],
-    tile: &Rows,
-    stride: usize,
-    sums: &mut [f32],
-    add: bool,
-) {
-    let units = scales.len() / (V * LANES);
-    assert!(units <= stride && x.len() >= units * LANES * V * LANES && unit_sums.len() >= scales.len());
-    assert!(tile.words.len() >= ROWS * stride * LANES && tile.scales.len() >= ROWS * stride);
-    assert!(tile.offsets.len() >= ROWS * stride && sums.len() >= ROWS * V * LANES);
-    let at = |r: usize, v: usize| (r * V + v) * LANES;
-    let mut lanes = [[_mm512_setzero_ps(); V]; ROWS];
-    // SAFETY: all loads and stores lie inside the slices by the assertions above.
-    unsafe {
-        if add {
-            for (r, row) in lanes.iter_mut().enumerate() {
-                for (v, lane) in row.iter_mut().enumerate() {
-                    *lane = _mm512_loadu_ps(sums.as_ptr().add(at(r, v)));
-                }
-            }
-        }
-        for unit in 0..units {
-            let mut unit_lanes = [[_mm512_setzero_si512(); V]; ROWS];
-            let x = x.as_ptr().add(unit * LANES * V * LANES);
-            let w = tile.words.as_ptr().add(unit * LANES);
-            for pair in 0..LANES {
-                let xs: [__m512i; V] =
-                    std::array::from_fn(|v| _mm512_loadu_si512(x.add((pair * V + v) * LANES).cast()));
-                for (r, row) in unit_lanes.iter_mut().enumerate() {
-                    let w = _mm512_set1_epi32(*w.add(r * stride * LANES + pair));
-                    for (lane, x) in row.iter_mut().zip(xs) {
-                        *lane = _mm512_dpwssd_epi32(*lane, x, w);
-                    }
-                }
-            }
-            let of_unit =
-                |numbers: &[f32], v: usize| _mm512_loadu_ps(numbers.as_ptr().add((unit * V + v) * LANES));
-            for v in 0..V {
-                let scale = of_unit(scales, v);
-                for r in 0..ROWS {
-                    let d = _mm512_set1_ps(*tile.scales.as_ptr().add(r * stride + unit));
-                    let sum = _mm512_mul_ps(_mm512_cvtepi32_ps(unit_lanes[r][v]), scale);
-                    lanes[r][v] = _mm512_fmadd_ps(sum, d, lanes[r][v]);
-                    if OFFSET {
-                        let m = _mm512_set1_ps(*tile.offsets.as_ptr().add(r * stride + unit));
-                        lanes[r][v] = _mm512_fmadd_ps(of_unit(unit_sums, v), m, lanes[r][v]);
-                    }
-                }
-            }
-        }
-        for (r, row) in lanes.iter().enumerate() {
-            for (v, lane) in row.iter().enumerate() {
-                _mm512_storeu_ps(sums.as_mut_ptr().add(at(r, v)), *lane);
-            }
-        }
-    }
+/// Scales of the halves of sixteen units, and offsets of quants less the middle one, zero in formats without: see
+/// [`Scale::read`](crate::format::Scale::read).
+struct Scales {
+    d: [__m512; 2],
+    m: __m512,
 }
 
-/// The same for one token: `sums` has [`ROWS`] of them.
-#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn dots<const OFFSET: bool>(
-    x: &[i32],
-    [scales, unit_sums]: [&[f32]; 2],
-    tile: &Rows,
-    stride: usize,
-    sums: &mut [f32],
-    add: bool,
-) {
-    let units = scales.len();
-    assert!(units <= stride && x.len() >= units * LANES && tile.words.len() >= ROWS * stride * LANES);
-    let mut lanes = [_mm512_setzero_ps(); ROWS];
-    let mut offsets = [0f32; ROWS];
-    for unit in 0..units {
-        // SAFETY: inside the slices by the assertion above.
-        let load = |words: &[i32], at: usize| unsafe { _mm512_loadu_si512(words.as_ptr().add(at).cast()) };
-        let x = load(x, unit * LANES);
-        for r in 0..ROWS {
-            let w = load(&tile.words, (r * stride + unit) * LANES);
-            let sum = _mm512_cvtepi32_ps(_mm512_dpwssd_epi32(_mm512_setzero_si512(), x, w));
-            let scale = _mm512_set1_ps(scales[unit] * tile.scales[r * stride + unit]);
-            lanes[r] = _mm512_fmadd_ps(sum, scale, lanes[r]);
-            if OFFSET {
-                offsets[r] += unit_sums[unit] * tile.offsets[r * stride + unit];
-            }
+/// Scales of the units of a packed row of `units` units from `first`, a multiple of 16, on; zero after the last.
+///
+/// # Panics
+/// If the row is too short.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,f16c")]
+fn scales_of<const FORMAT: usize>(row: &[u32], units: usize, first: usize) -> Scales {
+    let format = const { Format::ALL[FORMAT] };
+    let words = &row[format.scales_at(units)..][..format.scale_words(units)];
+    let left = mask(units - first);
+    let half = |word: u32| _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(word as i32 & 0xffff)));
+    // A number for each of the two blocks of eight units.
+    let both = |block: [u32; 2]| {
+        let [low, top] = block.map(|word| _mm256_set1_epi32(word as i32));
+        _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), top)
+    };
+    let both_floats = |block: [f32; 2]| _mm512_castsi512_ps(both(block.map(f32::to_bits)));
+    let zero = _mm512_setzero_ps();
+    let offset = |d: __m512, m: __m512| _mm512_fmadd_ps(_mm512_set1_ps(f32::from(middle(format))), d, m);
+    match format {
+        Format::Q8_0 | Format::Q4_0 | Format::Q5_0 => {
+            let halves: &[u16] = bytemuck::cast_slice(words);
+            let halves = &halves[first..units];
+            // SAFETY: the mask keeps it inside the slice.
+            let d = _mm512_cvtph_ps(unsafe { _mm256_maskz_loadu_epi16(left, halves.as_ptr().cast()) });
+            Scales { d: [d, d], m: zero }
         }
-    }
-    for ((sum, lanes), offset) in sums.iter_mut().zip(lanes).zip(offsets) {
-        *sum = if add { *sum } else { 0.0 } + _mm512_reduce_add_ps(lanes) + offset;
+        Format::Q4_1 | Format::Q5_1 => {
+            let words = &words[first..units];
+            // SAFETY: as above.
+            let pairs = unsafe { _mm512_maskz_loadu_epi32(left, words.as_ptr().cast()) };
+            let d = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(pairs));
+            let m = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(pairs)));
+            Scales { d: [d, d], m: offset(d, m) }
+        }
+        Format::Q4K | Format::Q5K => {
+            let mut blocks = words[first / SUPER * 4..].chunks_exact(4);
+            let one = blocks.next().unwrap_or(&[0; 4]);
+            let two = blocks.next().unwrap_or(&[0; 4]);
+            let word = |at: usize| both([one[at], two[at]]);
+            let fours = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28);
+            let twos = _mm512_srli_epi32::<1>(fours);
+            let number = |low: __m512i, high: __m512i| {
+                let low = _mm512_and_si512(_mm512_srlv_epi32(low, fours), _mm512_set1_epi32(15));
+                let high = _mm512_and_si512(_mm512_srlv_epi32(high, twos), _mm512_set1_epi32(3));
+                _mm512_cvtepi32_ps(_mm512_or_si512(low, _mm512_slli_epi32::<4>(high)))
+            };
+            let (s, m) = (number(word(1), word(3)), number(word(2), _mm512_srli_epi32::<16>(word(3))));
+            let d = _mm512_mul_ps(both_floats([half(one[0]), half(two[0])]), s);
+            let m = _mm512_mul_ps(both_floats([half(one[0] >> 16), half(two[0] >> 16)]), m);
+            Scales { d: [d, d], m: offset(d, _mm512_sub_ps(zero, m)) }
+        }
+        Format::Q6K => {
+            let (pairs, factors) = words.split_at(units.div_ceil(SUPER) * 4);
+            let pairs: &[u16] = bytemuck::cast_slice(pairs);
+            let pairs = &pairs[first..units];
+            // SAFETY: as above.
+            let pairs =
+                _mm512_cvtepi16_epi32(unsafe { _mm256_maskz_loadu_epi16(left, pairs.as_ptr().cast()) });
+            let signed =
+                [_mm512_srai_epi32::<24>(_mm512_slli_epi32::<24>(pairs)), _mm512_srai_epi32::<8>(pairs)];
+            // Two blocks have one word.
+            let factors = factors[first / (2 * SUPER)];
+            let factors = both_floats([half(factors), half(factors >> 16)]);
+            Scales { d: signed.map(|s| _mm512_mul_ps(factors, _mm512_cvtepi32_ps(s))), m: zero }
+        }
+        Format::F32 | Format::F16 | Format::Bf16 | Format::Fp8 => unreachable!("its quants are no integers"),
     }
 }
 

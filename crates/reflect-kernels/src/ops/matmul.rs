@@ -27,6 +27,7 @@ mod cpu;
 #[cfg(target_arch = "x86_64")]
 mod vnni;
 
+#[cfg(target_arch = "x86_64")]
 use cpu::of_format;
 pub use cpu::widen;
 

@@ -37,6 +37,7 @@ macro_rules! of_format {
     };
 }
 
+#[cfg(target_arch = "x86_64")]
 pub(super) use of_format;
 
 impl PackedMatmul for Flex {

@@ -244,8 +244,7 @@ impl Scale {
 }
 
 /// What is subtracted from an unsigned quant to make it signed.
-#[inline(always)]
-pub(crate) fn offset(format: Format) -> i32 {
+pub(crate) const fn offset(format: Format) -> i32 {
     match format {
         Format::Q4_0 => 8,
         Format::Q5_0 => 16,

@@ -12,7 +12,7 @@ mod tiles;
 use std::arch::x86_64::*;
 
 use super::avx512::{self, LANES, mask};
-use crate::format::{Format, SUPER, UNIT};
+use crate::format::{self, Format, SUPER, UNIT};
 
 pub use rows::product as few;
 pub use tiles::product as many;
@@ -53,10 +53,9 @@ const fn has_offset(format: Format) -> bool {
 /// large, make half the error.
 const fn middle(format: Format) -> i16 {
     match format {
-        Format::Q4_0 | Format::Q4_1 | Format::Q4K => 8,
-        Format::Q5_0 | Format::Q5_1 | Format::Q5K => 16,
-        Format::Q6K => 32,
-        Format::F32 | Format::F16 | Format::Bf16 | Format::Q8_0 | Format::Fp8 => 0,
+        Format::Q4_1 | Format::Q4K => 8,
+        Format::Q5_1 | Format::Q5K => 16,
+        _ => format::offset(format) as i16,
     }
 }
 
@@ -108,11 +107,11 @@ fn quantize_unit(x: &[f32]) -> (__m512i, f32, f32) {
     let (low, top) = (load(0), load(LANES));
     let sum = _mm512_reduce_add_ps(_mm512_add_ps(low, top));
     let max = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(low), _mm512_abs_ps(top)));
+    // Smaller numbers have a reciprocal that is none; they get steps of a larger one.
+    let max = max.max(1e-30);
     // A maximum forgets what is not a number, a sum does not.
     let scale = if sum.is_finite() { max / MAX } else { f32::NAN };
-    let factor = if max > 0.0 { MAX / max } else { 0.0 };
-    // The largest denormal numbers have no reciprocal.
-    let factor = _mm512_set1_ps(factor.min(f32::MAX));
+    let factor = _mm512_set1_ps(MAX / max);
     let round = |x: __m512| _mm512_cvtps_epi32(_mm512_mul_ps(x, factor));
     let (low, top) = (round(low), round(top));
     let low = _mm512_and_si512(low, _mm512_set1_epi32(0xffff));
@@ -165,7 +164,7 @@ fn unpack_unit<const FORMAT: usize>(row: &[u32], units: usize, unit: usize) -> _
 }
 
 /// Scales of the halves of sixteen units, and offsets of quants less the middle one, zero in formats without: see
-/// [`Scale::read`](crate::format::Scale::read).
+/// [`Scale::read`](format::Scale::read).
 struct Scales {
     d: [__m512; 2],
     m: __m512,
@@ -269,7 +268,7 @@ mod tests {
         // Of a row that ends within a unit the rest is zero.
         let (ended, scale) = quantized(&[-32767.0, 5.0]);
         assert_eq!((&ended[..3], scale), (&[-32767, 5, 0][..], 1.0));
-        assert_eq!(quantized(&[0.0; UNIT]), ([0; UNIT], 0.0));
+        assert_eq!(quantized(&[0.0; UNIT]).0, [0; UNIT]);
     }
 
     #[test]
@@ -285,10 +284,10 @@ mod tests {
             }
         }
         // As small as numbers get, and as large.
-        for x in [f32::from_bits(1), f32::MIN_POSITIVE, f32::MAX / 64.0] {
+        for x in [f32::from_bits(1), f32::MIN_POSITIVE, 1e-36, 1e-31, 1e-29, f32::MAX / 64.0] {
             let (integers, scale) = quantized(&[x; UNIT]);
             let back = f32::from(integers[7]) * scale;
-            assert!((back - x).abs() <= (x / 32767.0).max(f32::MIN_POSITIVE), "{x} became {back}");
+            assert!((back - x).abs() <= (x / 65534.0).max(1e-30 / 65534.0) * 1.01, "{x} became {back}");
         }
     }
 }

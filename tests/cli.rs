@@ -257,6 +257,9 @@ fn a_plan_adds_up_and_says_what_would_help() {
     // One memory, of which each has half.
     let (free, reads) = (numbers("free_bytes"), numbers("bandwidth_bytes_per_s"));
     assert!((free[0] / free[1] - 1.0).abs() < 0.1 && reads[0] == reads[1] && reads[0] > 1e8, "{report}");
+    let (_, alone) = plan(&["--format", "q4_K", "--device", "cpu", "--context", "512"]);
+    let whole = alone["devices"][0]["free_bytes"].as_f64().expect("bytes");
+    assert!((whole / (free[0] + free[1]) - 1.0).abs() < 0.2, "{whole} is not {free:?}");
     let bound = reads[0] / report["read_per_token_bytes"].as_f64().expect("bytes");
     let speed = report["decode_tokens_per_s"].as_f64().expect("a bound");
     assert!((speed / bound - 1.0).abs() < 1e-6, "{speed} is not {bound}");
@@ -376,6 +379,24 @@ fn the_page_is_served_to_this_machine_with_the_right_headers() {
     assert!(module.0.contains("application/wasm") && module.0.contains("immutable"), "{module:?}");
     assert!(!outside.0.starts_with("http/1.1 200"), "{outside:?}");
     assert_refused(&["web", "--dir", "/nowhere"], 2, &["holds no page", "cargo xtask web"]);
+}
+
+#[test]
+fn stages_are_compared_with_one_device() {
+    let short =
+        ["bench", "--device", "cpu", "--json", "--prompt-tokens", "5", "--repeat", "1", "--stage-overhead"];
+    assert_refused(&short, 2, &["--stage-overhead", "--shards 2"]);
+    let few = [&short[..], &["--shards", "2", "--gen-tokens", "7"]].concat();
+    assert_refused(&few, 2, &["--stage-overhead", "--gen-tokens"]);
+    let overhead = |more: &[&str]| {
+        let output = run(&[&short[..8], more].concat());
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
+        report["stage_overhead"].as_f64()
+    };
+    assert!(
+        overhead(&["--shards", "2", "--gen-tokens", "8", "--stage-overhead"]).is_some_and(f64::is_finite)
+    );
+    assert_eq!(overhead(&["--gen-tokens", "8"]), None);
 }
 
 #[test]

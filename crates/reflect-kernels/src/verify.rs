@@ -162,8 +162,12 @@ impl Check<'_> {
     async fn products(&mut self) -> Result<(), String> {
         for format in Format::ALL {
             let shapes = sizes(format, &[(1, 1), (17, 31), (65, 96), (67, 257), (131, 576)]);
-            for (rows, cols) in shapes {
-                for tokens in [1, 2, 3, 5, 13, 66] {
+            // Rows longer than what the CPU multiplies in one pass, and than a chunk of x on a GPU.
+            let long = sizes(format, &[(5, 4_127)]).into_iter().map(|shape| (shape, &[1, 66][..]));
+            for ((rows, cols), tokens) in
+                shapes.into_iter().map(|shape| (shape, &[1, 2, 3, 5, 13, 66][..])).chain(long)
+            {
+                for &tokens in tokens {
                     // The second part proves that columns land where they belong.
                     let (mut matrix, words) = self.matrix(format, rows, cols, 3);
                     let (below, below_words) = self.matrix(Format::F32, 5, cols, 4);

@@ -121,6 +121,10 @@ impl Message {
     }
 }
 
+/// The names under which the thinking of an earlier answer is passed. Templates read the first; those of
+/// gpt-oss the second.
+const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
+
 /// How contents are shown to a template.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Shape {
@@ -176,14 +180,28 @@ impl Inputs {
                 push(name, self.json(&text.as_str().into(), call));
             }
         }
-        for (name, value) in &message.extra {
-            push(name, self.json(value, if value.is_string() { own } else { call }));
+        let own_or_call = |value: &Json| if value.is_string() { own } else { call };
+        for (name, value) in message.extra.iter().filter(|(_, value)| !value.is_null()) {
+            push(name, self.json(value, own_or_call(value)));
+        }
+        if let Some(reasoning) =
+            REASONING.iter().find_map(|name| message.extra.get(*name).filter(|v| !v.is_null()))
+        {
+            let value = self.json(reasoning, own_or_call(reasoning));
+            fields.retain(|(name, _)| name.as_str() != Some(REASONING[0]));
+            for name in &REASONING[..2] {
+                if !fields.iter().any(|(other, _)| other.as_str() == Some(name)) {
+                    fields.push((Value::text(name), value.clone()));
+                }
+            }
         }
         Value::Map(Rc::new(fields))
     }
 
+    /// The content, or `None` where there is none: Hugging Face leaves out fields that are null.
     fn content(&mut self, message: &Message, source: Source, shape: Shape) -> Option<Value> {
         match &message.given {
+            Content::Json(Json::Null) if !shape.only_text => return None,
             Content::Json(json) if !shape.only_text => return Some(self.json(json, source)),
             Content::Absent if !shape.only_text => return None,
             _ => {}

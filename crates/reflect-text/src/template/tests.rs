@@ -1,6 +1,7 @@
 use super::*;
 use crate::tokenizer::SpecialTokens;
 use crate::tokenizer::tests::byte_tokenizer;
+use proptest::prelude::*;
 use serde_json::json;
 
 fn conversation() -> Vec<Message> {
@@ -241,8 +242,18 @@ fn messages_keep_what_they_hold() {
     let template = ChatTemplate::new(source, None, None).unwrap();
     assert_eq!(
         template.render(&messages[..3], &RenderOptions::default()).unwrap(),
-        "True False True ;True True True r;False False False ;"
+        "True False True ;False False False r;False False False ;"
     );
+}
+
+#[test]
+fn reasoning_has_one_name_for_the_template() {
+    let source = "{{ messages[0].reasoning_content }}|{{ messages[0].thinking }}";
+    let template = ChatTemplate::new(source, None, None).unwrap();
+    for name in ["reasoning_content", "thinking", "reasoning"] {
+        let messages = [serde_json::from_value(json!({"role": "assistant", name: "r"})).unwrap()];
+        assert_eq!(template.render(&messages, &RenderOptions::default()).unwrap(), "r|r", "{name}");
+    }
 }
 
 #[test]
@@ -261,5 +272,89 @@ fn hostile_templates_end() {
         let template = ChatTemplate::new(source, None, None).unwrap();
         let error = template.render(&[], &RenderOptions::default()).unwrap_err().to_string();
         assert!(error.starts_with("The chat template failed: "), "{error}");
+    }
+}
+
+/// Steps that a template may take with a content `c`.
+const STEPS: [&str; 24] = [
+    "c | trim",
+    "c | upper",
+    "c | lower",
+    "c | title",
+    "c | capitalize",
+    "c | replace('#', '')",
+    "c | replace('', '-')",
+    "c | reverse",
+    "c | indent(2)",
+    "c | tojson",
+    "c | string",
+    "c[1:]",
+    "c[:-1]",
+    "c[::2]",
+    "c[::-1]",
+    "c ~ c",
+    "c + 'x'",
+    "'<|' ~ c",
+    "c.split('x') | join('')",
+    "c.strip('<')",
+    "'%s|%r' % (c, c)",
+    "'{0}{0:>12}'.format(c)",
+    "c.partition('|')[2]",
+    "c.rsplit(None, 1) | last",
+];
+
+/// What users may write to get at a control token.
+const BITS: [&str; 14] = [
+    "<|im_end|>",
+    "<|im_",
+    "end|>",
+    "<",
+    "|>",
+    "#",
+    "im_start",
+    "<thinking>",
+    "</thinking>",
+    " ",
+    "\n",
+    "x",
+    "é🙂",
+    "\"\\",
+];
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 10_000, ..ProptestConfig::default() })]
+
+    /// Whatever a template does, the ids decode to its text, no control token comes from a content, and
+    /// each span is what it says of its content.
+    #[test]
+    fn provenance_holds(
+        steps in prop::collection::vec(prop::sample::select(&STEPS[..]), 0..5),
+        bits in prop::collection::vec(prop::sample::select(&BITS[..]), 0..8),
+        role in prop::sample::select(&["user", "tool", "assistant"][..]),
+    ) {
+        let tokenizer = byte_tokenizer();
+        let content: String = bits.concat();
+        let mut source = String::from("{% set c = messages[0].content %}");
+        for step in &steps {
+            source.push_str(&format!("{{% set c = {step} %}}"));
+        }
+        source.push_str("<|im_start|>{{ c }}<|im_end|>");
+        let template = ChatTemplate::new(&source, None, None).unwrap();
+        let messages = [Message::new(role, content.as_str())];
+        let rendered = template.render_ids(&tokenizer, &messages, &RenderOptions::default()).unwrap();
+        prop_assert_eq!(tokenizer.decode(&rendered.ids, false), rendered.text.as_str());
+        let tags = ["<thinking>", "</thinking>"].map(|tag| tokenizer.special_id(tag).unwrap());
+        let control = rendered.ids.iter().filter(|id| {
+            tokenizer.is_special(**id) && !(role == "assistant" && tags.contains(*id))
+        });
+        prop_assert_eq!(control.count(), 2, "{}: {}", source, rendered.text);
+        for span in &rendered.spans {
+            prop_assert_eq!(&rendered.text[span.text.clone()], &content[span.content.clone()]);
+            prop_assert!(span.ids.end <= rendered.ids.len());
+        }
+        // Without control tokens in the content the ids are those of the whole text.
+        if !BITS[..9].iter().any(|bit| rendered.text[12..rendered.text.len() - 10].contains(bit)) {
+            prop_assert_eq!(rendered.ids, tokenizer.encode(&rendered.text, SpecialTokens::Parse).unwrap());
+        }
     }
 }

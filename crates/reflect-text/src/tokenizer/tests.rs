@@ -1,3 +1,4 @@
+use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
@@ -221,4 +222,93 @@ fn broken_vocabularies_are_refused_in_one_sentence() {
     }
     assert!(Tokenizer::from_json(b"{", None).is_err());
     assert!(Tokenizer::from_json(b"{}", Some(b"[")).is_err());
+}
+
+/// Tokenizers of each kind, whose added tokens have every combination of flags.
+fn flagged(kind: usize) -> Tokenizer {
+    let words = ["▁", "a", "b", "c", "ab", "▁ab", "▁a", "<", ">", "s"];
+    let mut vocab = serde_json::Map::new();
+    let byte_level = kind < 2;
+    match byte_level {
+        true => (0..=255u8).for_each(|byte| {
+            vocab.insert(byte_level::char_of(byte).to_string(), json!(byte));
+        }),
+        false => (0..=255u8).for_each(|byte| {
+            vocab.insert(format!("<0x{byte:02X}>"), json!(byte));
+        }),
+    }
+    let merges =
+        if byte_level { json!([["a", "b"]]) } else { json!([["a", "b"], ["▁", "ab"], ["▁", "a"]]) };
+    for word in if byte_level { &["ab"][..] } else { &words[..] } {
+        let id = vocab.len();
+        vocab.entry((*word).to_owned()).or_insert(json!(id));
+    }
+    let first = vocab.len();
+    let added: Vec<_> = (0..16usize)
+        .map(|flags| {
+            let on = |bit: usize| flags >> bit & 1 == 1;
+            json!({"id": first + flags, "content": format!("<{}>", char::from(b'A' + flags as u8)),
+                   "single_word": on(0), "lstrip": on(1), "rstrip": on(2), "normalized": on(3),
+                   "special": flags % 3 != 0})
+        })
+        .collect();
+    let spaces = json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"});
+    let metaspace = |scheme: &str| json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": false});
+    let (normalizer, pre_tokenizer) = match kind {
+        0 => (
+            json!(null),
+            json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true}),
+        ),
+        1 => (
+            json!({"type": "NFC"}),
+            json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true}),
+        ),
+        2 => (
+            json!({"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, spaces]}),
+            json!(null),
+        ),
+        3 => (spaces, json!(null)),
+        4 => (json!(null), metaspace("first")),
+        5 => (json!(null), metaspace("always")),
+        _ => (json!({"type": "Lowercase"}), metaspace("never")),
+    };
+    let decoder = match byte_level {
+        true => {
+            json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true})
+        }
+        false => {
+            json!({"type": "Sequence", "decoders": [{"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"}]})
+        }
+    };
+    let file = json!({
+        "version": "1.0", "truncation": null, "padding": null, "normalizer": normalizer, "added_tokens": added,
+        "pre_tokenizer": pre_tokenizer, "post_processor": null, "decoder": decoder,
+        "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+                  "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": !byte_level,
+                  "ignore_merges": false, "vocab": vocab, "merges": merges},
+    });
+    Tokenizer::from_json(file.to_string().as_bytes(), None).unwrap()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 3_000, ..ProptestConfig::default() })]
+
+    /// Where all tokens are allowed the ids are those of the `tokenizers` library, whatever the flags of
+    /// the added tokens; where none is, no special one comes out and the text comes back.
+    #[test]
+    fn ids_are_the_librarys(
+        kind in 0..7usize,
+        bits in prop::collection::vec(prop::sample::select(&["<A>", "<B>", "<C>", "<D>", "<E>", "<F>",
+            "<G>", "<H>", "<I>", "<J>", "<K>", "<L>", "<M>", "<N>", "<O>", "<P>", "<", "A>", " ", "  ",
+            "\n", "ab", "a", "é", "_", "1"][..]), 0..12),
+    ) {
+        let tokenizer = flagged(kind);
+        let text = bits.concat();
+        let library = tokenizer.inner.encode(text.as_str(), false).unwrap();
+        prop_assert_eq!(ids(&tokenizer, &text, SpecialTokens::Parse), library.get_ids());
+        let guarded = tokenizer.encode_guarded(&text, &[], &HashSet::new()).unwrap();
+        prop_assert_eq!(guarded.ids, library.get_ids());
+        let plain = ids(&tokenizer, &text, SpecialTokens::Plain);
+        prop_assert!(plain.iter().all(|id| !tokenizer.is_special(*id)));
+    }
 }

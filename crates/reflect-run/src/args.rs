@@ -33,6 +33,8 @@ pub enum Command {
     Bench(BenchArgs),
     /// Write the logits of given tokens into a safetensors file.
     Logits(LogitsArgs),
+    /// Show the tokens of a text, or of a prompt with its template.
+    Tokenize(TokenizeArgs),
     /// List the adapters of this machine.
     Devices(ReportArgs),
     /// Prove every kernel against its reference, on the CPU and on every adapter.
@@ -326,4 +328,23 @@ pub fn parse_format(name: &str) -> Result<Format, String> {
         .into_iter()
         .find(|format| format.name().eq_ignore_ascii_case(name))
         .ok_or_else(|| format!("use one of {}", known.join(", ")))
+}
+
+/// `reflect-run tokenize`.
+#[derive(clap::Args, Debug)]
+pub struct TokenizeArgs {
+    /// The text; without it, or as `-`, from standard input
+    pub text: Option<String>,
+    /// A Hugging Face folder, a .gguf file, or a name from `reflect-run models`
+    #[arg(long, value_name = "MODEL", default_value = "default")]
+    pub model: String,
+    /// Put the text into the model's chat template, as a user's message
+    #[arg(long)]
+    pub chat: bool,
+    /// System message of the chat
+    #[arg(long, value_name = "TEXT", requires = "chat")]
+    pub system: Option<String>,
+    /// Print a line of JSON
+    #[arg(long)]
+    pub json: bool,
 }

@@ -24,6 +24,7 @@ mod run;
 mod runtime;
 mod shipped;
 mod synthetic;
+mod tokenize;
 mod train;
 mod tuning;
 mod verify;
@@ -80,6 +81,7 @@ fn main() -> ExitCode {
         Command::Chat(args) => chat::chat(&args),
         Command::Bench(args) => bench::bench(&args),
         Command::Logits(args) => logits::logits(&args),
+        Command::Tokenize(args) => tokenize::tokenize(&args),
         Command::Devices(args) => devices::devices(&args),
         Command::Verify(args) => verify::verify(&args),
         Command::Models(args) => models::models(&args),

@@ -137,7 +137,19 @@ pub fn open_device(choice: &DeviceChoice) -> Result<OpenDevice> {
     }
     let mut devices = block_on(choice.open())?;
     tuning::choose(&mut devices);
+    note_software(choice, &devices);
     devices.into_iter().next().context("no device was opened")
+}
+
+/// Says that `--device gpu` found no hardware.
+fn note_software(choice: &DeviceChoice, devices: &[OpenDevice]) {
+    let software = devices.iter().find(|device| device.profile.is_some_and(|profile| profile.software));
+    if let (DeviceChoice::Gpu, Some(device)) = (choice, software) {
+        eprintln!(
+            "note: there is no hardware GPU; {} is a software adapter, slower than --device cpu",
+            device.name
+        );
+    }
 }
 
 /// Opens the devices over which a model is divided: each entry of the list, or one as often as
@@ -149,6 +161,7 @@ pub fn open_devices(args: &PlaceArgs) -> Result<Vec<OpenDevice>> {
     let Some(shards) = args.shards else {
         let mut devices = block_on(args.device.open())?;
         tuning::choose(&mut devices);
+        note_software(&args.device, &devices);
         return Ok(devices);
     };
     let named = match &args.device {

@@ -135,6 +135,11 @@ fn templates_render_like_transformers() {
             let ours = compiled.render(&messages, &options(case, now));
             let good = match (&ours, case["expected"].as_str(), case["error"].as_str()) {
                 (Ok(ours), Some(expected), _) => ours == expected,
+                // Where transformers shows the model Python's spelling of a list with an image, we refuse.
+                (Err(ours), Some(expected), _) => {
+                    expected.contains("{'type': 'image'}")
+                        && ours.to_string().contains("a part of type image")
+                }
                 (Err(ours), _, Some(error)) => ours.to_string().contains(error),
                 _ => false,
             };

@@ -113,6 +113,8 @@ class FrozenClock(datetime.datetime):
 
 
 def render(source, messages, tools, add_generation_prompt, variables):
+    # What apply_chat_template does first since transformers 5.24: fields that are null are left out.
+    messages = chat_template_utils._normalize_chat_messages(messages)
     rendered, _ = chat_template_utils.render_jinja_template(
         [messages], tools=tools, chat_template=source, add_generation_prompt=add_generation_prompt,
         bos_token=BOS, eos_token=EOS, **variables)

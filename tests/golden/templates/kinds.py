@@ -144,7 +144,7 @@ def sentencepiece_kinds(corpus):
         "sp-never": sentencepiece(corpus, basic, pre_tokenizer=metaspace("▁", "never", True), strips=False),
         # `normalized` makes the spelling of a token pass through the normaliser too, here giving `▁</s>`.
         "sp-normalized": sentencepiece(corpus, tokens("<unk> <s> </s>", normalized=True), legacy()),
-        "sp-chatml": sentencepiece(corpus, basic + tokens("<|im_end|> <|im_start|>"), legacy()),
+        "sp-chatml": sentencepiece(corpus, basic + tokens("<|im_end|> <|im_start|>"), pre_tokenizer=metaspace("▁", "first", False)),
         "phi3": sentencepiece(corpus, phi3, legacy()),
         "gemma": sentencepiece(
             corpus,

@@ -176,7 +176,7 @@ class Turn {
     const again = () => el("button", { type: "button", class: "plain again", onclick: () => actions.askInstead(run, questionOf(run)) }, "Ask again");
     if (run.status === "interrupted" || run.status === "failed") return [note(run.problem ?? "It was interrupted.", questionOf(run) ? again() : "")];
     if (run.status !== "done") return [];
-    const why = { length: `It reached the limit of ${count(run.tokens, "token")}`, cancelled: "You stopped it" }[run.done?.finish_reason];
+    const why = { length: `It reached the limit of ${count(run.tokens, "token")}`, loop: "It was repeating itself", cancelled: "You stopped it" }[run.done?.finish_reason];
     if (answerOf(run)) return why ? [note(`${why}.`)] : [];
     const thought = run.roots.some((root) => root.kind === "thinking");
     const reveal = el("button", { type: "button", class: "plain reveal", onclick: () => this.node.classList.add("revealed") }, "Show its thinking");

@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use js_sys::Function;
+use js_sys::{Date, Function};
 use reflect_kernels::{KvFormat, PAGE};
 use reflect_llm::{
     Completion, Engine, EngineError, EngineOptions, Generation, GenerationOptions, LlamaConfig, Request,
@@ -17,7 +17,7 @@ use reflect_llm::{
     stream::Written,
     weights::{ByteSource, TensorSource},
 };
-use reflect_text::{FinishReason, Message, RenderOptions, SpecialTokens};
+use reflect_text::{Clock, FinishReason, Message, RenderOptions, Rendered, SpecialTokens};
 use serde::Deserialize;
 use serde_json::json;
 use wasm_bindgen::prelude::*;
@@ -230,7 +230,7 @@ impl Session {
 
     fn start(&mut self, ask: Ask) -> Result<String, Failure> {
         self.end(FinishReason::Cancelled)?;
-        let prompt = self.render(&ask.messages)?;
+        let Rendered { ids: prompt, opened, .. } = self.render(&ask.messages)?;
         let taken = match &ask.from {
             Some(from) => self.taken(from)?,
             None => Vec::new(),
@@ -272,7 +272,7 @@ impl Session {
         };
         let wanted = (ids.len() + ask.max_tokens).min(room);
         let sequence = self.sequence(&ids, wanted, sampling)?;
-        let generation = Generation::new(options, prompt.len());
+        let generation = Generation::new(options, prompt.len()).begin_in(&opened);
         let now_ms = self.now_ms();
         let mut completion = Completion::new(sequence, generation, now_ms);
         let events = completion.replay(&self.texts.tokenizer, &taken, now_ms);
@@ -281,13 +281,18 @@ impl Session {
         Ok(json!(events).to_string())
     }
 
-    fn render(&self, messages: &[Message]) -> Result<Vec<u32>, Failure> {
+    fn render(&self, messages: &[Message]) -> Result<Rendered, Failure> {
         let Texts { tokenizer, template, .. } = &self.texts;
         let template =
             template.as_ref().ok_or_else(|| Failure::new("This checkpoint has no chat template."))?;
-        let options = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
-        let rendered = template.render_ids(tokenizer, messages, &options).map_err(Failure::new)?;
-        Ok(rendered.ids)
+        let now = now();
+        let options = RenderOptions {
+            add_generation_prompt: true,
+            date_string: now.map(|now| now.format("%d %b %Y")),
+            now,
+            ..RenderOptions::default()
+        };
+        template.render_ids(tokenizer, messages, &options).map_err(Failure::new)
     }
 
     /// What a run takes over: the first tokens of another, and a text.
@@ -431,4 +436,18 @@ fn format_of<S: ByteSource>(weights: &Weights<S>) -> String {
         *bytes.entry(info.format.name()).or_default() += info.byte_len();
     }
     bytes.into_iter().max_by_key(|(_, bytes)| *bytes).map_or(String::new(), |(name, _)| name.to_owned())
+}
+
+/// The local time, for templates that ask for the date.
+fn now() -> Option<Clock> {
+    let now = Date::new_0();
+    let small = |number: u32| u8::try_from(number).ok();
+    Clock::new(
+        u16::try_from(now.get_full_year()).ok()?,
+        small(now.get_month() + 1)?,
+        small(now.get_date())?,
+        small(now.get_hours())?,
+        small(now.get_minutes())?,
+        small(now.get_seconds())?,
+    )
 }

@@ -75,6 +75,8 @@ pub struct Generation {
     reasoning_tokens: usize,
     /// Why the engine is closing a segment, while it does.
     reason: Option<ForcedReason>,
+    /// Why the engine ended text that stands outside every tag.
+    cut: Option<ForcedReason>,
 }
 
 struct Open {
@@ -101,7 +103,14 @@ impl Generation {
             tokens: Vec::new(),
             reasoning_tokens: 0,
             reason: None,
+            cut: None,
         }
+    }
+
+    /// The answer to a prompt that opened segments and left them open.
+    pub fn begin_in(mut self, opened: &[Tag]) -> Self {
+        self.parser.begin_in(opened);
+        self
     }
 
     /// Bans the candidates that would write a banned text.
@@ -158,7 +167,7 @@ impl Generation {
         let thinking_before = self.is_thinking();
         let tag = tokenizer.is_special(id).then(|| tokenizer.token_text(id)).flatten();
         let (found, stopped) = match tag.as_deref().and_then(Tag::parse) {
-            Some(tag) => (self.parser.feed_special(index, id, tag), false),
+            Some(tag) => self.take_tag(index, id, tag),
             None => {
                 let released = self.stops.push(&self.decoder.push(tokenizer, id));
                 (self.parser.feed(index, id, &released.text), released.stop.is_some())
@@ -171,15 +180,38 @@ impl Generation {
         (events, stopped)
     }
 
-    /// Ends the answer: what was held back, open segments, and `done`.
-    pub fn finish(&mut self, reason: FinishReason, timings: Timings, now_ms: f64) -> Vec<Event> {
+    /// What the token of a tag brings. Text that was held back stands before the tag; a stop text may
+    /// end with the tag's spelling.
+    fn take_tag(&mut self, index: usize, id: u32, tag: Tag) -> (Vec<TagEvent>, bool) {
+        let broken = self.decoder.flush();
+        let released = self.stops.push(&broken);
+        let stops = self.stops.clone().push(tag.spelling());
+        let (text, stopped) = match (released.stop, stops.stop) {
+            (None, None) => (released.text + &self.stops.finish(), false),
+            (None, Some(_)) => (released.text + &stops.text, true),
+            (Some(_), _) => (released.text, true),
+        };
+        let mut found = self.parser.feed_more(&text);
+        match stopped {
+            // What a stop text claimed is not given out at the end.
+            true => drop(self.stops.finish()),
+            false => found.extend(self.parser.feed_special(index, id, tag)),
+        }
+        (found, stopped)
+    }
+
+    /// What the decoder and the stop texts hold back, when nothing more can complete it.
+    fn release(&mut self) -> Vec<TagEvent> {
         let mut rest = self.stops.push(&self.decoder.flush()).text;
         rest.push_str(&self.stops.finish());
-        let mut found = Vec::new();
-        if let (Some(&last), false) = (self.tokens.last(), rest.is_empty()) {
-            found = self.parser.feed(self.tokens.len() - 1, last, &rest);
-        }
-        found.extend(self.parser.finish(Closed::Eos));
+        self.parser.feed_more(&rest)
+    }
+
+    /// Ends the answer: what was held back, open segments, and `done`.
+    pub fn finish(&mut self, reason: FinishReason, timings: Timings, now_ms: f64) -> Vec<Event> {
+        let mut found = self.release();
+        self.reason = self.cut;
+        found.extend(self.parser.finish(if self.cut.is_some() { Closed::Forced } else { Closed::Eos }));
         let mut events = self.typed(found, now_ms);
         events.push(Event::Done {
             finish_reason: reason,
@@ -234,10 +266,13 @@ impl Generation {
         now_ms: f64,
         events: &mut Vec<Event>,
     ) -> Next {
-        self.reason = Some(match reason {
+        let forced = match reason {
             CloseReason::Budget => ForcedReason::Budget,
             CloseReason::Loop => ForcedReason::Loop,
-        });
+        };
+        self.reason = Some(forced);
+        let held = self.release();
+        events.extend(self.typed(held, now_ms));
         let mut text = String::new();
         let mut kind = SegmentKind::Text;
         while let Some((&id, open)) = self.open.last_key_value() {
@@ -255,7 +290,13 @@ impl Generation {
         self.reason = None;
         let answer = Tag { kind: SegmentKind::Output, opens: true };
         match kind {
-            SegmentKind::Output | SegmentKind::Text => return Next::Stop(FinishReason::Length),
+            SegmentKind::Output | SegmentKind::Text => {
+                self.cut = kind.eq(&SegmentKind::Text).then_some(forced);
+                return Next::Stop(match forced {
+                    ForcedReason::Budget => FinishReason::Length,
+                    ForcedReason::Loop => FinishReason::Loop,
+                });
+            }
             SegmentKind::Reflection => {}
             SegmentKind::Thinking => text.push_str(&format!("\n{}", answer.spelling())),
         }
@@ -332,7 +373,10 @@ impl Generation {
         if let Some((logprob, top)) = last {
             *logprob = Some(sampled.logprob);
             *top = (!sampled.top.is_empty()).then(|| {
-                let name = |id| tokenizer.token_text(id).unwrap_or_default();
+                let name = |id| {
+                    let bytes = tokenizer.token_bytes(id).unwrap_or_default();
+                    String::from_utf8_lossy(&bytes).into_owned()
+                };
                 sampled.top.iter().map(|&(id, logprob)| Candidate { id, text: name(id), logprob }).collect()
             });
         }

@@ -32,7 +32,9 @@ const HELP: &str = "\
 /undo               take back the last prompt and its answer
 /system TEXT        set the system message (card and eval name those of Reflection-Llama)
 /view full|fold|hide  what to show of the thinking
+/clear              begin a new conversation
 /save FILE          write the conversation as JSON
+/load FILE          go on with a conversation that was saved
 /quit               leave, as Ctrl-D does
 Ctrl-C stops an answer.";
 
@@ -184,7 +186,7 @@ impl Chat<'_> {
     fn answer(&mut self) -> Result<String> {
         let messages: Vec<Message> = self.system.iter().chain(&self.turns).cloned().collect();
         let Runtime { engine, tokenizer, template, load_time, .. } = &mut self.runtime;
-        let ids = prompt::render(template.as_ref(), tokenizer, &messages)?;
+        let prompt::Prompt { ids, opened } = prompt::render(template.as_ref(), tokenizer, &messages)?;
         prompt::check_length(ids.len(), engine.options().context)?;
         let prompt_tokens = ids.len();
         let sequence = match self.sequence {
@@ -200,7 +202,7 @@ impl Chat<'_> {
         };
         self.sequence = Some(sequence);
 
-        let generation = Generation::new(self.limits.clone(), prompt_tokens);
+        let generation = Generation::new(self.limits.clone(), prompt_tokens).begin_in(&opened);
         let mut view = View::new(stdout(), self.view, self.terminal);
         let mut summary = String::new();
         let answering = Answering::start();
@@ -217,6 +219,7 @@ impl Chat<'_> {
                     let cut = match finish_reason {
                         FinishReason::Stop => "",
                         FinishReason::Length => ", cut off",
+                        FinishReason::Loop => ", cut off because it was repeating itself",
                         FinishReason::Cancelled => ", stopped",
                     };
                     let (count, speed) = (usage.completion_tokens, timings.decode_tokens_per_s);
@@ -229,7 +232,8 @@ impl Chat<'_> {
             summary += &format!(", {}", drafts_kept(completion.drafts()));
         }
         println_dim(self.terminal, &summary)?;
-        Ok(tokenizer.decode(completion.generation().tokens(), false))
+        let opened: String = opened.iter().map(|tag| tag.spelling()).collect();
+        Ok(opened + &tokenizer.decode(completion.generation().tokens(), false))
     }
 
     /// Forgets the last prompt and its answer, and returns the prompt.
@@ -265,6 +269,15 @@ impl Chat<'_> {
                 }
                 Err(_) => "choose one: /view full, /view fold or /view hide".to_owned(),
             },
+            "clear" => {
+                self.turns.clear();
+                "the conversation begins anew; the system message stays".to_owned()
+            }
+            "load" if rest.is_empty() => "name a file that /save wrote: /load FILE".to_owned(),
+            "load" => match self.load(Path::new(rest)) {
+                Ok(()) => format!("loaded {} messages from {rest}", self.turns.len()),
+                Err(error) => format!("{rest} could not be read ({error:#}); choose a file that /save wrote"),
+            },
             "save" if rest.is_empty() => "name a file: /save FILE".to_owned(),
             "save" => match self.save(Path::new(rest)) {
                 Ok(()) => format!("saved {} messages in {rest}", self.turns.len()),
@@ -272,6 +285,20 @@ impl Chat<'_> {
             },
             _ => format!("there is no /{name}; /help lists the commands"),
         }
+    }
+
+    /// Takes over a conversation that was saved. Nothing changes if the file is no such conversation.
+    fn load(&mut self, file: &Path) -> Result<()> {
+        #[derive(serde::Deserialize)]
+        struct Saved {
+            messages: Vec<Message>,
+        }
+        let Saved { messages } = serde_json::from_slice(&std::fs::read(file)?)?;
+        let (system, turns): (Vec<Message>, Vec<Message>) =
+            messages.into_iter().partition(|message| message.role == "system");
+        self.system = system.into_iter().next_back();
+        self.turns = turns;
+        Ok(())
     }
 
     fn save(&self, file: &Path) -> Result<()> {

@@ -1,14 +1,23 @@
 //! From messages to prompt tokens.
 
 use std::io::{IsTerminal, Read};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
-use reflect_text::{ChatTemplate, Date, Message, RenderOptions, Tokenizer, presets};
+use chrono::{Datelike, Local, Timelike};
+use reflect_text::{
+    ChatTemplate, Clock, Message, RenderOptions, SpecialTokens, Tag, TagParser, Tokenizer, presets,
+};
 
 use crate::input;
 
-/// The ids of a conversation, ending where the assistant's answer begins.
+/// What a model goes on from.
+pub struct Prompt {
+    pub ids: Vec<u32>,
+    /// The tags that it opens and does not close, outermost first.
+    pub opened: Vec<Tag>,
+}
+
+/// A conversation, ending where the assistant's answer begins.
 ///
 /// # Errors
 /// If there is no template, or it refuses the conversation.
@@ -16,18 +25,35 @@ pub fn render(
     template: Option<&ChatTemplate>,
     tokenizer: &Tokenizer,
     messages: &[Message],
-) -> Result<Vec<u32>> {
+) -> Result<Prompt> {
     let template = template.ok_or_else(|| {
         input("this checkpoint has no chat template; use `reflect-run run --raw` to continue a text")
     })?;
-    let today = today();
+    let now = now();
     let options = RenderOptions {
         add_generation_prompt: true,
-        date_string: today.map(|today| today.format("%d %b %Y")),
-        today,
+        date_string: now.map(|now| now.format("%d %b %Y")),
+        now,
         ..RenderOptions::default()
     };
-    Ok(template.render_ids(tokenizer, messages, &options)?.ids)
+    let rendered = template.render_ids(tokenizer, messages, &options)?;
+    Ok(Prompt { ids: rendered.ids, opened: rendered.opened })
+}
+
+/// A text to go on from as it is. What follows its last control token says which segments are open.
+///
+/// # Errors
+/// If it cannot be tokenised.
+pub fn raw(tokenizer: &Tokenizer, text: &str) -> Result<Prompt> {
+    let ids = tokenizer.encode(text, SpecialTokens::Add)?;
+    let is_control = |id: &u32| {
+        tokenizer.is_special(*id) && tokenizer.token_text(*id).is_none_or(|text| Tag::parse(&text).is_none())
+    };
+    let opened = match ids.iter().rposition(is_control) {
+        Some(last) => TagParser::opened_by(&tokenizer.decode(&ids[last + 1..], false)),
+        None => Vec::new(),
+    };
+    Ok(Prompt { ids, opened })
 }
 
 /// The system message that an argument names or is.
@@ -49,18 +75,21 @@ pub fn read(argument: Option<&str>) -> Result<String> {
             }
             let mut bytes = Vec::new();
             stdin.read_to_end(&mut bytes)?;
-            let mut text = String::from_utf8(bytes)
+            let text = String::from_utf8(bytes)
                 .map_err(|_| input("the prompt on standard input is not UTF-8; convert it first"))?;
-            if text.ends_with('\n') {
-                text.pop();
-            }
-            text
+            without_line_end(text.strip_prefix('\u{feff}').unwrap_or(&text)).to_owned()
         }
     };
     if text.is_empty() {
         return Err(input("the prompt is empty; write it after `run`, or pipe it in"));
     }
     Ok(text)
+}
+
+/// A text without the line end that a shell adds, which may be CRLF.
+fn without_line_end(text: &str) -> &str {
+    let line = text.strip_suffix('\n').unwrap_or(text);
+    if line.len() < text.len() { line.strip_suffix('\r').unwrap_or(line) } else { line }
 }
 
 /// Refuses a prompt that leaves no room for an answer.
@@ -76,46 +105,30 @@ pub fn check_length(tokens: usize, context: usize) -> Result<()> {
     )))
 }
 
-/// Today's date (UTC), or `None` where the clock makes no sense.
-fn today() -> Option<Date> {
-    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).ok()?.as_secs();
-    let (year, month, day) = civil_from_days(seconds / 86_400);
-    Date::new(u16::try_from(year).ok()?, month, day)
-}
-
-/// Year, month and day of a number of days since 1 January 1970, by counting from 1 March of year
-/// 0, so that a leap day is the last of its year (Hinnant, "chrono-Compatible Low-Level Date
-/// Algorithms").
-fn civil_from_days(days: u64) -> (u64, u8, u8) {
-    let days = days + 719_468;
-    let (era, day_of_era) = (days / 146_097, days % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
-    let year = era * 400 + year_of_era + u64::from(month <= 2);
-    (year, month as u8, day as u8)
+/// The local time, which Hugging Face's `strftime_now` tells; `None` where the clock makes no sense.
+fn now() -> Option<Clock> {
+    let now = Local::now();
+    let small = |number: u32| u8::try_from(number).ok();
+    Clock::new(
+        u16::try_from(now.year()).ok()?,
+        small(now.month())?,
+        small(now.day())?,
+        small(now.hour())?,
+        small(now.minute())?,
+        small(now.second())?,
+    )
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Expected days from Python's `datetime.date.toordinal`.
     #[test]
-    fn days_become_dates() {
-        let cases = [
-            (0, (1970, 1, 1)),
-            (59, (1970, 3, 1)),
-            (11_016, (2000, 2, 29)),
-            (11_017, (2000, 3, 1)),
-            (20_779, (2026, 11, 22)),
-            (47_540, (2100, 2, 28)),
-            (47_541, (2100, 3, 1)),
-        ];
-        for (days, date) in cases {
-            assert_eq!(civil_from_days(days), date, "{days}");
+    fn one_line_end_is_the_shells() {
+        let cases =
+            [("a", "a"), ("a\n", "a"), ("a\r\n", "a"), ("a\n\n", "a\n"), ("a\r", "a\r"), ("\r\n", "")];
+        for (text, expected) in cases {
+            assert_eq!(without_line_end(text), expected, "{text:?}");
         }
     }
 }

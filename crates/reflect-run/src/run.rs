@@ -1,18 +1,20 @@
 //! `reflect-run run`: answer one prompt.
 
 use std::io::{Write, stdout};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::Result;
 use reflect_llm::{Generation, Request};
 use reflect_picture::{Theme, Turn};
-use reflect_text::{Event, FinishReason, Message, SpecialTokens};
+use reflect_text::{Event, FinishReason, Message};
 use reflect_train::checkpoint;
 
 use crate::{
     answer::{answer, drafter, drafts_kept, limits, sampling},
     args::RunArgs,
+    input,
     interrupt::{self, Answering},
     prompt,
     runtime::{Checkpoint, Runtime},
@@ -35,16 +37,25 @@ pub fn run(args: &RunArgs) -> Result<ExitCode> {
 
 fn run_to(args: &RunArgs) -> Result<ExitCode> {
     let started = Instant::now();
+    if let Some(folder) = args.trace_png.as_deref().and_then(Path::parent)
+        && !(folder.as_os_str().is_empty() || folder.is_dir())
+    {
+        return Err(input(format!(
+            "--trace-png names a folder that is not there: make {} first",
+            folder.display()
+        )));
+    }
     let text = prompt::read(args.prompt.as_deref())?;
     let question = text.clone();
     let checkpoint = Checkpoint::open(&args.model)?;
-    let ids = if args.raw {
-        checkpoint.texts.tokenizer.encode(&text, SpecialTokens::Add)?
+    let prompt = if args.raw {
+        prompt::raw(&checkpoint.texts.tokenizer, &text)?
     } else {
         let system = args.answer.system.as_deref().map(prompt::system_message);
         let messages: Vec<Message> = system.into_iter().chain([Message::new("user", text)]).collect();
         prompt::render(checkpoint.texts.template.as_ref(), &checkpoint.texts.tokenizer, &messages)?
     };
+    let ids = prompt.ids;
     let params = sampling(&args.answer, args.top_logprobs, checkpoint.texts.config.vocab_size)?;
     let place = &args.model.place;
     let context = checkpoint.context(place, ids.len().saturating_add(args.answer.max_tokens.get()))?;
@@ -52,7 +63,8 @@ fn run_to(args: &RunArgs) -> Result<ExitCode> {
     let mut runtime = Runtime::load(checkpoint, place, context, started)?;
 
     let mut drafter = drafter(&args.answer, &runtime, place)?;
-    let generation = Generation::new(limits(&args.answer, runtime.eos_ids), ids.len());
+    let generation =
+        Generation::new(limits(&args.answer, runtime.eos_ids), ids.len()).begin_in(&prompt.opened);
     let sequence = runtime.engine.submit(Request { prompt: ids, sampling: params })?;
     let answering = Answering::start();
     let mut view = View::stdout(args.answer.view);
@@ -76,20 +88,22 @@ fn run_to(args: &RunArgs) -> Result<ExitCode> {
             if args.json { print_event(event) } else { view.show(event) }
         },
     )?;
-    if finish == FinishReason::Length && !args.json {
-        let written = completion.generation().tokens().len();
-        let why = if written < args.answer.max_tokens.get() {
-            "a budget or the context is used up"
-        } else {
-            "raise --max-tokens for more"
-        };
+    let written = completion.generation().tokens().len();
+    let why = match finish {
+        FinishReason::Loop => Some("it was repeating itself; --no-loop-guard lets it go on"),
+        FinishReason::Length if written < args.answer.max_tokens.get() => {
+            Some("a budget or the context is used up")
+        }
+        FinishReason::Length => Some("raise --max-tokens for more"),
+        FinishReason::Stop | FinishReason::Cancelled => None,
+    };
+    if let Some(why) = why.filter(|_| !args.json) {
         eprintln!("note: the answer was cut off after {written} tokens; {why}");
     }
     if args.answer.draft.is_some() && !args.json {
         eprintln!("note: {}", drafts_kept(completion.drafts()));
     }
     if let Some(file) = &args.trace_png {
-        let written = completion.generation().tokens().len();
         let caption = format!("{} · {written} tokens · reflect", runtime.model);
         let theme = if args.trace_dark { Theme::Dark } else { Theme::Light };
         let picture = reflect_picture::png(&[Turn { question, events }], &caption, theme, PICTURE_WIDTH)?;

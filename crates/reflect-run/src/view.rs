@@ -189,9 +189,13 @@ impl<W: Write> View<W> {
         if kind == SegmentKind::Reflection {
             match (verdict, before, after) {
                 (Some(VerdictKind::Corrected), Some(before), Some(after)) => {
+                    let after = format!(" → {}", one_line(conclusion(after)));
+                    let before = format!("{BAR}corrected: {}", one_line(before));
+                    // The new value is what a reader wants; where the line is short, the old one is cut.
+                    let room = self.terminal.width.saturating_sub(after.width());
                     self.line(
                         MARKED,
-                        &format!("{BAR}corrected: {} → {}", one_line(before), one_line(conclusion(after))),
+                        &(cut(&before, room.max(BAR.width() + "corrected:".width() + 1)) + &after),
                     )?;
                 }
                 (Some(VerdictKind::Corrected), ..) => self.line(MARKED, &format!("{BAR}corrected"))?,

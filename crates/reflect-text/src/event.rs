@@ -115,8 +115,10 @@ pub enum VerdictKind {
 pub enum FinishReason {
     /// An end-of-turn token or a stop string.
     Stop,
-    /// The token limit or the end of the context.
+    /// The token limit, a budget or the end of the context.
     Length,
+    /// It repeated itself.
+    Loop,
     /// The caller stopped it.
     Cancelled,
 }

@@ -20,7 +20,7 @@ pub use event::{
 };
 pub use stream::StreamDecoder;
 pub use tags::{Tag, TagEvent, TagParser};
-pub use template::{ChatTemplate, Date, Message, RenderOptions, Rendered, Span};
+pub use template::{ChatTemplate, Clock, Content, Message, RenderOptions, Rendered, Span};
 pub use tokenizer::{
     Encoded, GgufVocab, Guard, SpecialTokens, Tokenizer, TrainedTokenizer, byte_spellings, special_tokens,
     train_bpe,

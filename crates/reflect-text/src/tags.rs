@@ -11,6 +11,11 @@
 //! the segment. An apostrophe or an inch mark therefore quotes nothing, and a forgotten closing
 //! quote can hide only tags on its line, and never the closing tag of the innermost segment.
 //!
+//! A fence that is never closed hides nothing: from the first tag in it that would take effect on, the
+//! text is held back until the fence ends (then it was quoted), the next segment opens right behind a
+//! closing tag, or the answer ends (then the tag was meant). A closing tag whose opening tag stands in
+//! the same fence is quoted with it.
+//!
 //! # Tags in the wrong place
 //! * A closing tag of a segment that is not open, or an opening tag of a kind that is already open,
 //!   stays text.
@@ -22,8 +27,10 @@
 //! No character is lost: the text of all events together with the tags that opened and closed
 //! segments is the input.
 
+mod doubt;
 mod quote;
 
+use self::doubt::{Doubt, Resolved};
 use self::quote::Quotes;
 use crate::event::{Closed, SegmentKind};
 
@@ -92,6 +99,10 @@ pub struct TagParser {
     /// Token ids that no text event has reported yet.
     unreported: Vec<u32>,
     quotes: Quotes,
+    /// Kinds whose opening tag stands in the open fence.
+    quoted: Vec<SegmentKind>,
+    /// A quoted tag that may have been meant, and what follows it.
+    doubt: Option<Doubt>,
     events: Vec<TagEvent>,
 }
 
@@ -109,26 +120,96 @@ impl TagParser {
         Self::default()
     }
 
+    /// The tags that a text, such as the end of a prompt, opens and does not close.
+    pub fn opened_by(text: &str) -> Vec<Tag> {
+        let mut parser = Self::new();
+        parser.feed(0, 0, text);
+        let tagged = parser.open.iter().filter(|segment| segment.kind != SegmentKind::Text);
+        tagged.map(|segment| Tag { kind: segment.kind, opens: true }).collect()
+    }
+
+    /// Opens segments before the first token, outermost first: those that the prompt left open. Their
+    /// events come with those of the first token.
+    pub fn begin_in(&mut self, opened: &[Tag]) {
+        for tag in opened {
+            self.start(tag.kind, 0);
+        }
+    }
+
     /// Takes generated token number `index`, with its id and the characters that it completed
     /// (none, when it ended inside a character).
     pub fn feed(&mut self, index: usize, id: u32, text: &str) -> Vec<TagEvent> {
         self.tokens = index + 1;
-        self.unreported.push(id);
-        for character in text.chars() {
-            if self.step(character, index) && !self.unreported.is_empty() {
+        self.take(index, Some(id), text);
+        std::mem::take(&mut self.events)
+    }
+
+    /// Takes characters that the newest token completed after all.
+    pub fn feed_more(&mut self, text: &str) -> Vec<TagEvent> {
+        self.take(self.tokens.saturating_sub(1), None, text);
+        std::mem::take(&mut self.events)
+    }
+
+    /// Handles the characters of the token at `index`; `id` is its id if it is new.
+    fn take(&mut self, index: usize, id: Option<u32>, text: &str) {
+        match &mut self.doubt {
+            Some(doubt) if id.is_some() => doubt.rest.push((index, id, String::new())),
+            _ => self.unreported.extend(id),
+        }
+        let mut rest = text.char_indices();
+        while let Some((_, character)) = rest.next() {
+            if let Some(doubt) = &mut self.doubt {
+                doubt.push(character, index);
+                match doubt.look(character) {
+                    None => {}
+                    Some(Resolved::Quoted) => self.resolve(Resolved::Quoted, true),
+                    Some(Resolved::Meant) => {
+                        rest.for_each(|(_, character)| doubt.push(character, index));
+                        return self.resolve(Resolved::Meant, false);
+                    }
+                }
+            } else if self.step(character, index) && !self.unreported.is_empty() {
                 // The tag used up every token so far except, perhaps, the rest of this one.
-                self.unreported = vec![id];
+                self.unreported = id.into_iter().filter(|_| !rest.as_str().is_empty()).collect();
             }
         }
-        if self.held.is_empty() && !text.is_empty() {
+        if self.held.is_empty() && self.doubt.is_none() && !text.is_empty() {
             self.unreported.clear();
         }
-        std::mem::take(&mut self.events)
+    }
+
+    /// Goes on behind a tag in doubt. `looked`: the last character decided, and need not be quoted.
+    fn resolve(&mut self, resolved: Resolved, looked: bool) {
+        let Some(mut doubt) = self.doubt.take() else { return };
+        match resolved {
+            Resolved::Quoted => {
+                let last = doubt.rest.last_mut().filter(|_| looked);
+                let last = last.and_then(|(index, _, text)| Some((*index, text.pop()?)));
+                self.push_text(doubt.tag.spelling(), doubt.token);
+                for (index, id, text) in doubt.rest {
+                    self.unreported.extend(id);
+                    self.push_text(&text, index);
+                }
+                if let Some((index, character)) = last {
+                    self.step(character, index);
+                }
+            }
+            Resolved::Meant => {
+                self.apply(doubt.tag, doubt.token);
+                let shares_token = doubt.rest.first().is_some_and(|(_, id, _)| id.is_none());
+                self.unreported = doubt.id.into_iter().filter(|_| shares_token).collect();
+                for (index, id, text) in doubt.rest {
+                    self.take(index, id, &text);
+                }
+            }
+        }
     }
 
     /// Takes generated token number `index`, which is the special token of a tag. Quoting does not
     /// hide it; in a place where it makes no sense it is text all the same.
     pub fn feed_special(&mut self, index: usize, id: u32, tag: Tag) -> Vec<TagEvent> {
+        // A model with tokens for its tags does not spell them.
+        self.resolve(Resolved::Quoted, false);
         self.release_held();
         self.tokens = index + 1;
         self.unreported = vec![id];
@@ -143,6 +224,7 @@ impl TagParser {
     /// it repeats itself. A closing tag that the caller then adds to the sequence itself is not
     /// fed. Gives nothing when no tagged segment is open.
     pub fn force_close(&mut self) -> Vec<TagEvent> {
+        self.resolve(Resolved::Quoted, false);
         self.release_held();
         if self.current() != SegmentKind::Text {
             self.close_innermost(self.tokens, Closed::Forced);
@@ -152,6 +234,9 @@ impl TagParser {
 
     /// Ends the text: gives what was held back and closes everything that is open.
     pub fn finish(&mut self, closed: Closed) -> Vec<TagEvent> {
+        while self.doubt.is_some() {
+            self.resolve(Resolved::Meant, false);
+        }
         self.release_held();
         self.close_all(self.tokens, closed);
         std::mem::take(&mut self.events)
@@ -183,9 +268,16 @@ impl TagParser {
                     return false;
                 };
                 let closes_innermost = !tag.opens && tag.kind == self.current();
-                if !self.quotes.hide_tag(closes_innermost) && self.apply(tag, self.held_token) {
+                if !self.quotes.hide_tag(closes_innermost) {
+                    if self.apply(tag, self.held_token) {
+                        self.held.clear();
+                        return true;
+                    }
+                } else if self.may_be_meant(tag, closes_innermost) {
                     self.held.clear();
-                    return true;
+                    let id = self.unreported.last().copied();
+                    self.doubt = Some(Doubt::new(tag, self.held_token, id, self.quotes.before_tag()));
+                    return false;
                 }
                 self.release_held();
                 return false;
@@ -201,6 +293,24 @@ impl TagParser {
             self.push_text(character.encode_utf8(&mut [0; 4]), index);
         }
         false
+    }
+
+    /// Whether a tag that is quoted so far may turn out to be meant: it would take effect, its pair is
+    /// not quoted with it, and a fence hides it or only the mark before it.
+    fn may_be_meant(&mut self, tag: Tag, closes_innermost: bool) -> bool {
+        let is_open = self.open.iter().any(|segment| segment.kind == tag.kind);
+        if self.quotes.before_tag().is_fenced() {
+            let pair = self.quoted.iter().rposition(|kind| *kind == tag.kind).filter(|_| !tag.opens);
+            match pair {
+                Some(pair) => {
+                    self.quoted.remove(pair);
+                }
+                None if tag.opens && is_open => self.quoted.push(tag.kind),
+                None => return tag.opens != is_open,
+            }
+            return false;
+        }
+        closes_innermost
     }
 
     /// Opens or closes segments as the tag says; false when it makes no sense here. `token` is
@@ -265,6 +375,9 @@ impl TagParser {
             self.start(SegmentKind::Text, token);
         }
         text.chars().for_each(|character| self.quotes.see(character));
+        if !self.quotes.is_fenced() {
+            self.quoted.clear();
+        }
         let segment = self.open.last().map_or(0, |segment| segment.id);
         let reported = std::mem::take(&mut self.unreported);
         match self.events.last_mut() {

@@ -1,56 +1,43 @@
 //! Conversations to text, and to ids with the place of each message: the only renderer.
 //!
 //! A template is the Jinja source that checkpoints ship, run the way Hugging Face's
-//! `apply_chat_template` runs it. [`ChatTemplate::render_ids`] goes one step further: it knows which
-//! part of the text is the content of a message. That gives the loss mask of training its exact
-//! spans, and keeps a user from writing control tokens into the prompt.
+//! `apply_chat_template` runs it. Every character of the result knows whether the template wrote it or
+//! which input it came from, through whatever the template does with it. That gives the loss mask of
+//! training its exact spans, and keeps a user from writing control tokens into the prompt.
 
-mod environment;
+mod arguments;
+mod clock;
+mod filters;
+mod format;
+mod interpreter;
+mod message;
+mod methods;
+mod operators;
+mod text;
+mod value;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 
-use minijinja::{Environment, Value};
-use serde::{Deserialize, Serialize};
+use minijinja::machinery::{self, WhitespaceConfig};
 
-pub use self::environment::Date;
+pub use self::clock::Clock;
+use self::interpreter::{Context, Misread};
+pub use self::message::{Content, Message};
+use self::message::{Inputs, Shape, Source};
+use self::text::Text;
+use self::value::{Outcome, Value};
 use crate::error::TextError;
 use crate::event::SegmentKind;
-use crate::tags::Tag;
-use crate::tokenizer::{Guard, SpecialTokens, Tokenizer};
+use crate::tags::{Tag, TagParser};
+use crate::tokenizer::{Guard, Tokenizer};
 
-/// A compiled chat template.
-#[derive(Debug)]
+/// A chat template.
+#[derive(Clone, Debug)]
 pub struct ChatTemplate {
-    environment: Environment<'static>,
     source: String,
     bos: Option<String>,
     eos: Option<String>,
-}
-
-/// One message of a conversation.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Message {
-    /// `system`, `user`, `assistant` or `tool`, or what else the template knows.
-    pub role: String,
-    #[serde(default)]
-    pub content: String,
-    /// The calls of an assistant message, in the shape the template expects.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tool_calls: Option<serde_json::Value>,
-    /// The call that a tool message answers.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tool_call_id: Option<String>,
-    /// The tool that a tool message comes from.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub name: Option<String>,
-}
-
-impl Message {
-    /// A message of a role with a content and nothing else.
-    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Self { role: role.into(), content: content.into(), ..Self::default() }
-    }
 }
 
 /// The variables of a rendering beside the messages.
@@ -62,7 +49,7 @@ pub struct RenderOptions {
     pub date_string: Option<String>,
     /// What `strftime_now` tells; without it the function is not defined and templates use the date
     /// that they have built in.
-    pub today: Option<Date>,
+    pub now: Option<Clock>,
     /// JSON schemas of the tools that the model may call.
     pub tools: Option<serde_json::Value>,
     /// Documents for retrieval.
@@ -76,16 +63,18 @@ pub struct RenderOptions {
 pub struct Rendered {
     pub text: String,
     pub ids: Vec<u32>,
-    /// The bytes of each id in the text; empty where there are no `spans`.
+    /// The bytes of each id in the text.
     pub offsets: Vec<Range<usize>>,
-    /// Where the contents of the messages stand, in the order of the text. Messages that are empty
-    /// or that the template leaves out have none. `None` when the template changes the contents
-    /// (beyond trimming white space): then the text was tokenised as one, and special tokens in
-    /// contents were recognised.
-    pub spans: Option<Vec<Span>>,
+    /// Where the contents of the messages stand, in the order of the text: a span for each stretch
+    /// that the template took over unchanged. A content that is cut has the spans of what is left, one
+    /// that is repeated has several, one that is empty, rewritten or left out has none.
+    pub spans: Vec<Span>,
+    /// The tags that the template opens at the end and does not close, outermost first: an answer begins
+    /// inside them.
+    pub opened: Vec<Tag>,
 }
 
-/// The content of one message in a rendering.
+/// A stretch of the content of a message in a rendering.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Span {
     /// Index of the message.
@@ -94,6 +83,8 @@ pub struct Span {
     pub role: String,
     /// Its bytes in the text.
     pub text: Range<usize>,
+    /// Its bytes in the content, or in the part of a content that has several.
+    pub content: Range<usize>,
     /// The ids that hold at least one of its bytes. The token after them is usually the end of the
     /// turn.
     pub ids: Range<usize>,
@@ -137,14 +128,9 @@ impl ChatTemplate {
     /// # Errors
     /// [`TextError::Template`] with the line of a syntax error.
     pub fn new(source: &str, bos: Option<&str>, eos: Option<&str>) -> Result<Self, TextError> {
-        let template = Self {
-            environment: environment::new(),
-            source: environment::without_generation_blocks(source),
-            bos: bos.map(str::to_owned),
-            eos: eos.map(str::to_owned),
-        };
-        template.environment.template_from_str(&template.source).map_err(failed)?;
-        Ok(template)
+        let source = without_generation_blocks(source);
+        parse(&source)?;
+        Ok(Self { source, bos: bos.map(str::to_owned), eos: eos.map(str::to_owned) })
     }
 
     /// The template of a checkpoint: `own` if it ships one in a file, else its tokenizer's, else the one that
@@ -192,36 +178,20 @@ impl ChatTemplate {
 
     /// The conversation as text.
     ///
+    /// A template that takes texts alone gets the parts of a content as one text, and one that takes
+    /// parts alone gets a text as one part. A content of `null` is an empty text where the template
+    /// would print `None`.
+    ///
     /// # Errors
     /// [`TextError::Template`] when the template refuses the conversation.
     pub fn render(&self, messages: &[Message], options: &RenderOptions) -> Result<String, TextError> {
-        let mut variables: BTreeMap<&str, Value> = BTreeMap::new();
-        for (name, value) in &options.extra {
-            variables.insert(name, Value::from_serialize(value));
-        }
-        variables.insert("messages", Value::from_serialize(messages));
-        variables.insert("add_generation_prompt", options.add_generation_prompt.into());
-        variables.insert("tools", Value::from_serialize(&options.tools));
-        variables.insert("documents", Value::from_serialize(&options.documents));
-        let texts =
-            [("bos_token", &self.bos), ("eos_token", &self.eos), ("date_string", &options.date_string)];
-        for (name, text) in texts {
-            if let Some(text) = text {
-                variables.insert(name, text.into());
-            }
-        }
-        if let Some(today) = options.today {
-            let format = move |format: &str| today.format(format);
-            variables.insert("strftime_now", Value::from_function(format));
-        }
-        let template = self.environment.template_from_str(&self.source).map_err(failed)?;
-        template.render(variables).map_err(failed)
+        self.run(messages, options).map(|(text, _)| text.as_str().to_owned())
     }
 
-    /// The conversation as ids, with the place of each content. Special tokens are recognised in
-    /// what the template writes; in contents of the system and of the assistant only the reflection
-    /// tags are, in other contents none. Texts from [`RenderOptions`] and the arguments of tool
-    /// calls count as written by the template.
+    /// The conversation as ids, with the places of the contents. The ids are those that the
+    /// `tokenizers` library gives for the rendered text, but for control tokens: these are recognised
+    /// where the template wrote every character of them. In what the system and the assistant say the
+    /// reflection tags are recognised too, and the tags of thinking that the template knows.
     ///
     /// # Errors
     /// As [`render`](Self::render) and [`Tokenizer::encode`].
@@ -231,83 +201,152 @@ impl ChatTemplate {
         messages: &[Message],
         options: &RenderOptions,
     ) -> Result<Rendered, TextError> {
-        let text = self.render(messages, options)?;
-        let Some(places) = self.locate(&text, messages, options) else {
-            let ids = tokenizer.encode(&text, SpecialTokens::Parse)?;
-            return Ok(Rendered { text, ids, offsets: Vec::new(), spans: None });
-        };
-        let guarded: Vec<(Range<usize>, Guard)> = places
-            .iter()
-            .map(|(message, range)| (range.clone(), guard_of(&messages[*message].role)))
-            .collect();
-        let encoded = tokenizer.encode_guarded(&text, &guarded)?;
-        let spans = places
-            .into_iter()
-            .map(|(message, range)| {
-                let first = encoded.offsets.partition_point(|token| token.end <= range.start);
-                let end = encoded.offsets.partition_point(|token| token.start < range.end);
-                let role = messages[message].role.clone();
-                Span { message, role, text: range, ids: first..end.max(first) }
-            })
-            .collect();
-        Ok(Rendered { text, ids: encoded.ids, offsets: encoded.offsets, spans: Some(spans) })
+        let (text, sources) = self.run(messages, options)?;
+        let mut guarded: Vec<(Range<usize>, Guard)> = Vec::new();
+        let mut contents = Vec::new();
+        let mut last_input = 0;
+        for (range, origin) in text.stretches(0..text.len()) {
+            let Some((origin, source)) = origin.and_then(|o| Some((o, sources.get(o.source as usize)?)))
+            else {
+                continue;
+            };
+            last_input = range.end;
+            match guarded.last_mut().filter(|(last, guard)| last.end == range.start && *guard == source.guard)
+            {
+                Some((last, _)) => last.end = range.end,
+                None => guarded.push((range.clone(), source.guard)),
+            }
+            if let (true, true, Some(message)) = (source.is_content, origin.verbatim, source.message) {
+                contents.push((message, origin.at..origin.at + range.len(), range));
+            }
+        }
+        let control = self.control_tokens(tokenizer);
+        let encoded = tokenizer.encode_guarded(text.as_str(), &guarded, &control)?;
+        let spans = contents.into_iter().map(|(message, content, text)| {
+            let first = encoded.offsets.partition_point(|token| token.end <= text.start);
+            let end = encoded.offsets.partition_point(|token| token.start < text.end);
+            let role = messages[message].role.clone();
+            Span { message, role, text, content, ids: first..end.max(first) }
+        });
+        let spans = spans.collect();
+        let opened = TagParser::opened_by(&text.as_str()[last_input..]);
+        Ok(Rendered {
+            text: text.as_str().to_owned(),
+            ids: encoded.ids,
+            offsets: encoded.offsets,
+            spans,
+            opened,
+        })
     }
 
-    /// Finds the contents in a rendering: renders again with a marker in the place of each content,
-    /// then checks that putting the contents there gives the text. `None` when it does not.
-    fn locate(
+    /// The tokens that steer the model without being declared special: those in the spelling of a
+    /// control token, and bracketed ones that the template writes itself, such as `<tool_call>`.
+    fn control_tokens(&self, tokenizer: &Tokenizer) -> HashSet<u32> {
+        let between = |text: &str, open: &str, close: &str| text.starts_with(open) && text.ends_with(close);
+        let steers = |text: &str| {
+            between(text, "<|", "|>")
+                || between(text, "<｜", "｜>")
+                || ((between(text, "<", ">") || between(text, "[", "]")) && self.source.contains(text))
+        };
+        tokenizer.added_tokens().filter(|(_, text)| steers(text)).map(|(id, _)| id).collect()
+    }
+
+    /// Renders, in the shape of contents that the template can be seen to want.
+    fn run(&self, messages: &[Message], options: &RenderOptions) -> Result<(Text, Vec<Source>), TextError> {
+        let mut shape = Shape::default();
+        let (mut result, mut misread) = self.attempt(messages, options, shape);
+        let odd = messages.iter().any(|message| message.given != Content::Text);
+        let misunderstood =
+            (result.is_err() && !misread.refused) || misread.printed_parts || misread.printed_none;
+        if odd && misunderstood {
+            let refusal = messages.iter().enumerate().find_map(|(at, message)| message.not_text(at));
+            if let Some(refusal) = refusal {
+                return Err(failed(refusal));
+            }
+            shape.only_text = true;
+            (result, misread) = self.attempt(messages, options, shape);
+        }
+        if misread.looped_over_text {
+            let wrapped = Shape { text_as_parts: true, ..shape };
+            let (other, again) = self.attempt(messages, options, wrapped);
+            if other.is_ok() && !again.printed_parts {
+                result = other;
+            }
+        }
+        result.map_err(failed)
+    }
+
+    fn attempt(
         &self,
-        text: &str,
         messages: &[Message],
         options: &RenderOptions,
-    ) -> Option<Vec<(usize, Range<usize>)>> {
-        let mut mark = String::from('\u{10FFFD}');
-        while text.contains(&mark) {
-            mark.push('\u{10FFFD}');
+        shape: Shape,
+    ) -> (Outcome<(Text, Vec<Source>)>, Misread) {
+        let mut inputs = Inputs::default();
+        let mut variables: HashMap<String, Value> = HashMap::new();
+        for (name, value) in &options.extra {
+            variables.insert(name.clone(), inputs.foreign(value));
         }
-        let mut marked = messages.to_vec();
-        for (index, message) in marked.iter_mut().enumerate() {
-            if !message.content.is_empty() {
-                message.content = format!("{mark}{index}{mark}");
+        let listed = messages.iter().enumerate().map(|(at, message)| inputs.message(at, message, shape));
+        variables.insert("messages".into(), Value::list(listed.collect()));
+        variables.insert("add_generation_prompt".into(), Value::Bool(options.add_generation_prompt));
+        for (name, value) in [("tools", &options.tools), ("documents", &options.documents)] {
+            let value = value.as_ref().map_or(Value::None, |value| inputs.foreign(value));
+            variables.insert(name.into(), value);
+        }
+        let texts =
+            [("bos_token", &self.bos), ("eos_token", &self.eos), ("date_string", &options.date_string)];
+        for (name, text) in texts {
+            if let Some(text) = text {
+                variables.insert(name.into(), Value::text(text));
             }
         }
-        let skeleton = self.render(&marked, options).ok()?;
-        let parts: Vec<&str> = skeleton.split(&mark).collect();
-        let mut places: Vec<(usize, Range<usize>)> = Vec::new();
-        let mut at = parts[0].len();
-        if !text.starts_with(parts[0]) {
-            return None;
-        }
-        // What follows the first part is message number, text, message number, text, and so on.
-        for pair in parts[1..].chunks(2) {
-            let [number, after] = pair else { return None };
-            let message: usize = number.parse().ok()?;
-            let content = &messages.get(message)?.content;
-            let variants = [content.as_str(), content.trim(), content.trim_end(), content.trim_start()];
-            let here = &text[at..];
-            let fits =
-                |variant: &&str| here.strip_prefix(*variant).is_some_and(|rest| rest.starts_with(*after));
-            let length = variants.into_iter().find(fits)?.len();
-            if places.iter().any(|(other, _)| *other == message) {
-                return None;
-            }
-            places.push((message, at..at + length));
-            at += length + after.len();
-        }
-        (at == text.len()).then_some(places)
+        let sources = inputs.sources;
+        let is_content = sources.iter().map(|source| source.is_content).collect();
+        let context = Context::new(is_content, options.now);
+        let run = || {
+            let template = machinery::parse(&self.source, FILE, Default::default(), WHITE_SPACE);
+            interpreter::run(&context, &template.map_err(|error| error.to_string())?, variables)
+        };
+        let result = run();
+        (result.map(|text| (text, sources)), context.misread.get())
     }
 }
 
-/// Who may write the reflection tags as special tokens.
-fn guard_of(role: &str) -> Guard {
-    match role {
-        "system" | "assistant" => Guard::Tags,
-        _ => Guard::Text,
-    }
+/// How messages of the parser name the template.
+const FILE: &str = "the template";
+
+/// The white space that Hugging Face's environment drops.
+const WHITE_SPACE: WhitespaceConfig =
+    WhitespaceConfig { keep_trailing_newline: false, lstrip_blocks: true, trim_blocks: true };
+
+fn parse(source: &str) -> Result<(), TextError> {
+    machinery::parse(source, FILE, Default::default(), WHITE_SPACE)
+        .map_err(|e| failed(e.to_string()))
+        .map(|_| ())
 }
 
-fn failed(error: minijinja::Error) -> TextError {
-    TextError::Template(error.to_string())
+/// Hugging Face marks the assistant's part of a template with `{% generation %}` blocks, a tag that
+/// plain Jinja does not know. They print what is in them, like a condition that always holds.
+fn without_generation_blocks(source: &str) -> String {
+    let mut parts = source.split("{%");
+    let mut text = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        text.push_str("{%");
+        let name = part.trim_start_matches(['-', '+']).trim_start();
+        let word = name.split(|c: char| !c.is_alphanumeric()).next().unwrap_or_default();
+        let before = &part[..part.len() - name.len()];
+        match word {
+            "generation" => text.extend([before, "if true", &name[word.len()..]]),
+            "endgeneration" => text.extend([before, "endif", &name[word.len()..]]),
+            _ => text.push_str(part),
+        }
+    }
+    text
+}
+
+fn failed(problem: String) -> TextError {
+    TextError::Template(problem)
 }
 
 #[cfg(test)]

@@ -10,8 +10,10 @@
 //! by a user, its spelling must stay ordinary text. [`SpecialTokens::Plain`] guarantees that no
 //! special id comes out: special spellings are not searched for, so that they reach the merge step
 //! like any text, and a piece that would still come out as a special id is split after its first
-//! character. Tokens added to a vocabulary without being special stay what they are.
+//! character. Tokens added to a vocabulary without being special stay what they are, unless the caller
+//! of [`Tokenizer::encode_guarded`] counts them among the control tokens.
 
+mod added;
 mod byte_level;
 mod gguf;
 mod json;
@@ -21,11 +23,11 @@ mod train;
 use std::collections::HashSet;
 use std::ops::Range;
 
+use tokenizers::models::ModelWrapper;
 use tokenizers::processors::template::TemplateProcessing;
-use tokenizers::{
-    AddedVocabulary, Encoding, Model, NormalizerWrapper, OffsetReferential, OffsetType, PreTokenizer, Token,
-};
+use tokenizers::{Encoding, Model, OffsetType, PreTokenizer, Token};
 
+use self::added::AddedTokens;
 pub use self::gguf::GgufVocab;
 pub use self::train::{TrainedTokenizer, special_tokens, train_bpe};
 use crate::error::TextError;
@@ -49,13 +51,13 @@ pub enum SpecialTokens {
     Plain,
 }
 
-/// Which special tokens may be recognised in a part of a text given to
+/// Which control tokens may be recognised in a part of a text given to
 /// [`Tokenizer::encode_guarded`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Guard {
     /// None: the text comes from a user or a tool.
     Text,
-    /// The six reflection tags, where they are special tokens: the text was written by the model or
+    /// The six reflection tags, and tokens that are not special: the text was written by the model or
     /// by the person who runs it.
     Tags,
 }
@@ -73,9 +75,10 @@ pub struct Encoded {
 /// A tokenizer with the settings of its checkpoint.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
-    /// The added tokens again, set to overlook special ones.
-    plain: AddedVocabulary,
+    added: AddedTokens,
     special_ids: HashSet<u32>,
+    /// What a piece without any token becomes; it is special, and steers nothing.
+    unknown_id: Option<u32>,
     vocab_size: usize,
     settings: Settings,
 }
@@ -122,7 +125,7 @@ impl Tokenizer {
     /// vocabulary is neither byte-level nor SentencePiece BPE.
     pub fn from_json(bytes: &[u8], config: Option<&[u8]>) -> Result<Self, TextError> {
         let (inner, settings) = json::build(bytes, config)?;
-        Ok(Self::assemble(inner, settings))
+        Self::assemble(inner, settings)
     }
 
     /// Builds the tokenizer of a GGUF file from its `tokenizer.ggml.*` entries.
@@ -132,7 +135,7 @@ impl Tokenizer {
     /// in the file; [`TextError::BadTokenizer`] for lists that do not fit together.
     pub fn from_gguf(vocab: GgufVocab) -> Result<Self, TextError> {
         let (inner, settings) = gguf::build(vocab)?;
-        Ok(Self::assemble(inner, settings))
+        Self::assemble(inner, settings)
     }
 
     /// Reads the `tokenizer.model` of Meta's Llama 3 releases: one `base64 rank` pair a line.
@@ -141,7 +144,7 @@ impl Tokenizer {
     /// [`TextError::BadTokenizer`] when a line is not such a pair or a rank is missing.
     pub fn from_tiktoken(bytes: &[u8]) -> Result<Self, TextError> {
         let (inner, settings) = tiktoken::build(bytes)?;
-        Ok(Self::assemble(inner, settings))
+        Self::assemble(inner, settings)
     }
 
     /// The `tokenizer.ggml.*` entries of a GGUF file with this tokenizer.
@@ -199,19 +202,18 @@ impl Tokenizer {
             .map_err(|error| error.to_string())
     }
 
-    fn assemble(inner: tokenizers::Tokenizer, settings: Settings) -> Self {
-        let added = inner.get_added_vocabulary();
-        let special_ids = added
-            .get_added_tokens_decoder()
-            .iter()
-            .filter(|(_, token)| token.special)
-            .map(|(id, _)| *id)
-            .collect();
-        let after_added = added.get_added_tokens_decoder().keys().max().map_or(0, |id| *id as usize + 1);
-        let mut plain = added.clone();
-        plain.set_encode_special_tokens(true);
+    fn assemble(inner: tokenizers::Tokenizer, settings: Settings) -> Result<Self, TextError> {
+        let vocabulary = inner.get_added_vocabulary();
+        let decoder = vocabulary.get_added_tokens_decoder();
+        let special_ids = decoder.iter().filter(|(_, token)| token.special).map(|(id, _)| *id).collect();
+        let after_added = decoder.keys().max().map_or(0, |id| *id as usize + 1);
         let vocab_size = inner.get_vocab_size(true).max(after_added);
-        Self { inner, plain, special_ids, vocab_size, settings }
+        let added = AddedTokens::new(vocabulary, inner.get_normalizer())?;
+        let unknown_id = match inner.get_model() {
+            ModelWrapper::BPE(bpe) => bpe.unk_token.as_ref().and_then(|text| bpe.token_to_id(text)),
+            _ => None,
+        };
+        Ok(Self { inner, added, special_ids, unknown_id, vocab_size, settings })
     }
 
     /// Turns a text into token ids.
@@ -219,21 +221,20 @@ impl Tokenizer {
     /// # Errors
     /// [`TextError::Encode`] when the pre-tokenizer gives up, which takes a pathological text.
     pub fn encode(&self, text: &str, special: SpecialTokens) -> Result<Vec<u32>, TextError> {
-        if special == SpecialTokens::Plain {
-            return Ok(self.run_plain(text, OffsetType::None)?.get_ids().to_vec());
-        }
-        let added = self.inner.get_added_vocabulary();
-        let encoding = self.run(added, text, OffsetType::None, |piece| self.merge(piece))?;
-        if special == SpecialTokens::Parse {
+        let guarded = [(0..text.len(), Guard::Text)];
+        let guarded = if special == SpecialTokens::Plain { &guarded[..] } else { &[] };
+        let encoding = self.run(text, guarded, &HashSet::new(), OffsetType::None)?;
+        if special != SpecialTokens::Add {
             return Ok(encoding.get_ids().to_vec());
         }
         let Settings { prefix, suffix, .. } = &self.settings;
         Ok([prefix, encoding.get_ids(), suffix].concat())
     }
 
-    /// Like [`SpecialTokens::Parse`], but inside the `guarded` byte ranges only what their
-    /// [`Guard`] allows is recognised. Text that holds no special spelling there gives the same ids
-    /// as `Parse`: a guard does not cut the text, it only hides special tokens.
+    /// Like [`SpecialTokens::Parse`], but a control token counts only where all of its spelling lies
+    /// outside the `guarded` byte ranges, or inside ranges whose [`Guard`] allows it. Control tokens are
+    /// the special ones and those in `control`. Text that spells none there gives the same ids as
+    /// `Parse`: a guard does not cut the text, it only hides tokens.
     ///
     /// # Errors
     /// [`TextError::Encode`] when the ranges are not ascending, disjoint and on character
@@ -242,32 +243,24 @@ impl Tokenizer {
         &self,
         text: &str,
         guarded: &[(Range<usize>, Guard)],
+        control: &HashSet<u32>,
     ) -> Result<Encoded, TextError> {
-        let mut cuts = Vec::new();
         let mut at = 0;
-        for (range, guard) in guarded {
-            let (before, inside) =
-                text.get(at..range.start).zip(text.get(range.clone())).ok_or_else(|| {
-                    TextError::Encode(format!("the guarded range {range:?} does not fit the text"))
-                })?;
-            self.find_special(before, at, |_| true, &mut cuts);
-            if *guard == Guard::Tags {
-                self.find_special(inside, range.start, |token| Tag::parse(token).is_some(), &mut cuts);
+        for (range, _) in guarded {
+            if range.start < at || text.get(range.clone()).is_none() {
+                return Err(TextError::Encode(format!("the guarded range {range:?} does not fit the text")));
             }
             at = range.end;
         }
-        self.find_special(&text[at..], at, |_| true, &mut cuts);
+        let encoding = self.run(text, guarded, control, OffsetType::Byte)?;
+        let offsets = encoding.get_offsets().iter().map(|(start, end)| *start..*end).collect();
+        Ok(Encoded { ids: encoding.get_ids().to_vec(), offsets })
+    }
 
-        let mut encoded = Encoded::default();
-        let mut at = 0;
-        for (range, id) in cuts {
-            self.append_plain(&text[at..range.start], at, &mut encoded)?;
-            at = range.end;
-            encoded.ids.push(id);
-            encoded.offsets.push(range);
-        }
-        self.append_plain(&text[at..], at, &mut encoded)?;
-        Ok(encoded)
+    /// The added tokens with their spellings.
+    pub(crate) fn added_tokens(&self) -> impl Iterator<Item = (u32, &str)> {
+        let tokens = self.inner.get_added_vocabulary().get_added_tokens_decoder();
+        tokens.iter().map(|(id, token)| (*id, token.content.as_str()))
     }
 
     /// The text of the ids. Bytes that are not UTF-8 become U+FFFD, an unknown id nothing.
@@ -341,78 +334,81 @@ impl Tokenizer {
         self.settings.alphabet == Alphabet::SentencePiece { drop_first_space: true }
     }
 
-    /// Normalises, splits and merges a text with one set of added tokens.
+    /// Finds added tokens, normalises, splits and merges a text.
     fn run(
         &self,
-        added: &AddedVocabulary,
         text: &str,
+        guarded: &[(Range<usize>, Guard)],
+        control: &HashSet<u32>,
         offsets: OffsetType,
-        merge: impl Fn(&str) -> tokenizers::Result<Vec<Token>>,
     ) -> Result<Encoding, TextError> {
-        let encode = || {
-            let mut pieces = added.extract_and_normalize(self.inner.get_normalizer(), text);
+        let guards = |place: &Range<usize>| {
+            let first = guarded.partition_point(|(range, _)| range.end <= place.start);
+            let end = place.end;
+            guarded[first..].iter().take_while(move |(range, _)| range.start < end)
+        };
+        let allowed = |id: u32, place: Range<usize>| {
+            if guarded.is_empty() || !(self.is_special(id) || control.contains(&id)) {
+                return true;
+            }
+            let spelled = self.inner.get_added_vocabulary().simple_id_to_token(id).unwrap_or_default();
+            let is_tag = !self.is_special(id) || Tag::parse(&spelled).is_some();
+            guards(&place).all(|(_, guard)| is_tag && *guard == Guard::Tags)
+        };
+        let mut pieces = self.added.extract(text, self.inner.get_normalizer(), &allowed)?;
+        let mut encode = || {
             if let Some(splitter) = self.inner.get_pre_tokenizer() {
                 splitter.pre_tokenize(&mut pieces)?;
             }
-            pieces.tokenize(|piece| merge(piece.get()))?;
-            pieces.into_encoding(None, 0, offsets)
+            pieces.tokenize(|piece| {
+                let (start, end) = piece.offsets_original();
+                match guards(&(start..end)).next() {
+                    Some(_) => self.merge_plain(piece.get()),
+                    None => self.merge(piece.get()),
+                }
+            })
         };
-        encode().map_err(|error| TextError::Encode(error.to_string()))
-    }
-
-    fn run_plain(&self, text: &str, offsets: OffsetType) -> Result<Encoding, TextError> {
-        self.run(&self.plain, text, offsets, |piece| self.merge_plain(piece))
+        encode()
+            .and_then(|()| pieces.into_encoding(None, 0, offsets))
+            .map_err(|error| TextError::Encode(error.to_string()))
     }
 
     fn merge(&self, piece: &str) -> tokenizers::Result<Vec<Token>> {
         self.inner.get_model().tokenize(piece)
     }
 
-    /// Merges a piece without ever giving a special id. Only a vocabulary that looks up whole
-    /// pieces before merging (Llama 3) can give one.
+    /// Merges a piece without ever giving a special id. Only a vocabulary that looks up whole pieces
+    /// before merging (Llama 3), or whose merges spell a special token, can give one: that token's
+    /// text is merged again without its first character.
     fn merge_plain(&self, piece: &str) -> tokenizers::Result<Vec<Token>> {
-        let tokens = self.merge(piece)?;
-        let first = piece.chars().next().map_or(0, char::len_utf8);
-        if first == piece.len() || !tokens.iter().any(|token| self.is_special(token.id)) {
-            return Ok(tokens);
-        }
-        let mut tokens = self.merge(&piece[..first])?;
-        tokens.extend(self.merge_plain(&piece[first..])?.into_iter().map(|mut token| {
-            token.offsets = (token.offsets.0 + first, token.offsets.1 + first);
-            token
-        }));
-        Ok(tokens)
-    }
-
-    /// Appends the special tokens found in `text`, which starts at byte `base` of the whole.
-    fn find_special(
-        &self,
-        text: &str,
-        base: usize,
-        allowed: impl Fn(&str) -> bool,
-        found: &mut Vec<(Range<usize>, u32)>,
-    ) {
-        let added = self.inner.get_added_vocabulary();
-        let pieces = added.extract_and_normalize(None::<&NormalizerWrapper>, text);
-        for (_, (start, end), tokens) in pieces.get_splits(OffsetReferential::Original, OffsetType::Byte) {
-            let Some(token) = tokens.as_ref().and_then(|tokens| tokens.first()) else {
-                continue;
-            };
-            let spelling = added.simple_id_to_token(token.id).unwrap_or_default();
-            if self.is_special(token.id) && allowed(&spelling) {
-                found.push((base + start..base + end, token.id));
+        let mut tokens = self.merge(piece)?;
+        loop {
+            let mut cuts = vec![0];
+            for token in tokens.iter().filter(|token| self.steers(token.id)) {
+                let (start, end) = token.offsets;
+                let first = piece[start..end].chars().next().map_or(0, char::len_utf8);
+                if start + first < end {
+                    cuts.extend([start, start + first, end]);
+                }
             }
+            if cuts.len() == 1 {
+                return Ok(tokens);
+            }
+            cuts.push(piece.len());
+            cuts.dedup();
+            let mut again = Vec::with_capacity(tokens.len() + cuts.len());
+            for part in cuts.windows(2) {
+                again.extend(self.merge(&piece[part[0]..part[1]])?.into_iter().map(|mut token| {
+                    token.offsets = (token.offsets.0 + part[0], token.offsets.1 + part[0]);
+                    token
+                }));
+            }
+            tokens = again;
         }
     }
 
-    fn append_plain(&self, text: &str, base: usize, to: &mut Encoded) -> Result<(), TextError> {
-        if text.is_empty() {
-            return Ok(());
-        }
-        let encoding = self.run_plain(text, OffsetType::Byte)?;
-        to.ids.extend(encoding.get_ids());
-        to.offsets.extend(encoding.get_offsets().iter().map(|(s, e)| base + s..base + e));
-        Ok(())
+    fn steers(&self, id: u32) -> bool {
+        self.is_special(id) && self.unknown_id != Some(id)
     }
 }
 

@@ -143,7 +143,8 @@ impl Answerer {
             ..RenderOptions::default()
         };
         let rendered = self.template.render_ids(&self.tokenizer, &prompt.messages, &options);
-        let mut ids = rendered.map_err(|error| CompletionError::Model(error.to_string()))?.ids;
+        let rendered = rendered.map_err(|error| CompletionError::Model(error.to_string()))?;
+        let mut ids = rendered.ids;
         let prefix = self.tokenizer.encode(&prompt.prefix, SpecialTokens::Parse);
         ids.extend(prefix.map_err(|error| CompletionError::Model(error.to_string()))?);
         let mut sampling = prompt.sampling.clone();
@@ -162,8 +163,10 @@ impl Answerer {
             Err(EngineError::PromptTooLong { .. }) => return Ok(None),
             submitted => submitted.map_err(failed)?,
         };
-        let generation = Generation::new(options, prompt_tokens);
-        Ok(Some((id, Active { index, prefix: prompt.prefix.clone(), prompt_tokens, generation })))
+        let generation = Generation::new(options, prompt_tokens).begin_in(&rendered.opened);
+        let opened: String = rendered.opened.iter().map(|tag| tag.spelling()).collect();
+        let prefix = opened + &prompt.prefix;
+        Ok(Some((id, Active { index, prefix, prompt_tokens, generation })))
     }
 
     fn end(&self, id: SequenceId, writing: Active, reason: FinishReason) -> Result<Answer, CompletionError> {

@@ -173,9 +173,13 @@ fn of_record(
     messages.push(Message::new("assistant", answer));
     let options = RenderOptions { tools: record.problem.tools.clone(), ..RenderOptions::default() };
     let rendered = template.render_ids(tokenizer, &messages, &options).map_err(|_| Skipped::Template)?;
-    let places = rendered.spans.ok_or(Skipped::Template)?;
     let last = messages.len() - 1;
-    let place = places.iter().find(|span| span.message == last).ok_or(Skipped::Template)?;
+    let mut places = rendered.spans.iter().filter(|span| span.message == last);
+    let place = places.next().ok_or(Skipped::Template)?;
+    // A template that cuts the answer, or writes it twice, does not show the model what is learned.
+    if places.next().is_some() || rendered.text[place.text.clone()].trim() != messages[last].content.trim() {
+        return Err(Skipped::Template);
+    }
     if rendered.ids.len() > limits.context {
         return Err(Skipped::TooLong);
     }

@@ -28,10 +28,25 @@ impl Quotes {
     /// Whether a tag that begins here is quoted. The closing tag of the innermost segment is hidden
     /// only by a fence or by an opening mark right before it.
     pub(super) fn hide_tag(&self, closes_innermost: bool) -> bool {
-        let mut here = *self;
-        here.end_row('<');
+        let here = self.before_tag();
         let quoted = here.quote.is_some() && (here.just_opened || !closes_innermost);
         here.fence.is_some() || quoted
+    }
+
+    /// Whether a fence is open.
+    pub(super) fn is_fenced(&self) -> bool {
+        self.fence.is_some()
+    }
+
+    /// Whether a fence or a quotation is open.
+    pub(super) fn is_open(&self) -> bool {
+        self.fence.is_some() || self.quote.is_some()
+    }
+
+    /// The state in front of a tag, where a row of fence characters has ended.
+    pub(super) fn before_tag(mut self) -> Self {
+        self.end_row('<');
+        self
     }
 
     /// Moves past one character of text.

@@ -117,6 +117,53 @@ fn tags_in_the_wrong_place() {
 }
 
 #[test]
+fn a_fence_that_is_never_closed_hides_no_answer() {
+    let thinking = |text: &str| format!("0: {text}");
+    let cases = [
+        ("Try:\n```py\nx = 1\n", "</thinking>\n<output>ok</output>"),
+        ("Try:\n~~~\n<thinking>", "</thinking>x</thinking>\n\n  <output>ok</output>"),
+        ("A `", "</thinking>\n<output>ok</output>"),
+    ];
+    for (before, after) in cases {
+        let text = format!("<thinking>{before}{after}");
+        let events = parse(&[&text]);
+        let lines = outline(&events);
+        assert_eq!(
+            lines[lines.len() - 3..],
+            ["2 Output", "2: ok", "2 Tag"].map(|line| {
+                let last = events.iter().filter(|event| matches!(event, TagEvent::Start { .. })).count() - 1;
+                line.replacen('2', &last.to_string(), 1)
+            }),
+            "{text:?}: {lines:?}"
+        );
+        assert_eq!(rebuild(&events), text);
+        assert!(lines[1].starts_with(&thinking(before)), "{lines:?}");
+    }
+    // Without another tag behind it the end of the answer decides.
+    let lines = outline(&parse(&["<thinking>```\nx\n</thinking>\n4."]));
+    assert_eq!(lines, ["0 Thinking", "0: ```\nx\n", "0 Tag", "1 Text", "1: \n4.", "1 Eos"]);
+    let lines = outline(&parse(&["<thinking>```\nx\n<output>4"]));
+    assert_eq!(lines, ["0 Thinking", "0: ```\nx\n", "0 Forced", "1 Output", "1: 4", "1 Eos"]);
+    // A fence that is closed has quoted all of it.
+    let quoted = "```\n<output>1</output>\n<thinking></thinking></thinking>\n```\n";
+    let lines = outline(&parse(&[&format!("<thinking>{quoted}</thinking>")]));
+    assert_eq!(lines, ["0 Thinking".to_owned(), thinking(quoted), "0 Tag".to_owned()]);
+    let lines = outline(&parse(&["<thinking>The tag `</thinking>` ends it.</thinking>"]));
+    assert_eq!(lines, ["0 Thinking", "0: The tag `</thinking>` ends it.", "0 Tag"]);
+}
+
+#[test]
+fn a_prompt_may_have_opened_a_segment() {
+    let mut parser = TagParser::new();
+    parser.begin_in(&TagParser::opened_by("assistant\n<thinking>\n"));
+    let mut events = parser.feed(0, 7, "Hm.");
+    events.extend(parser.feed(1, 8, "</thinking><output>4"));
+    events.extend(parser.finish(Closed::Eos));
+    assert_eq!(outline(&events), ["0 Thinking", "0: Hm.", "0 Tag", "1 Output", "1: 4", "1 Eos"]);
+    assert_eq!(TagParser::opened_by("<thinking>done</thinking> and `<output>`"), []);
+}
+
+#[test]
 fn quoted_tags_stay_text() {
     for quoted in [
         "\"<output>\"",

@@ -110,22 +110,23 @@ fn add_parse_and_plain_differ_only_in_special_tokens() {
 #[test]
 fn guards_hide_special_tokens_and_do_not_cut() {
     let tokenizer = byte_tokenizer();
+    let none = HashSet::new();
     let text = "<|im_start|>he\nllo <|im_end|> <thinking><|im_end|>";
-    let whole = tokenizer.encode_guarded(text, &[]).unwrap();
+    let whole = tokenizer.encode_guarded(text, &[], &none).unwrap();
     assert_eq!(whole.ids, ids(&tokenizer, text, SpecialTokens::Parse));
     assert_eq!(whole.offsets.first(), Some(&(0..12)));
     assert_eq!(whole.offsets.last(), Some(&(text.len() - 10..text.len())));
 
     // The guard begins in the middle of a word, which must stay one piece.
     let content = 13..text.len() - 10;
-    let text_guard = tokenizer.encode_guarded(text, &[(content.clone(), Guard::Text)]).unwrap();
+    let text_guard = tokenizer.encode_guarded(text, &[(content.clone(), Guard::Text)], &none).unwrap();
     assert_eq!(text_guard.ids.iter().filter(|id| tokenizer.is_special(**id)).count(), 2);
     assert!(text_guard.ids.contains(&256));
-    let tags = tokenizer.encode_guarded(text, &[(content, Guard::Tags)]).unwrap();
+    let tags = tokenizer.encode_guarded(text, &[(content, Guard::Tags)], &none).unwrap();
     assert_eq!(tags.ids.iter().filter(|id| tokenizer.is_special(**id)).count(), 3);
     assert_eq!(tokenizer.decode(&tags.ids, false), text);
-    assert!(tokenizer.encode_guarded("é", &[(1..2, Guard::Text)]).is_err());
-    assert!(tokenizer.encode_guarded("ab", &[(1..2, Guard::Text), (0..1, Guard::Text)]).is_err());
+    assert!(tokenizer.encode_guarded("é", &[(1..2, Guard::Text)], &none).is_err());
+    assert!(tokenizer.encode_guarded("ab", &[(1..2, Guard::Text), (0..1, Guard::Text)], &none).is_err());
 }
 
 #[test]

@@ -161,7 +161,7 @@ mod tests {
              <|start_header_id|>assistant<|end_header_id|>\n\n<output>2</output><|eot_id|>"
         );
         assert_eq!(rendered.offsets.len(), rendered.ids.len());
-        let spans = rendered.spans.unwrap();
+        let spans = rendered.spans;
         assert_eq!(&rendered.text[spans[1].text.clone()], "<output>2</output>");
         assert_eq!(spans[1].ids.len(), 3);
     }

@@ -1,0 +1,75 @@
+//! A tag that stands in an open quotation: quoted if the quotation ends, a tag if it never does.
+//!
+//! Models forget to close code fences. Whether `</thinking>` in a fence is talked about or meant shows
+//! only later, so the parser holds back what follows until one of these happens: the fence is closed,
+//! the next segment is opened right behind the tag, or the answer ends.
+
+use super::quote::Quotes;
+use super::{SegmentKind, Tag};
+
+/// A quoted tag that would take effect, and what came after it.
+#[derive(Clone, Debug)]
+pub(super) struct Doubt {
+    pub tag: Tag,
+    /// Index of the token that the tag began in.
+    pub token: usize,
+    /// The token that completed the tag, if no text has reported it.
+    pub id: Option<u32>,
+    /// What came after the tag: index of a token, its id if it is new, its characters.
+    pub rest: Vec<(usize, Option<u32>, String)>,
+    /// The quotation, as it goes on.
+    quotes: Quotes,
+    /// The tag closes the innermost segment, and only its line may hide it.
+    ends_with_line: bool,
+    /// What followed a closing tag, while the next segment may still open right behind it.
+    gap: Option<String>,
+}
+
+/// What the tag turned out to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Resolved {
+    /// Talked about.
+    Quoted,
+    /// Meant.
+    Meant,
+}
+
+impl Doubt {
+    pub fn new(tag: Tag, token: usize, id: Option<u32>, mut quotes: Quotes) -> Self {
+        let ends_with_line = !quotes.is_fenced();
+        tag.spelling().chars().for_each(|character| quotes.see(character));
+        let gap = (!tag.opens).then(String::new);
+        Self { tag, token, id, rest: Vec::new(), quotes, ends_with_line, gap }
+    }
+
+    /// Takes the next character, of the token at `index`.
+    pub fn push(&mut self, character: char, index: usize) {
+        match self.rest.last_mut().filter(|(last, ..)| *last == index) {
+            Some((.., text)) => text.push(character),
+            None => self.rest.push((index, None, character.to_string())),
+        }
+    }
+
+    /// What the character just pushed decides.
+    pub fn look(&mut self, character: char) -> Option<Resolved> {
+        if self.ends_with_line && character == '\n' {
+            return Some(Resolved::Meant);
+        }
+        self.quotes.see(character);
+        if !self.quotes.is_open() {
+            return Some(Resolved::Quoted);
+        }
+        let gap = self.gap.as_mut()?;
+        gap.push(character);
+        let behind = gap.trim_start();
+        let opening =
+            [SegmentKind::Output, SegmentKind::Thinking].map(|kind| Tag { kind, opens: true }.spelling());
+        if opening.contains(&behind) {
+            return Some(Resolved::Meant);
+        }
+        if !opening.iter().any(|spelling| spelling.starts_with(behind)) {
+            self.gap = None;
+        }
+        None
+    }
+}

@@ -119,8 +119,9 @@ fn copy(
 fn add_vocab(header: &mut GgufHeader, vocab: &mut GgufVocab, config: &LlamaConfig, notes: &mut Vec<String>) {
     let gone = vocab.fit(config.vocab_size);
     if gone > 0 {
+        let tokens = if gone == 1 { "token has" } else { "tokens have" };
         notes.push(format!(
-            "the last {gone} tokens of the tokenizer have no row in the embedding and are not in the file"
+            "the tokenizer's last {gone} {tokens} no row in the embedding and no place in the file"
         ));
     }
     let left = vocab.end_with(&config.eos_token_ids);

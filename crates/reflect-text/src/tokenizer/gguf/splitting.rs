@@ -71,6 +71,9 @@ const DIGIT: &str = r"\p{N}";
 /// Splitting rule of Llama 3: contractions in any case, up to three digits together.
 pub(in super::super) const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
+/// As [`LLAMA3`] but for what follows line ends, as tiktoken's cl100k_base says it.
+const CL100K: &str = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+";
+
 /// Splitting rule of Qwen 2: that of Llama 3, but each digit alone.
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
@@ -104,7 +107,7 @@ static RULES: [Rule; 26] = [
     )
     .whole_pieces()
     .with_bos(),
-    Rule::new(&["smaug-bpe", "dbrx", "glm4", "chatglm-bpe"], &[LLAMA3]),
+    Rule::new(&["smaug-bpe", "dbrx", "glm4", "chatglm-bpe"], &[LLAMA3]).published(&[&[CL100K]]),
     Rule::new(
         &["smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b", "mellum2"],
         &[DIGIT, GPT2],

@@ -17,7 +17,7 @@ use reflect_llm::{
     gguf::GgufFile,
     load_model,
     safetensors_dir::{Index, SafetensorsFiles},
-    weights::{MemoryFile, TensorSource, check_shapes, check_tokenizer, expected_shapes},
+    weights::{MemoryFile, TensorSource, check_shapes, expected_shapes},
 };
 use reflect_tests::{ACCEPTANCE, golden::Golden, is_set};
 use reflect_text::{Closed, TagEvent, TagParser, Tokenizer};
@@ -134,8 +134,7 @@ fn damaged_gguf_files() {
         let file = MemoryFile::new("model.gguf", bytes);
         let file = said(pollster::block_on(GgufFile::open(file)))?;
         let config = said(pollster::block_on(file.config()))?;
-        let tokenizer = said(Tokenizer::from_gguf(said(file.vocab())?))?;
-        said(check_tokenizer(config.vocab_size, tokenizer.vocab_size()))?;
+        said(Tokenizer::from_gguf(said(file.vocab())?))?;
         load(config, &file)
     });
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use reflect_tests::{golden, smollm2};
-use reflect_text::{ChatTemplate, Clock, Message, RenderOptions, SpecialTokens, Tokenizer};
+use reflect_text::{ChatTemplate, Clock, GgufVocab, Message, RenderOptions, SpecialTokens, Tokenizer};
 use serde_json::Value;
 
 fn read(path: &str) -> String {
@@ -38,6 +38,56 @@ fn gguf_token_ids_equal_llama_cpp() {
         assert_eq!(tokenizer.decode(ids, false), text.replace(missing.as_slice(), ""));
     }
     assert!(wrong.is_empty(), "{} of {} strings differ:\n{}", wrong.len(), rows.len(), wrong.join("\n"));
+}
+
+/// llama.cpp's ids by every splitting rule and by scores with ties, and its ends of answers:
+/// `golden/tokenizer/make_gguf.py`.
+#[test]
+fn gguf_rules_scores_and_ends_equal_llama_cpp() {
+    let golden: Value = serde_json::from_str(&read("tokenizer/gguf.json")).expect("gguf.json parses");
+    let list = |value: &Value| -> Vec<String> { serde_json::from_value(value.clone()).expect("texts") };
+    let ids = |value: &Value| -> Vec<Vec<u32>> { serde_json::from_value(value.clone()).expect("ids") };
+    let check = |what: &str, vocab: GgufVocab, texts: &[String], expected: &[Vec<u32>]| {
+        let tokenizer = Tokenizer::from_gguf(vocab).unwrap_or_else(|error| panic!("{what}: {error}"));
+        for (text, expected) in texts.iter().zip(expected) {
+            let ours = tokenizer.encode(text, SpecialTokens::Plain).expect("it can be tokenised");
+            assert_eq!(ours, *expected, "{what}: {text:?}");
+        }
+    };
+    let texts = list(&golden["texts"]);
+    let vocab = GgufVocab {
+        model: "gpt2".to_owned(),
+        tokens: list(&golden["tokens"]),
+        merges: list(&golden["merges"]),
+        ..GgufVocab::default()
+    };
+    let mut names = 0;
+    for rule in golden["rules"].as_array().expect("rules") {
+        for name in list(&rule["names"]) {
+            check(&name, GgufVocab { pre: Some(name.clone()), ..vocab.clone() }, &texts, &ids(&rule["ids"]));
+            names += 1;
+        }
+    }
+    assert!(names >= 75 && texts.len() >= 100, "{names} names, {} texts", texts.len());
+    for scored in golden["scored"].as_array().expect("vocabularies") {
+        let vocab = GgufVocab {
+            model: "llama".to_owned(),
+            tokens: list(&scored["tokens"]),
+            token_types: serde_json::from_value(scored["types"].clone()).expect("types"),
+            scores: serde_json::from_value(scored["scores"].clone()).expect("scores"),
+            unknown_id: Some(0),
+            bos_id: Some(1),
+            eos_id: Some(2),
+            ..GgufVocab::default()
+        };
+        check("scores", vocab, &list(&scored["texts"]), &ids(&scored["ids"]));
+    }
+    let spellings = list(&golden["ends"]["tokens"]);
+    let ends: Vec<u32> = serde_json::from_value(golden["ends"]["ids"].clone()).expect("ids");
+    let ended = GgufVocab { tokens: spellings, merges: Vec::new(), pre: Some("gpt-2".to_owned()), ..vocab };
+    let mut ours = Tokenizer::from_gguf(ended).expect("a vocabulary").eos_ids();
+    ours.sort_unstable();
+    assert_eq!(ours, ends);
 }
 
 /// Prompts with special tokens in them, as `greedy.json` has llama.cpp's ids of them.

@@ -1,6 +1,7 @@
 //! Files that JavaScript reads for us: of the browser's storage, dropped on the page, or behind an address.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use js_sys::Uint8Array;
@@ -10,7 +11,7 @@ use reflect_llm::{
     config::diagnose,
     gguf::GgufFile,
     safetensors_dir::{Index, SafetensorsFiles},
-    weights::{ByteSource, LoadError, TensorInfo, TensorSource, check_tokenizer},
+    weights::{ByteSource, LoadError, TensorInfo, TensorSource},
 };
 use wasm_bindgen::{JsCast, prelude::*};
 
@@ -97,7 +98,6 @@ pub async fn open(files: Vec<BrowserFile>) -> Result<(Texts, Weights<BrowserFile
     if let Some(found) = diagnose(&texts.config, rows, texts.tokenizer.vocab_size()).into_iter().next() {
         return Err(LoadError::Unsupported { file: "the checkpoint".to_owned(), problem: found.explanation });
     }
-    check_tokenizer(texts.config.vocab_size, texts.tokenizer.vocab_size())?;
     Ok((texts, weights))
 }
 
@@ -121,6 +121,7 @@ async fn open_folder(files: Vec<BrowserFile>) -> Result<(Texts, Weights<BrowserF
         tokenizer: needed("tokenizer.json")?.all().await?,
         config: optional("tokenizer_config.json").await?,
         chat_template: optional("chat_template.jinja").await?,
+        chat_templates: BTreeMap::new(),
     };
     let texts = Texts::new(config, &tokenizer)?;
     let index = match find(INDEX) {
@@ -136,10 +137,10 @@ async fn open_folder(files: Vec<BrowserFile>) -> Result<(Texts, Weights<BrowserF
     }
     let mut parts: Vec<BrowserFile> = files.into_iter().filter(|file| names.contains(&file.name)).collect();
     parts.sort_by(|a, b| a.name.cmp(&b.name));
-    let weights = SafetensorsFiles::open(parts).await?;
-    if let Some(index) = &index {
-        weights.check_index(index, &names)?;
-    }
+    let weights = match &index {
+        Some(index) => SafetensorsFiles::open_indexed(parts, index).await?,
+        None => SafetensorsFiles::open(parts).await?,
+    };
     Ok((texts, Weights::Folder(weights)))
 }
 

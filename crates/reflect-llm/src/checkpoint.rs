@@ -1,6 +1,7 @@
 //! A checkpoint of any kind, from any kind of files: what it says about itself, and its weights.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use reflect_text::{ChatTemplate, Tokenizer};
@@ -11,6 +12,9 @@ use crate::{
     safetensors_dir::SafetensorsFiles,
     weights::{ByteSource, ExtendedVocabulary, LoadError, TensorInfo, TensorSource},
 };
+
+/// The folder of a checkpoint's templates for other purposes.
+pub const ADDITIONAL_TEMPLATES: &str = "additional_chat_templates";
 
 /// What a checkpoint says about itself beside its weights.
 pub struct Texts {
@@ -28,6 +32,8 @@ pub struct TokenizerFiles {
     pub config: Option<Vec<u8>>,
     /// `chat_template.jinja`, where there is one
     pub chat_template: Option<Vec<u8>>,
+    /// The other templates, `additional_chat_templates/NAME.jinja`, by their names
+    pub chat_templates: BTreeMap<String, Vec<u8>>,
 }
 
 impl Texts {
@@ -36,13 +42,23 @@ impl Texts {
     /// # Errors
     /// If a file is damaged or asks for what is not supported.
     pub fn new(config: LlamaConfig, files: &TokenizerFiles) -> Result<Self, LoadError> {
-        let tokenizer = Tokenizer::from_json(&files.tokenizer, files.config.as_deref())?;
-        let own = files.chat_template.as_deref().map(std::str::from_utf8).transpose();
-        let own = own.map_err(|error| LoadError::Damaged {
-            file: "chat_template.jinja".to_owned(),
-            problem: error.to_string(),
-        })?;
-        let template = ChatTemplate::of_checkpoint(&tokenizer, own)?;
+        let mut tokenizer = Tokenizer::from_json(&files.tokenizer, files.config.as_deref())?;
+        let mut by_name = BTreeMap::new();
+        let default = files.chat_template.iter().map(|bytes| ("default", bytes));
+        for (name, bytes) in
+            default.chain(files.chat_templates.iter().map(|(name, bytes)| (name.as_str(), bytes)))
+        {
+            let template = std::str::from_utf8(bytes).map_err(|error| LoadError::Damaged {
+                file: format!("the chat template {name}"),
+                problem: error.to_string(),
+            })?;
+            by_name.insert(name.to_owned(), template.to_owned());
+        }
+        // Files beside the configuration stand for all that it says about templates (transformers).
+        if !by_name.is_empty() {
+            tokenizer.set_chat_templates(by_name);
+        }
+        let template = ChatTemplate::of_checkpoint(&tokenizer, None)?;
         Ok(Self { config, tokenizer, template })
     }
 
@@ -58,10 +74,19 @@ impl Texts {
             let file = folder.join(name);
             file.exists().then(|| read_file(&file)).transpose()
         };
+        let mut chat_templates = BTreeMap::new();
+        for entry in std::fs::read_dir(folder.join(ADDITIONAL_TEMPLATES)).into_iter().flatten().flatten() {
+            let path = entry.path();
+            let name = path.file_stem().and_then(|name| name.to_str()).map(str::to_owned);
+            if let Some(name) = name.filter(|_| path.extension().is_some_and(|kind| kind == "jinja")) {
+                chat_templates.insert(name, read_file(&path)?);
+            }
+        }
         let files = TokenizerFiles {
             tokenizer: read_file(&folder.join("tokenizer.json"))?,
             config: optional("tokenizer_config.json")?,
             chat_template: optional("chat_template.jinja")?,
+            chat_templates,
         };
         Self::new(config_of_dir(folder)?, &files)
     }
@@ -77,10 +102,14 @@ impl Texts {
         Ok(Self { config, tokenizer, template })
     }
 
-    /// The tokens that end an answer.
+    /// The tokens that end an answer, each once.
     pub fn eos_ids(&self) -> Vec<u32> {
         let mut ids = self.config.eos_token_ids.clone();
-        ids.extend(self.tokenizer.eos_ids());
+        for id in self.tokenizer.eos_ids() {
+            if !ids.contains(&id) {
+                ids.push(id);
+            }
+        }
         ids
     }
 }

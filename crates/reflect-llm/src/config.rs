@@ -11,39 +11,20 @@ use crate::gguf::GgufMetadata;
 
 mod hugging_face;
 mod repair;
+mod rope;
 
 use self::hugging_face::{HfConfig, HfRope};
 pub use self::repair::{Diagnosis, Repair, diagnose};
+use self::rope::gguf_rope_scaling;
+pub use self::rope::{LLAMA31_ROPE_SCALING, RopeScaling};
 
 const LLAMA31_VOCAB: usize = 128_256;
 
 /// Llama 3.1's vocabulary and the six tags of Reflection-Llama-3.1-70B.
 const REFLECTION_VOCAB: usize = 128_262;
 
-/// How rotary positions are stretched beyond the context of the pre-training.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum RopeScaling {
-    None,
-    /// All frequencies are divided by `factor`.
-    Linear {
-        factor: f64,
-    },
-    /// Low frequencies are divided by `factor`, high ones kept, the ones between interpolated.
-    Llama3 {
-        factor: f64,
-        low_freq_factor: f64,
-        high_freq_factor: f64,
-        original_max_position_embeddings: usize,
-    },
-}
-
-/// The scaling of every Llama 3.1 model (llama-models, `models/llama3/model.py`).
-pub const LLAMA31_ROPE_SCALING: RopeScaling = RopeScaling::Llama3 {
-    factor: 8.0,
-    low_freq_factor: 1.0,
-    high_freq_factor: 4.0,
-    original_max_position_embeddings: 8192,
-};
+/// The entry of a GGUF file for end tokens beyond those that it has names for.
+pub const GGUF_EOS_IDS: &str = "reflect.eos_token_ids";
 
 /// Which elements of a head are rotated together: a property of the row order of q and k.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,7 +113,7 @@ impl LlamaConfig {
             rms_norm_eps: raw.rms_norm_eps.unwrap_or(1e-6),
             rope_theta,
             rope_scaling: rope.map_or(Ok(RopeScaling::None), HfRope::scaling)?,
-            rope_freq_factors: None,
+            rope_freq_factors: rope.and_then(HfRope::freq_factors),
             rope_layout: RopeLayout::HalfSplit,
             tie_word_embeddings: raw.tie_word_embeddings.unwrap_or(false),
             attention_bias: raw.attention_bias.unwrap_or(false),
@@ -146,21 +127,8 @@ impl LlamaConfig {
 
     /// A `config.json` for weights in the row order of Hugging Face, stored as `torch_dtype` says, with
     /// `fp8` the projections in that and a scale for each row.
-    ///
-    /// # Errors
-    /// If the frequency factors have no name in such a file.
-    pub fn to_hf_json(&self, torch_dtype: &str, fp8: bool) -> Result<Json, ConfigError> {
+    pub fn to_hf_json(&self, torch_dtype: &str, fp8: bool) -> Json {
         hugging_face::to_json(self, torch_dtype, fp8)
-    }
-
-    /// Divisors of the frequencies as GGUF stores them, where Llama 3 scaling stretches some.
-    pub fn freq_factors(&self) -> Option<Vec<f32>> {
-        if let RopeScaling::Llama3 { .. } = self.rope_scaling {
-            let plain = Self { rope_scaling: RopeScaling::None, rope_freq_factors: None, ..self.clone() };
-            let pairs = plain.inv_freq().into_iter().zip(self.inv_freq());
-            return Some(pairs.map(|(plain, scaled)| plain / scaled).collect());
-        }
-        self.rope_freq_factors.clone()
     }
 
     /// Adds the end tokens of a `generation_config.json`: instruction-tuned checkpoints list the
@@ -210,14 +178,16 @@ impl LlamaConfig {
                 return invalid(key, found, format!("the head size, {head_dim}"));
             }
         }
-        let vocab_size = match metadata.size("llama.vocab_size")? {
-            Some(size) => size,
-            None => required(metadata.array_len("tokenizer.ggml.tokens"), "llama.vocab_size")?,
-        };
+        let listed = metadata.array_len("tokenizer.ggml.tokens");
+        let vocab_size = metadata.size("llama.vocab_size")?.max(listed);
+        let vocab_size = required(vocab_size, "llama.vocab_size")?;
         let mut eos_token_ids = Vec::new();
         for name in ["eos", "eot", "eom"] {
             let id = metadata.token_id(&format!("tokenizer.ggml.{name}_token_id"))?;
             eos_token_ids.extend(id.filter(|id| !eos_token_ids.contains(id)));
+        }
+        for id in metadata.whole_numbers(GGUF_EOS_IDS)? {
+            eos_token_ids.extend(Some(id).filter(|id| !eos_token_ids.contains(id)));
         }
         let eps = metadata.float("llama.attention.layer_norm_rms_epsilon")?;
         let config = LlamaConfig {
@@ -328,88 +298,6 @@ impl LlamaConfig {
         Ok(())
     }
 
-    fn validate_rope(&self) -> Result<(), ConfigError> {
-        if !(self.rope_theta >= 1.0 && self.rope_theta <= 1e12) {
-            return invalid("rope_theta", self.rope_theta, "between 1 and 1e12".into());
-        }
-        if let RopeScaling::Linear { factor } | RopeScaling::Llama3 { factor, .. } = self.rope_scaling
-            && !(factor > 0.0 && factor <= 1e6)
-        {
-            return invalid("the rope scaling factor", factor, "between 0 and 1e6".into());
-        }
-        if let RopeScaling::Llama3 {
-            low_freq_factor: low,
-            high_freq_factor: high,
-            original_max_position_embeddings: original,
-            ..
-        } = self.rope_scaling
-        {
-            if !(low > 0.0 && high > low && high <= 1e6) {
-                let must = format!("above low_freq_factor = {low}, which must be above 0");
-                return invalid("high_freq_factor", high, must);
-            }
-            if original == 0 || original > 1 << 30 {
-                return invalid("original_max_position_embeddings", original, "positive".into());
-            }
-        }
-        if let Some(factors) = &self.rope_freq_factors {
-            if factors.len() != self.head_dim / 2 {
-                let must = format!("{} values, half of head_dim", self.head_dim / 2);
-                return invalid("the length of rope_freqs.weight", factors.len(), must);
-            }
-            if let Some(bad) = factors.iter().find(|f| !(f.is_finite() && **f > 0.0)) {
-                return invalid("rope_freqs.weight", bad, "positive numbers".into());
-            }
-        }
-        Ok(())
-    }
-
-    /// Rotation per position of each pair of a head, `[head_dim / 2]`, in radians.
-    ///
-    /// Rounded to f32 after every step as transformers does it (`modeling_rope_utils.py`); Llama 3
-    /// scaling is Meta's `apply_scaling` (llama-models, `models/llama3/model.py`). The power itself
-    /// is taken in f64, so that native and WebAssembly builds agree.
-    pub fn inv_freq(&self) -> Vec<f32> {
-        let theta = f64::from(self.rope_theta as f32);
-        let base = (0..self.head_dim / 2).map(|pair| {
-            let exponent = (2 * pair) as f32 / self.head_dim as f32;
-            1.0 / theta.powf(f64::from(exponent)) as f32
-        });
-        let scaled = base.map(|freq| match self.rope_scaling {
-            RopeScaling::None => freq,
-            RopeScaling::Linear { factor } => freq / factor as f32,
-            RopeScaling::Llama3 { .. } => self.llama3_freq(freq),
-        });
-        match &self.rope_freq_factors {
-            None => scaled.collect(),
-            Some(factors) => scaled.zip(factors).map(|(freq, factor)| freq / factor).collect(),
-        }
-    }
-
-    /// One frequency under Llama 3 scaling: wavelengths beyond the original context are stretched
-    /// by `factor`, short ones kept, and the ones between blended linearly.
-    fn llama3_freq(&self, freq: f32) -> f32 {
-        let RopeScaling::Llama3 {
-            factor,
-            low_freq_factor: low,
-            high_freq_factor: high,
-            original_max_position_embeddings: original,
-        } = self.rope_scaling
-        else {
-            return freq;
-        };
-        let (factor, original) = (factor as f32, original as f64);
-        let wavelength = std::f32::consts::TAU / freq;
-        if wavelength > (original / low) as f32 {
-            freq / factor
-        } else if wavelength < (original / high) as f32 {
-            freq
-        } else {
-            let smooth = (original as f32 / wavelength - low as f32) / (high - low) as f32;
-            (1.0 - smooth) * freq / factor + smooth * freq
-        }
-    }
-
     /// Number of weights; a tied head counts once.
     pub fn param_count(&self) -> u64 {
         let [hidden, ffn, layers, vocab] =
@@ -428,24 +316,6 @@ impl LlamaConfig {
     pub fn kv_bytes_per_token(&self, elem_bytes: usize) -> u64 {
         let head_elements = self.num_key_value_heads as u64 * self.head_dim as u64;
         2 * self.num_hidden_layers as u64 * head_elements * elem_bytes as u64
-    }
-}
-
-fn gguf_rope_scaling(metadata: &GgufMetadata) -> Result<RopeScaling, ConfigError> {
-    let factor = match metadata.float("llama.rope.scaling.factor")? {
-        // The key of files older than scaling types.
-        None => metadata.float("llama.rope.scale_linear")?,
-        factor => factor,
-    };
-    let kind = metadata.string("llama.rope.scaling.type")?;
-    match kind {
-        None | Some("linear") => Ok(match factor {
-            // llama.cpp reads a factor of 0 as "not scaled".
-            Some(factor) if factor != 0.0 => RopeScaling::Linear { factor },
-            _ => RopeScaling::None,
-        }),
-        Some("none") => Ok(RopeScaling::None),
-        Some(other) => invalid("llama.rope.scaling.type", shown(other), "none or linear".into()),
     }
 }
 

@@ -16,14 +16,15 @@ use reflect_text::GgufVocab;
 use crate::config::{ConfigError, LlamaConfig};
 use reflect_kernels::Format;
 
-use crate::weights::{ByteSource, LoadError, Located, TensorInfo, TensorSource, no_such_tensor};
+use crate::weights::{
+    ByteSource, LoadError, Located, TensorInfo, TensorSource, is_of_llama, no_such_tensor, plain_floats,
+};
 
 mod header;
 mod metadata;
 mod write;
 
 use self::header::{RawTensor, read_header};
-use self::metadata::wrong_type;
 pub use self::metadata::{Array, GgufMetadata, Value};
 pub use self::write::{GgufHeader, gguf_name};
 
@@ -61,11 +62,17 @@ impl<S: ByteSource> GgufFile<S> {
         let data_start = header.end.next_multiple_of(alignment);
         let mut tensors = BTreeMap::new();
         for raw in header.tensors {
-            let format = format_of(raw.type_id).map_err(|found| LoadError::UnsupportedDtype {
-                file: file(),
-                tensor: raw.name.clone(),
-                found,
-            })?;
+            let needed = is_of_llama(&hf_name(&raw.name)) || raw.name == ROPE_FREQS;
+            let format = match format_of(raw.type_id) {
+                Ok(format) => format,
+                Err(found) if needed => {
+                    return Err(LoadError::UnsupportedDtype { file: file(), tensor: raw.name, found });
+                }
+                Err(_) => continue,
+            };
+            if !needed && raw.dims.contains(&0) {
+                continue;
+            }
             let located = raw.locate(format, data_start, alignment, source.size()).map_err(damaged)?;
             let name = located.info.name.clone();
             if tensors.insert(name, located).is_some() {
@@ -104,17 +111,19 @@ impl<S: ByteSource> GgufFile<S> {
         config.tie_word_embeddings = !has("lm_head.weight");
         config.attention_bias = has("model.layers.0.self_attn.q_proj.bias");
         config.mlp_bias = has("model.layers.0.mlp.gate_proj.bias");
+        if let Some(info) = self.info("model.embed_tokens.weight") {
+            // The embedding may be padded beyond the list of tokens, and files need not say its size.
+            config.vocab_size = info.rows();
+            config.validate()?;
+        }
         if let Some(info) = self.info(ROPE_FREQS) {
-            if info.format != Format::F32 {
-                return Err(LoadError::UnsupportedDtype {
-                    file: self.source.name().into(),
-                    tensor: ROPE_FREQS.into(),
-                    found: format!("{} instead of F32", info.format.name()),
-                });
-            }
             let bytes = self.read(ROPE_FREQS, 0..info.rows()).await?;
-            let values = bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
-            config.rope_freq_factors = Some(values.collect());
+            let values = plain_floats(info.format, &bytes).ok_or_else(|| LoadError::UnsupportedDtype {
+                file: self.source.name().into(),
+                tensor: ROPE_FREQS.into(),
+                found: info.format.name().into(),
+            })?;
+            config.rope_freq_factors = Some(values);
             config.validate()?;
         }
         Ok(config)
@@ -131,21 +140,41 @@ impl<S: ByteSource> GgufFile<S> {
         let flag = |name: &str| metadata.bool(&key(name));
         let text = |name: &str| Ok::<_, ConfigError>(metadata.string(name)?.map(str::to_string));
         let missing = |name: &str| ConfigError::Missing(key(name));
+        let mut other_ids = BTreeMap::new();
+        let mut chat_templates = BTreeMap::new();
+        const NAMED: [&str; 4] = ["bos", "eos", "unknown", "padding"];
+        for (entry, _) in metadata.entries() {
+            if let Some(name) =
+                entry.strip_prefix("tokenizer.ggml.").filter(|name| name.ends_with("_token_id"))
+                && !NAMED.contains(&name.trim_end_matches("_token_id"))
+                && let Some(id) = metadata.token_id(entry)?
+            {
+                other_ids.insert(name.to_owned(), id);
+            }
+            if let Some(name) = entry.strip_prefix("tokenizer.chat_template.") {
+                chat_templates.extend(text(entry)?.map(|template| (name.to_owned(), template)));
+            }
+        }
+        let tokens = metadata.strings(&key("tokens"))?;
         let vocab = GgufVocab {
             model: text(&key("model"))?.ok_or_else(|| missing("model"))?,
             pre: text(&key("pre"))?,
-            tokens: metadata.strings(&key("tokens"))?,
-            token_types: self.token_types(&key("token_type"))?,
+            token_types: metadata.whole_numbers(&key("token_type"))?,
             merges: metadata.strings(&key("merges"))?,
-            scores: self.scores(&key("scores"))?,
+            scores: metadata.floats(&key("scores"))?,
             bos_id: id("bos_token_id")?,
             eos_id: id("eos_token_id")?,
             unknown_id: id("unknown_token_id")?,
-            pad_id: id("padding_token_id")?,
+            // Fine-tunes name a padding token that only their tokenizer has.
+            pad_id: id("padding_token_id")?.filter(|id| (*id as usize) < tokens.len()),
+            tokens,
+            other_ids,
             add_bos: flag("add_bos_token")?,
             add_eos: flag("add_eos_token")?,
             add_space_prefix: flag("add_space_prefix")?,
             chat_template: text("tokenizer.chat_template")?,
+            chat_templates,
+            huggingface_json: text("tokenizer.huggingface.json")?,
         };
         if vocab.tokens.is_empty() {
             return Err(missing("tokens").into());
@@ -161,28 +190,6 @@ impl<S: ByteSource> GgufFile<S> {
             }
         }
         Ok(vocab)
-    }
-
-    fn token_types(&self, key: &str) -> Result<Vec<u32>, ConfigError> {
-        let wrong = || wrong_type(key, "a list of small numbers");
-        match self.metadata.get(key) {
-            None => Ok(Vec::new()),
-            Some(Value::Array(Array::Signed(values))) => {
-                values.iter().map(|&v| u32::try_from(v).map_err(|_| wrong())).collect()
-            }
-            Some(Value::Array(Array::Unsigned(values))) => {
-                values.iter().map(|&v| u32::try_from(v).map_err(|_| wrong())).collect()
-            }
-            Some(_) => Err(wrong()),
-        }
-    }
-
-    fn scores(&self, key: &str) -> Result<Vec<f32>, ConfigError> {
-        match self.metadata.get(key) {
-            None => Ok(Vec::new()),
-            Some(Value::Array(Array::Float(values))) => Ok(values.iter().map(|&v| v as f32).collect()),
-            Some(_) => Err(wrong_type(key, "a list of numbers")),
-        }
     }
 }
 

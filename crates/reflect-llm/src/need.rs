@@ -2,7 +2,11 @@
 
 use reflect_kernels::KvFormat;
 
-use crate::{LlamaConfig, engine::Engine, weights::TensorSource};
+use crate::{
+    LlamaConfig,
+    engine::Engine,
+    weights::{TensorSource, expected_shapes},
+};
 
 /// Bytes that a run takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +29,7 @@ impl Need {
         logit_rows: usize,
     ) -> Self {
         Self {
-            weights: weight_bytes(source),
+            weights: weight_bytes(config, source),
             cache: Engine::cache_bytes(config, positions, format),
             scratch: scratch_bytes(config, rows, logit_rows),
         }
@@ -46,9 +50,10 @@ pub fn scratch_bytes(config: &LlamaConfig, rows: usize, logit_rows: usize) -> u6
     4 * floats as u64 + STAGING
 }
 
-/// Bytes of all weights as they lie on a device.
-pub fn weight_bytes(source: &impl TensorSource) -> u64 {
-    let infos = source.names().filter_map(|name| source.info(name));
+/// Bytes of the weights of a model as they lie on a device; other tensors of its files are not loaded.
+pub fn weight_bytes(config: &LlamaConfig, source: &impl TensorSource) -> u64 {
+    let shapes = expected_shapes(config);
+    let infos = shapes.iter().filter_map(|(name, _)| source.info(name));
     infos.map(|info| 4 * (info.rows() * info.format.row_words(info.cols())) as u64).sum()
 }
 

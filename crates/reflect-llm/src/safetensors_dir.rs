@@ -9,13 +9,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::Range;
 
-use half::{bf16, f16};
 use reflect_kernels::Format;
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 
 use crate::config::shown;
-use crate::weights::{ByteSource, LoadError, Located, TensorInfo, TensorSource, no_such_tensor};
+use crate::weights::{
+    ByteSource, LoadError, Located, TensorInfo, TensorSource, is_of_llama, no_such_tensor, plain_floats,
+};
 
 /// The limit that the format sets for its header.
 const MAX_HEADER: u64 = 100_000_000;
@@ -28,6 +29,8 @@ pub struct SafetensorsFiles<S> {
     tensors: BTreeMap<String, Located>,
     /// Of each tensor in fp8, a scale for each row.
     scales: BTreeMap<String, Vec<f32>>,
+    /// Names of tensors that no Llama has, in types that are not read.
+    ignored: BTreeSet<String>,
 }
 
 impl<S: ByteSource> SafetensorsFiles<S> {
@@ -36,18 +39,52 @@ impl<S: ByteSource> SafetensorsFiles<S> {
     /// # Errors
     /// If a header is damaged, a tensor has an unsupported type, or a name appears twice.
     pub async fn open(files: Vec<S>) -> Result<Self, LoadError> {
-        let mut tensors = BTreeMap::new();
+        Self::open_parts(files, |_, _| true).await
+    }
+
+    /// As [`open`](Self::open) for the files that `index` names, in the order of [`Index::files`]: of a
+    /// tensor that is in several files the one counts that the index names.
+    ///
+    /// # Errors
+    /// As there, and if a tensor that the index lists is not in the file that it names.
+    pub async fn open_indexed(files: Vec<S>, index: &Index) -> Result<Self, LoadError> {
+        let names = index.files();
+        let is_here = |tensor: &str, file: usize| {
+            index.weight_map.get(tensor).is_none_or(|named| names.get(file) == Some(named))
+        };
+        let weights = Self::open_parts(files, is_here).await?;
+        let missing = index
+            .weight_map
+            .iter()
+            .find(|(tensor, _)| !weights.tensors.contains_key(*tensor) && !weights.ignored.contains(*tensor));
+        match missing {
+            None => Ok(weights),
+            Some((tensor, file)) => Err(LoadError::Damaged {
+                file: file.clone(),
+                problem: format!("{INDEX_FILE} places tensor {tensor:?} in it, but it is not there"),
+            }),
+        }
+    }
+
+    /// Reads the headers; `counts` says whether the tensor of a name in a file is to be used.
+    async fn open_parts(files: Vec<S>, counts: impl Fn(&str, usize) -> bool) -> Result<Self, LoadError> {
+        let (mut tensors, mut ignored) = (BTreeMap::new(), BTreeSet::new());
         for (index, file) in files.iter().enumerate() {
-            for mut located in read_header(file).await? {
+            let header = read_header(file).await?;
+            ignored.extend(header.ignored);
+            for mut located in header.tensors {
                 located.file = index;
                 let name = located.info.name.clone();
+                if !counts(&name, index) {
+                    continue;
+                }
                 if tensors.insert(name.clone(), located).is_some() {
                     let problem = format!("tensor {name:?} is already in another file");
                     return Err(LoadError::Damaged { file: file.name().into(), problem });
                 }
             }
         }
-        let mut weights = SafetensorsFiles { files, tensors, scales: BTreeMap::new() };
+        let mut weights = SafetensorsFiles { files, tensors, scales: BTreeMap::new(), ignored };
         let eight: Vec<TensorInfo> = weights.tensors.values().map(|tensor| tensor.info.clone()).collect();
         for info in eight.into_iter().filter(|info| info.format == Format::Fp8) {
             let scales = weights.row_scales(&info).await?;
@@ -72,38 +109,16 @@ impl<S: ByteSource> SafetensorsFiles<S> {
             return Ok(vec![1.0; rows]);
         };
         let count: usize = scale.info.shape.iter().product();
-        let decode: fn(&[u8]) -> f32 = match scale.info.format {
-            Format::F32 => |b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]),
-            Format::F16 => |b| f16::from_le_bytes([b[0], b[1]]).to_f32(),
-            Format::Bf16 => |b| bf16::from_le_bytes([b[0], b[1]]).to_f32(),
-            other => return Err(unsupported(format!("its scales are in {}, not in f32", other.name()))),
-        };
         if count != 1 && count != rows {
             return Err(unsupported(format!(
                 "it has {rows} rows and {count} scales; use another checkpoint"
             )));
         }
         let bytes = self.files[scale.file].read(scale.whole()).await?;
-        let scales: Vec<f32> = bytes.chunks_exact(bytes.len() / count.max(1)).map(decode).collect();
+        let scales = plain_floats(scale.info.format, &bytes).ok_or_else(|| {
+            unsupported(format!("its scales are in {}, not in f32", scale.info.format.name()))
+        })?;
         Ok(if count == rows { scales } else { vec![scales[0]; rows] })
-    }
-
-    /// Checks that every tensor that `index` lists is in the file that it names; `names` are the
-    /// file names in the order of `files`.
-    ///
-    /// # Errors
-    /// The first tensor that is not there.
-    pub fn check_index(&self, index: &Index, names: &[String]) -> Result<(), LoadError> {
-        for (tensor, file) in &index.weight_map {
-            let found = self.tensors.get(tensor).and_then(|located| names.get(located.file));
-            if found != Some(file) {
-                return Err(LoadError::Damaged {
-                    file: file.clone(),
-                    problem: format!("{INDEX_FILE} places tensor {tensor:?} in it, but it is not there"),
-                });
-            }
-        }
-        Ok(())
     }
 }
 
@@ -209,9 +224,7 @@ pub async fn open_dir(
     let names = index.files();
     let open = |name: &String| MmapFile::open(&dir.join(name));
     let files = names.iter().map(open).collect::<Result<_, _>>()?;
-    let weights = SafetensorsFiles::open(files).await?;
-    weights.check_index(&index, &names)?;
-    Ok(weights)
+    SafetensorsFiles::open_indexed(files, &index).await
 }
 
 /// Reads `config.json` of a checkpoint directory, and the end tokens of `generation_config.json`
@@ -235,8 +248,15 @@ pub(crate) fn read_file(path: &std::path::Path) -> Result<Vec<u8>, LoadError> {
         .map_err(|e| LoadError::Read { file: path.display().to_string(), problem: e.to_string() })
 }
 
-/// The tensors of one file, in order of their place.
-async fn read_header(file: &impl ByteSource) -> Result<Vec<Located>, LoadError> {
+/// What one file holds.
+struct FileHeader {
+    /// In order of their place.
+    tensors: Vec<Located>,
+    /// Names of tensors that no Llama has, of types that are not read or without any element.
+    ignored: Vec<String>,
+}
+
+async fn read_header(file: &impl ByteSource) -> Result<FileHeader, LoadError> {
     let damaged = |problem| LoadError::Damaged { file: file.name().into(), problem };
     if file.size() < 8 {
         return Err(damaged("it is too short for a header".into()));
@@ -252,31 +272,40 @@ async fn read_header(file: &impl ByteSource) -> Result<Vec<Located>, LoadError> 
     let mut tensors = header.0;
     tensors.sort_by_key(|(_, raw)| raw.data_offsets);
     let mut end = 0;
-    let mut located = Vec::with_capacity(tensors.len());
+    let mut found = FileHeader { tensors: Vec::with_capacity(tensors.len()), ignored: Vec::new() };
     for (name, raw) in tensors {
-        let format = match raw.dtype {
-            safetensors::Dtype::F32 => Format::F32,
-            safetensors::Dtype::F16 => Format::F16,
-            safetensors::Dtype::BF16 => Format::Bf16,
-            safetensors::Dtype::F8_E4M3 => Format::Fp8,
-            other => {
-                let (file, found) = (file.name().into(), format!("{other:?}"));
+        let (from, to) = raw.data_offsets;
+        let claims = format!("tensor {name:?} of shape {:?} claims the bytes {from}..{to}", raw.shape);
+        // The format leaves no holes, so a tensor begins where the one before it ended.
+        if from != end || to < from {
+            return Err(damaged(claims));
+        }
+        end = to;
+        let format = match raw.dtype.as_str() {
+            "F32" => Some(Format::F32),
+            "F16" => Some(Format::F16),
+            "BF16" => Some(Format::Bf16),
+            "F8_E4M3" => Some(Format::Fp8),
+            _ => None,
+        };
+        let format = match format {
+            Some(format) if !raw.shape.contains(&0) || is_of_llama(&name) => format,
+            None if is_of_llama(&name) => {
+                let (file, found) = (file.name().into(), shown(&raw.dtype));
                 return Err(LoadError::UnsupportedDtype { file, tensor: name, found });
+            }
+            _ => {
+                found.ignored.push(name);
+                continue;
             }
         };
         let info = TensorInfo { name, shape: raw.shape, format };
-        let (from, to) = raw.data_offsets;
         let sized = info.checked_byte_len().is_some();
         let tensor = Located { info, file: 0, start: data_start.saturating_add(from) };
-        // The format leaves no holes, so a tensor begins where the one before it ended.
-        if !sized || from != end || to.checked_sub(from) != Some(tensor.stored_bytes()) {
-            return Err(damaged(format!(
-                "tensor {:?} of shape {:?} claims the bytes {from}..{to}",
-                tensor.info.name, tensor.info.shape
-            )));
+        if !sized || to - from != tensor.stored_bytes() {
+            return Err(damaged(claims));
         }
-        end = to;
-        located.push(tensor);
+        found.tensors.push(tensor);
     }
     if end != file.size() - data_start {
         return Err(damaged(format!(
@@ -284,13 +313,13 @@ async fn read_header(file: &impl ByteSource) -> Result<Vec<Located>, LoadError> 
             file.size() - data_start
         )));
     }
-    Ok(located)
+    Ok(found)
 }
 
 /// A tensor as the JSON header describes it.
 #[derive(Deserialize)]
 struct RawTensor {
-    dtype: safetensors::Dtype,
+    dtype: String,
     shape: Vec<usize>,
     /// From the end of the header.
     data_offsets: (u64, u64),
@@ -383,6 +412,22 @@ mod tests {
         assert_eq!(&*ready(weights.read("w", 0..2)).unwrap(), data);
     }
 
+    /// Buffers that transformers stored in older versions, parts of other models, and the like.
+    #[test]
+    fn tensors_that_no_llama_has_may_be_of_any_type_and_empty() {
+        let header = format!(
+            r#"{{"__metadata__":null,{},{},{},{}}}"#,
+            entry("model.position_ids", "I64", "[1,2]", 0, 16),
+            entry("model.nothing", "F32", "[0,4]", 16, 16),
+            entry("vision.mask", "A_TYPE_OF_THE_FUTURE", "[3]", 16, 19),
+            entry("model.norm.weight", "F32", "[1]", 19, 23),
+        );
+        let weights = open(file(&header, 23)).unwrap();
+        assert_eq!(weights.names().collect::<Vec<_>>(), ["model.norm.weight"]);
+        // Data need not be aligned.
+        assert_eq!(ready(weights.read("model.norm.weight", 0..1)).unwrap()[..], [19, 20, 21, 22]);
+    }
+
     #[test]
     fn truncation_at_every_byte_is_an_error() {
         let bytes = file(&good(), 20);
@@ -402,11 +447,13 @@ mod tests {
             (two(a(), entry("b", "F32", "[2]", 16, 24)), "\"b\""),
             (two(a(), entry("b", "F32", "[1]", 12, 16)), "16 bytes where it has 20"),
             (two(a(), entry("a", "F32", "[2]", 12, 20)), "appears twice"),
-            (two(a(), entry("b", "F8_E5M2", "[8]", 12, 20)), "F8_E5M2"),
+            (two(a(), entry("lm_head.weight", "F8_E5M2", "[8]", 12, 20)), "F8_E5M2"),
+            (two(a(), entry("lm_head.weight", "F32", "[0]", 12, 20)), "lm_head.weight"),
             (two(a(), entry("b", "F32", "[4294967296,4294967296,2]", 12, 20)), "\"b\""),
-            (two(a(), entry("b", "F32", "[0,4294967296,4294967296,2]", 12, 12)), "\"b\""),
+            (two(a(), entry("lm_head.weight", "F32", "[0,4294967296,4294967296,2]", 12, 20)), "lm_head"),
             (two(a(), entry("b", "F32", "[2]", 20, 12)), "\"b\""),
-            (two(a(), entry("b", "F33", "[2]", 12, 20)), "F33"),
+            (two(a(), entry("model.norm.weight", "F33", "[2]", 12, 20)), "F33"),
+            (two(a(), entry("b", "I64", "[1]", 12, 16)), "16 bytes where it has 20"),
             ("[]".into(), "safetensors header"),
         ];
         for (header, part) in cases {
@@ -469,7 +516,20 @@ mod tests {
         assert!(ready(open_dir(&dir)).unwrap_err().to_string().contains("m-3.safetensors"));
         std::fs::write(dir.join("m-3.safetensors"), file(&one, 4)).unwrap();
         write_index(serde_json::json!({ "one": "m-1.safetensors", "x": "m-3.safetensors" }));
-        assert!(ready(open_dir(&dir)).unwrap_err().to_string().contains("already in another file"));
+        assert!(ready(open_dir(&dir)).unwrap_err().to_string().contains("\"x\""));
+
+        // Of a tensor in two files the one counts that the index names; without a name it is a fault.
+        let both = format!("{{{},{}}}", entry("two", "F32", "[1]", 0, 4), entry("one", "F32", "[1]", 4, 8));
+        std::fs::write(dir.join("m-2.safetensors"), file(&both, 8)).unwrap();
+        write_index(serde_json::json!({ "one": "m-1.safetensors", "two": "m-2.safetensors" }));
+        let weights = ready(open_dir(&dir)).unwrap();
+        assert_eq!(ready(weights.read("one", 0..1)).unwrap()[..], [0, 1, 2, 3]);
+        write_index(serde_json::json!({ "one": "m-2.safetensors", "two": "m-2.safetensors" }));
+        assert_eq!(ready(ready(open_dir(&dir)).unwrap().read("one", 0..1)).unwrap()[..], [4, 5, 6, 7]);
+        let files = ["m-1", "m-2"].map(|name| dir.join(format!("{name}.safetensors")));
+        let files = files.map(|path| crate::weights::MmapFile::open(&path).unwrap()).into();
+        let error = ready(SafetensorsFiles::open(files)).unwrap_err().to_string();
+        assert!(error.contains("already in another file"), "{error}");
 
         assert!(config_of_dir(&dir).unwrap_err().to_string().contains("config.json"));
         std::fs::remove_dir_all(&dir).unwrap();

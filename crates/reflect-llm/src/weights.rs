@@ -93,10 +93,6 @@ pub enum LoadError {
         "rows {start}..{end} of tensor {tensor:?} were asked for, but the checkpoint has {available} of them; check the model's configuration"
     )]
     Rows { tensor: String, start: usize, end: usize, available: usize },
-    #[error(
-        "the tokenizer has {tokens} tokens but the model embeds only {rows}; use the tokenizer made for this checkpoint"
-    )]
-    Tokenizer { tokens: usize, rows: usize },
     #[error(transparent)]
     Config(#[from] ConfigError),
     #[error(transparent)]
@@ -210,21 +206,22 @@ pub fn expected_shapes(config: &LlamaConfig) -> Vec<(String, Vec<usize>)> {
     let kv = config.num_key_value_heads * config.head_dim;
     let ffn = config.intermediate_size;
     // [rows, cols] = [out, in], and whether the projection may carry a bias.
-    let projections = [
-        ("self_attn.q_proj", q, hidden, config.attention_bias),
-        ("self_attn.k_proj", kv, hidden, config.attention_bias),
-        ("self_attn.v_proj", kv, hidden, config.attention_bias),
-        ("self_attn.o_proj", hidden, q, config.attention_bias),
-        ("mlp.gate_proj", ffn, hidden, config.mlp_bias),
-        ("mlp.up_proj", ffn, hidden, config.mlp_bias),
-        ("mlp.down_proj", hidden, ffn, config.mlp_bias),
+    let (attention, mlp) = (config.attention_bias, config.mlp_bias);
+    let sizes = [
+        (q, hidden, attention),
+        (kv, hidden, attention),
+        (kv, hidden, attention),
+        (hidden, q, attention),
+        (ffn, hidden, mlp),
+        (ffn, hidden, mlp),
+        (hidden, ffn, mlp),
     ];
     let mut shapes = vec![("model.embed_tokens.weight".into(), vec![config.vocab_size, hidden])];
     for layer in 0..config.num_hidden_layers {
         for norm in ["input_layernorm", "post_attention_layernorm"] {
             shapes.push((format!("model.layers.{layer}.{norm}.weight"), vec![hidden]));
         }
-        for (name, rows, cols, bias) in projections {
+        for (name, (rows, cols, bias)) in PROJECTIONS.into_iter().zip(sizes) {
             shapes.push((format!("model.layers.{layer}.{name}.weight"), vec![rows, cols]));
             if bias {
                 shapes.push((format!("model.layers.{layer}.{name}.bias"), vec![rows]));
@@ -255,15 +252,46 @@ pub fn check_shapes(config: &LlamaConfig, source: &impl TensorSource) -> Result<
     Ok(())
 }
 
-/// Checks that every id of a tokenizer has a row in the embedding of `embedding_rows` rows.
-///
-/// # Errors
-/// [`LoadError::Tokenizer`] if it has more tokens; fewer are fine, embeddings are often padded.
-pub fn check_tokenizer(embedding_rows: usize, tokens: usize) -> Result<(), LoadError> {
-    if tokens > embedding_rows {
-        return Err(LoadError::Tokenizer { tokens, rows: embedding_rows });
+/// Whether a Llama has a tensor of this name (or scales beside one). Checkpoints hold others, such as tables
+/// that can be computed and the parts of a model that sees; those need not be understood.
+pub(crate) fn is_of_llama(name: &str) -> bool {
+    let name = name.trim_end_matches("_scale_inv").trim_end_matches("_scale");
+    if matches!(name, "model.embed_tokens.weight" | "model.norm.weight" | "lm_head.weight") {
+        return true;
     }
-    Ok(())
+    let in_layer = || {
+        let (layer, part) = name.strip_prefix("model.layers.")?.split_once('.')?;
+        let (part, kind) = part.rsplit_once('.')?;
+        layer.parse::<usize>().ok()?;
+        let norm = matches!(part, "input_layernorm" | "post_attention_layernorm");
+        Some(match kind {
+            "weight" => norm || PROJECTIONS.contains(&part),
+            "bias" => PROJECTIONS.contains(&part),
+            _ => false,
+        })
+    };
+    in_layer().unwrap_or(false)
+}
+
+const PROJECTIONS: [&str; 7] = [
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+];
+
+/// Values in f32, f16 or bf16; `None` for a packed format.
+pub(crate) fn plain_floats(format: Format, bytes: &[u8]) -> Option<Vec<f32>> {
+    let pairs = bytes.chunks_exact(2).map(|b| [b[0], b[1]]);
+    Some(match format {
+        Format::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+        Format::F16 => pairs.map(|pair| half::f16::from_le_bytes(pair).to_f32()).collect(),
+        Format::Bf16 => pairs.map(|pair| half::bf16::from_le_bytes(pair).to_f32()).collect(),
+        _ => return None,
+    })
 }
 
 fn slice<'a>(name: &str, bytes: &'a [u8], range: Range<u64>) -> Result<Cow<'a, [u8]>, LoadError> {

@@ -1,9 +1,13 @@
 //! `reflect-run convert`: the weights of a checkpoint in another format, tensor by tensor, in a file that
 //! is written beside its place. A command that was stopped goes on where it was.
 
+mod folder;
+mod gguf;
 mod layout;
 mod rows;
+mod target;
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -19,7 +23,8 @@ use reflect_llm::{
     weights::{TensorSource, expected_shapes},
 };
 
-use self::layout::{Layout, Piece, Texts};
+use self::layout::{Kind, Layout, Piece, Texts, Wanted};
+use self::target::{Target, fitting};
 use crate::{args::parse_format, input, memory::free_disk, runtime::Checkpoint, synthetic::Synthetic};
 
 #[derive(Args, Debug)]
@@ -27,15 +32,16 @@ pub struct ConvertArgs {
     /// A Hugging Face folder, a .gguf file, or a name from `reflect-run models`
     #[arg(long, value_name = "MODEL", default_value = "default")]
     pub model: String,
-    /// q8_0, q4_0, q4_1, q5_0, q5_1, q4_K, q5_K or q6_K (written as GGUF), or f32, f16, bf16 or fp8 (a
-    /// Hugging Face folder)
-    #[arg(long, value_name = "FORMAT", value_parser = parse_format)]
-    pub to: Format,
+    /// q8_0, q4_0, q4_1, q5_0, q5_1, q4_K, q5_K, q6_K or a mixture of llama.cpp, Q4_K_S, Q4_K_M, Q5_K_S or
+    /// Q5_K_M (written as GGUF), or f32, f16, bf16 or fp8 (a Hugging Face folder, or GGUF where --out ends
+    /// in .gguf)
+    #[arg(long, value_name = "FORMAT", value_parser = Target::parse)]
+    pub to: Target,
     /// Format of the embedding and of the head, where they are to have another one
     #[arg(long, value_name = "FORMAT", value_parser = parse_format)]
     pub embedding: Option<Format>,
-    /// The folder to write
-    #[arg(long, value_name = "DIR")]
+    /// The folder to write, or a file that ends in .gguf
+    #[arg(long, value_name = "DIR|FILE.gguf")]
     pub out: PathBuf,
     /// Make up a model of this shape instead: 8b, 70b, 405b, reflection-70b or smollm2-135m
     #[arg(long, value_name = "NAME", conflicts_with = "model")]
@@ -60,9 +66,9 @@ pub fn convert(args: &ConvertArgs) -> Result<()> {
             if let Some(layers) = args.layers {
                 config.num_hidden_layers = layers.get();
             }
-            let source = Synthetic::new(&config, args.to)?;
-            let wanted = format!("{name}, made up");
-            convert_from(args, &config, &source, &Texts::MadeUp, &wanted, args.share_layers)
+            let source = Synthetic::new(&config, args.to.format)?;
+            let origin = format!("{name}, made up");
+            convert_from(args, &config, &source, &Texts::MadeUp, name, &origin)
         }
         None => {
             let checkpoint = Checkpoint::open_named(&args.model, false)?;
@@ -72,34 +78,63 @@ pub fn convert(args: &ConvertArgs) -> Result<()> {
                 Weights::Gguf(file) => Texts::Gguf(file, &checkpoint.texts),
                 _ => Texts::Folder(&checkpoint.path, &checkpoint.texts),
             };
-            convert_from(args, &config, &checkpoint.weights, &texts, &origin, false)
+            let name = checkpoint.name.trim_end_matches(".gguf");
+            convert_from(args, &config, &checkpoint.weights, &texts, name, &origin)
         }
     }
 }
 
-/// Writes the weights of `source`. `origin` says where they come from; it stands in the file, so that an
-/// interrupted one is only gone on with from the same source.
+/// Where the weights are written: the folder, the name in it, and the kind of file.
+fn place(args: &ConvertArgs) -> Result<(PathBuf, String, Kind)> {
+    let is_file = args.out.extension().is_some_and(|kind| kind.eq_ignore_ascii_case("gguf"));
+    let kind = if is_file { Kind::Gguf } else { Kind::of(args.to.format) };
+    if !kind.holds(args.to.format) {
+        return Err(input("fp8 has no place in GGUF; give a folder in --out, or --to q8_0"));
+    }
+    if let Some(embedding) = args.embedding.filter(|format| !kind.holds(*format)) {
+        return Err(input(format!(
+            "an embedding in {} has no place in a file of weights in {}; give another --embedding",
+            embedding.name(),
+            args.to.format.name()
+        )));
+    }
+    Ok(match (is_file, kind) {
+        (true, _) => {
+            let name = args.out.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let folder = args.out.parent().filter(|folder| !folder.as_os_str().is_empty());
+            (folder.unwrap_or(Path::new(".")).to_owned(), name, kind)
+        }
+        (false, Kind::Gguf) => (args.out.clone(), "model.gguf".to_owned(), kind),
+        (false, Kind::Folder) => (args.out.clone(), "model.safetensors".to_owned(), kind),
+    })
+}
+
+/// Writes the weights of `source`, a model of that name. `origin` says where they come from.
 fn convert_from(
     args: &ConvertArgs,
     config: &LlamaConfig,
     source: &impl TensorSource,
     texts: &Texts<'_>,
+    name: &str,
     origin: &str,
-    share_layers: bool,
 ) -> Result<()> {
-    let pieces = pieces(args, config, source)?;
-    let other = pieces.iter().filter(|piece| piece.fell_back).count();
-    let layout = Layout::new(args.to, config, texts, pieces, origin, share_layers)?;
-    fs::create_dir_all(&args.out)
-        .with_context(|| format!("{} could not be made; give another --out", args.out.display()))?;
-    let target = args.out.join(layout.file_name());
-    let partial = args.out.join(format!(".{}.partial", layout.file_name()));
+    let (folder, file_name, kind) = place(args)?;
+    let pieces = pieces(args, kind, config, source)?;
+    let wanted = Wanted { target: args.to, kind, name, origin, share_layers: args.share_layers };
+    let layout = Layout::new(&wanted, config, texts, pieces)?;
+    fs::create_dir_all(&folder)
+        .with_context(|| format!("{} could not be made; give another --out", folder.display()))?;
+    let target = folder.join(&file_name);
+    let partial = folder.join(format!(".{file_name}.partial"));
     if target.exists() {
         return Err(input(format!("{} is there already; give another --out", target.display())));
     }
+    for note in &layout.notes {
+        eprintln!("note: {note}");
+    }
     let (mut file, done) = resume(&partial, &layout)?;
     let left = layout.total() - layout.end_of(done);
-    if let Some(free) = free_disk(&args.out).filter(|free| *free < left) {
+    if let Some(free) = free_disk(&folder).filter(|free| *free < left) {
         return Err(input(format!(
             "{} needs {} more and the disk has {}; free some space or give another --out",
             target.display(),
@@ -120,36 +155,49 @@ fn convert_from(
         )
     })?;
     bar.finish_and_clear();
-    layout.write_companions(&args.out)?;
+    layout.write_companions(&folder)?;
     file.sync_all().and_then(|()| fs::rename(&partial, &target)).with_context(|| {
         format!("{} could not be put in its place; run the command again", target.display())
     })?;
-    eprintln!(
-        "{} tensors, {} in {}{}",
-        layout.pieces.len(),
-        show_bytes(layout.total()),
-        target.display(),
-        match other {
-            0 => String::new(),
-            n => format!("; {n} of them in f16, since their rows are no whole blocks of {}", args.to.name()),
-        }
-    );
+    eprintln!("{}", summary(args.to, &layout, &target));
     Ok(())
 }
 
-/// What becomes of each tensor.
-fn pieces(args: &ConvertArgs, config: &LlamaConfig, source: &impl TensorSource) -> Result<Vec<Piece>> {
-    let known = |format: Format| match layout::is_folder(args.to) {
-        true => layout::is_folder(format),
-        false => format != Format::Fp8,
-    };
-    if let Some(embedding) = args.embedding.filter(|format| !known(*format)) {
-        return Err(input(format!(
-            "an embedding in {} has no place in a file of weights in {}; give another --embedding",
-            embedding.name(),
-            args.to.name()
-        )));
+/// What was written, in a sentence: formats that were not asked for are named with the reason.
+fn summary(wanted: Target, layout: &Layout, target: &Path) -> String {
+    let mut text =
+        format!("{} tensors, {} in {}", layout.pieces.len(), show_bytes(layout.total()), target.display());
+    let matrices = layout.pieces.iter().filter(|piece| piece.shape.len() > 1);
+    if let Some(name) = wanted.mixture_name() {
+        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+        for piece in matrices.clone() {
+            *counts.entry(piece.to.name()).or_default() += 1;
+        }
+        let counts: Vec<String> =
+            counts.iter().map(|(format, count)| format!("{count} in {format}")).collect();
+        text.push_str(&format!("; {name} has its matrices as llama.cpp mixes them, {}", counts.join(", ")));
     }
+    let mut instead: BTreeMap<(&str, &str), usize> = BTreeMap::new();
+    for piece in matrices {
+        if let Some(format) = piece.instead_of {
+            *instead.entry((piece.to.name(), format.name())).or_default() += 1;
+        }
+    }
+    for ((made, wanted), count) in instead {
+        text.push_str(&format!(
+            "; {count} of them in {made}, since their rows are no whole blocks of {wanted}"
+        ));
+    }
+    text
+}
+
+/// What becomes of each tensor.
+fn pieces(
+    args: &ConvertArgs,
+    kind: Kind,
+    config: &LlamaConfig,
+    source: &impl TensorSource,
+) -> Result<Vec<Piece>> {
     let mut pieces = Vec::new();
     for (name, shape) in expected_shapes(config) {
         let info = source.info(&name).with_context(|| format!("the checkpoint has no tensor {name}"))?;
@@ -158,22 +206,23 @@ fn pieces(args: &ConvertArgs, config: &LlamaConfig, source: &impl TensorSource) 
             (1, _) => Format::F32,
             (_, Some(embedding)) if ends => embedding,
             // Readers of fp8 checkpoints expect the projections alone in it.
-            _ if ends && args.to == Format::Fp8 => Format::Bf16,
-            _ => args.to,
+            _ if ends && args.to.format == Format::Fp8 => Format::Bf16,
+            _ => args.to.of(&name, config),
         };
-        // The k-quants want blocks of 256; what does not fit is kept better than asked for.
-        let fits = |format: &Format| info.cols().is_multiple_of(format.block());
-        let to = [wanted, Format::Q8_0].into_iter().find(fits).unwrap_or(Format::F16);
-        let fell_back = to != wanted;
+        let to = match kind {
+            Kind::Gguf => fitting(wanted, info.cols()),
+            Kind::Folder => wanted,
+        };
+        let instead_of = (to != wanted).then_some(wanted);
         let rotated = name.contains("self_attn.q_proj.") || name.contains("self_attn.k_proj.");
         let head = rotated.then_some(config.head_dim);
-        pieces.push(Piece { name, shape, from: info.format, to, head, fell_back, made: None });
+        pieces.push(Piece { name, shape, from: info.format, to, head, instead_of, made: None });
     }
     Ok(pieces)
 }
 
 /// The file to write to, at its end, and how many pieces it holds already.
-fn resume(partial: &Path, layout: &Layout<'_>) -> Result<(File, usize)> {
+fn resume(partial: &Path, layout: &Layout) -> Result<(File, usize)> {
     let at = || format!("{} could not be written; give another --out", partial.display());
     let open = File::options().read(true).write(true).create(true).truncate(false).open(partial);
     let mut file = open.with_context(at)?;
@@ -199,7 +248,7 @@ fn resume(partial: &Path, layout: &Layout<'_>) -> Result<(File, usize)> {
 fn write_pieces(
     file: &mut File,
     source: &impl TensorSource,
-    layout: &Layout<'_>,
+    layout: &Layout,
     done: usize,
     bar: &ProgressBar,
 ) -> Result<()> {

@@ -20,7 +20,7 @@ use reflect_llm::{
     need::show_bytes,
     placement::{Parts, Room, place},
     safetensors_dir::open_dir,
-    weights::{LoadError, MmapFile, TensorInfo, TensorSource, check_tokenizer},
+    weights::{LoadError, MmapFile, TensorInfo, TensorSource},
 };
 use reflect_text::{ChatTemplate, Tokenizer};
 use reflect_train::answers::Answerer;
@@ -81,7 +81,6 @@ impl Checkpoint {
                 weights = block_on(weights.extended(rows))?;
             }
         }
-        check_tokenizer(texts.config.vocab_size, texts.tokenizer.vocab_size())?;
         let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
         Ok(Self { name, path, texts, weights })
     }

@@ -325,8 +325,8 @@ fn finish(args: &TrainArgs, settings: &Settings, trainer: &Trainer, ended: Ended
 /// Bytes of the weights beneath adapters, and numbers of the adapters.
 fn beneath(config: &LlamaConfig, source: &impl TensorSource, settings: &LoraSettings) -> (u64, u64) {
     let frozen = match settings.packed {
-        true => weight_bytes(&Packed::new(source)),
-        false => weight_bytes(source),
+        true => weight_bytes(config, &Packed::new(source)),
+        false => weight_bytes(config, source),
     };
     (frozen, lora::numbers(config, settings))
 }

@@ -11,6 +11,9 @@ pub enum TextError {
         "The tokenizer uses {0}, which is not supported; use a checkpoint with a byte-level or SentencePiece BPE."
     )]
     Unsupported(String),
+    /// The tokenizer works, but the lists of a GGUF file have no words for it.
+    #[error("A GGUF file cannot hold {0}; convert to f32, f16, bf16 or fp8, which makes a folder.")]
+    NotInGguf(String),
     /// A text could not be tokenised.
     #[error("The text could not be tokenised: {0}.")]
     Encode(String),

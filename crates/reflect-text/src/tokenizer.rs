@@ -17,10 +17,11 @@ mod added;
 mod byte_level;
 mod gguf;
 mod json;
+mod scores;
 mod tiktoken;
 mod train;
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
 
 use tokenizers::models::ModelWrapper;
@@ -29,6 +30,8 @@ use tokenizers::{Encoding, Model, OffsetType, PreTokenizer, Token};
 
 use self::added::AddedTokens;
 pub use self::gguf::GgufVocab;
+use self::gguf::Notes;
+use self::scores::Scores;
 pub use self::train::{TrainedTokenizer, special_tokens, train_bpe};
 use crate::error::TextError;
 use crate::stream::StreamDecoder;
@@ -88,10 +91,22 @@ struct Settings {
     alphabet: Alphabet,
     bos_id: Option<u32>,
     eos_id: Option<u32>,
+    pad_id: Option<u32>,
+    unknown_id: Option<u32>,
+    /// Other ids that end a generation, whether the settings list them or not.
+    end_ids: Vec<u32>,
     /// Ids put before and after a text by [`SpecialTokens::Add`].
     prefix: Vec<u32>,
     suffix: Vec<u32>,
     chat_template: Option<String>,
+    /// Templates for other purposes, by their names.
+    chat_templates: BTreeMap<String, String>,
+    /// How pieces are merged, where a score for each token says it.
+    scores: Option<Scores>,
+    /// What only a GGUF file can say.
+    notes: Notes,
+    /// The `tokenizer.json` that a GGUF file holds beside its lists.
+    file: Option<String>,
 }
 
 /// How the entries of a vocabulary spell bytes.
@@ -104,9 +119,9 @@ enum Alphabet {
     SentencePiece { drop_first_space: bool },
 }
 
-/// Spellings of end-of-turn tokens. Where one of them is a special token of the vocabulary it ends
-/// a generation, whether the checkpoint's settings list it or not.
-const END_OF_TURN: [&str; 7] = [
+/// Spellings of end-of-turn tokens. Where one of them was added to a vocabulary it ends a generation,
+/// whether the checkpoint's settings list it or not.
+const END_OF_TURN: [&str; 12] = [
     "<|eot_id|>",
     "<|eom_id|>",
     "<|end_of_text|>",
@@ -114,7 +129,18 @@ const END_OF_TURN: [&str; 7] = [
     "<|endoftext|>",
     "<|end|>",
     "<end_of_turn>",
+    "<end_of_utterance>",
+    "</s>",
+    "<eos>",
+    "[EOT]",
+    "<\u{ff5c}end\u{2581}of\u{2581}sentence\u{ff5c}>",
 ];
+
+/// The end-of-turn tokens among the added tokens of a vocabulary.
+fn end_ids(inner: &tokenizers::Tokenizer) -> Vec<u32> {
+    let added = inner.get_added_vocabulary().get_vocab();
+    END_OF_TURN.iter().filter_map(|text| added.get(*text).copied()).collect()
+}
 
 impl Tokenizer {
     /// Reads a Hugging Face `tokenizer.json` and, where there is one, its `tokenizer_config.json`
@@ -147,13 +173,14 @@ impl Tokenizer {
         Self::assemble(inner, settings)
     }
 
-    /// The `tokenizer.ggml.*` entries of a GGUF file with this tokenizer.
+    /// The `tokenizer.ggml.*` entries of a GGUF file with this tokenizer, and what they cannot say, each as
+    /// a clause; where they leave something out, [`GgufVocab::huggingface_json`] has all of it. `file` is the
+    /// `tokenizer.json` that it was read from, where it was.
     ///
     /// # Errors
-    /// [`TextError::Unsupported`] for one that is no byte-level BPE, or whose way to split a text has no
-    /// name in GGUF.
-    pub fn to_gguf(&self) -> Result<GgufVocab, TextError> {
-        gguf::vocab(&self.inner, &self.settings)
+    /// [`TextError::NotInGguf`] for one that is no BPE, or whose way to split a text has no name in GGUF.
+    pub fn to_gguf(&self, file: Option<&[u8]>) -> Result<(GgufVocab, Vec<String>), TextError> {
+        gguf::vocab(&self.inner, &self.settings, file)
     }
 
     /// The `tokenizer.json` and `tokenizer_config.json` of a Hugging Face folder with this tokenizer.
@@ -162,23 +189,40 @@ impl Tokenizer {
     /// If it cannot be written as JSON.
     pub fn to_json(&self) -> Result<(String, String), TextError> {
         let bad = |error: String| TextError::BadTokenizer(error);
-        let Settings { bos_id, eos_id, prefix, suffix, chat_template, .. } = &self.settings;
+        let Settings { bos_id, eos_id, prefix, suffix, chat_template, chat_templates, .. } = &self.settings;
         let text = |id: &Option<u32>| id.and_then(|id| self.inner.id_to_token(id));
         let around = |id: &Option<u32>, ids: &[u32]| id.is_some_and(|id| ids.contains(&id));
-        let mut inner = self.inner.clone();
-        if inner.get_post_processor().is_none() && !(prefix.is_empty() && suffix.is_empty()) {
-            inner.with_post_processor(Some(self.template_processing().map_err(bad)?));
-        }
-        let tokenizer = inner.to_string(false).map_err(|error| bad(error.to_string()))?;
-        let config = serde_json::json!({
+        let tokenizer = match &self.settings.file {
+            Some(file) => file.clone(),
+            None => {
+                let mut inner = self.inner.clone();
+                if inner.get_post_processor().is_none() && !(prefix.is_empty() && suffix.is_empty()) {
+                    inner.with_post_processor(Some(self.template_processing().map_err(bad)?));
+                }
+                inner.to_string(false).map_err(|error| bad(error.to_string()))?
+            }
+        };
+        let mut config = serde_json::json!({
             "tokenizer_class": "PreTrainedTokenizerFast",
             "bos_token": text(bos_id),
             "eos_token": text(eos_id),
+            "pad_token": text(&self.settings.pad_id),
+            "unk_token": text(&self.settings.unknown_id),
             "add_bos_token": around(bos_id, prefix),
             "add_eos_token": around(eos_id, suffix),
             "clean_up_tokenization_spaces": false,
             "chat_template": chat_template,
         });
+        if !chat_templates.is_empty() {
+            let default = chat_template.iter().map(|template| ("default", template));
+            let all = default.chain(chat_templates.iter().map(|(name, template)| (name.as_str(), template)));
+            let entry = |(name, template)| serde_json::json!({ "name": name, "template": template });
+            config["chat_template"] = all.map(entry).collect();
+        }
+        if self.settings.notes != Notes::default() {
+            config["gguf"] =
+                serde_json::to_value(&self.settings.notes).map_err(|error| bad(error.to_string()))?;
+        }
         let config = serde_json::to_string_pretty(&config).map_err(|error| bad(error.to_string()))?;
         Ok((tokenizer, config))
     }
@@ -274,10 +318,11 @@ impl Tokenizer {
     /// The bytes that a token stands for, which need not be whole characters; `None` for an id
     /// outside the vocabulary.
     pub fn token_bytes(&self, id: u32) -> Option<Vec<u8>> {
+        let spelling = self.settings.notes.spellings.get(&id);
         if let Some(text) = self.inner.get_added_vocabulary().simple_id_to_token(id) {
             return Some(text.into_bytes());
         }
-        let token = self.inner.get_model().id_to_token(id)?;
+        let token = spelling.cloned().or_else(|| self.inner.get_model().id_to_token(id))?;
         Some(match self.settings.alphabet {
             Alphabet::ByteLevel => byte_level::decode(&token),
             Alphabet::SentencePiece { .. } => match gguf::byte_of(&token) {
@@ -311,22 +356,34 @@ impl Tokenizer {
     /// end-of-turn tokens of this vocabulary.
     pub fn eos_ids(&self) -> Vec<u32> {
         let mut ids: Vec<u32> = self.settings.eos_id.into_iter().collect();
-        for id in END_OF_TURN.iter().filter_map(|text| self.special_id(text)) {
-            if !ids.contains(&id) {
-                ids.push(id);
+        for id in &self.settings.end_ids {
+            if !ids.contains(id) {
+                ids.push(*id);
             }
         }
         ids
     }
 
+    /// The token that fills short rows of a batch.
+    pub fn pad_id(&self) -> Option<u32> {
+        self.settings.pad_id
+    }
+
     /// The spelling of a token as it stands in the vocabulary file, such as `<|eot_id|>`.
     pub fn token_text(&self, id: u32) -> Option<String> {
-        self.inner.id_to_token(id)
+        self.settings.notes.spellings.get(&id).cloned().or_else(|| self.inner.id_to_token(id))
     }
 
     /// The checkpoint's own chat template, in Jinja.
     pub fn chat_template(&self) -> Option<&str> {
         self.settings.chat_template.as_deref()
+    }
+
+    /// Takes the templates of the files beside a tokenizer instead of its own: `default` is the one that
+    /// conversations are written with.
+    pub fn set_chat_templates(&mut self, mut by_name: BTreeMap<String, String>) {
+        self.settings.chat_template = by_name.remove("default");
+        self.settings.chat_templates = by_name;
     }
 
     /// Whether decoding drops a space at the very start.
@@ -374,7 +431,10 @@ impl Tokenizer {
     }
 
     fn merge(&self, piece: &str) -> tokenizers::Result<Vec<Token>> {
-        self.inner.get_model().tokenize(piece)
+        match &self.settings.scores {
+            Some(scores) => Ok(scores.tokenize(piece)),
+            None => self.inner.get_model().tokenize(piece),
+        }
     }
 
     /// Merges a piece without ever giving a special id. Only a vocabulary that looks up whole pieces

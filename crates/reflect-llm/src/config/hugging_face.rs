@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::{Value as Json, json};
 
-use super::{ConfigError, LLAMA31_ROPE_SCALING, LlamaConfig, RopeScaling, invalid, required, shown};
+use super::{ConfigError, LlamaConfig, RopeScaling, invalid, required, shown};
 
 /// The fields of `config.json` that matter here.
 #[derive(Deserialize)]
@@ -64,28 +64,29 @@ impl HfConfig {
 
 /// A `config.json` for `config`, whose weights are stored as `torch_dtype` says, or in `fp8` where that
 /// is set: then each row of a projection has a scale (the layout of compressed-tensors).
-pub(super) fn to_json(config: &LlamaConfig, torch_dtype: &str, fp8: bool) -> Result<Json, ConfigError> {
-    let scaling = match (config.rope_scaling, &config.rope_freq_factors) {
-        (RopeScaling::None, Some(_)) => {
-            let named =
-                LlamaConfig { rope_scaling: LLAMA31_ROPE_SCALING, rope_freq_factors: None, ..config.clone() };
-            let near = |(a, b): (f32, f32)| (a / b - 1.0).abs() < 1e-5;
-            if !config.inv_freq().into_iter().zip(named.inv_freq()).all(near) {
-                return invalid("rope_freqs.weight", "a table of its own", "that of Llama 3.1".into());
-            }
-            LLAMA31_ROPE_SCALING
-        }
-        (scaling, _) => scaling,
+pub(super) fn to_json(config: &LlamaConfig, torch_dtype: &str, fp8: bool) -> Json {
+    let scaling = match config.rope_freq_factors {
+        // A table that has no name is that of a LongRoPE with one list for all lengths.
+        Some(_) => config.named_scaling(),
+        None => Some(config.rope_scaling),
     };
     let scaling = match scaling {
-        RopeScaling::None => Json::Null,
-        RopeScaling::Linear { factor } => json!({ "rope_type": "linear", "factor": factor }),
-        RopeScaling::Llama3 {
+        None => json!({
+            "rope_type": "longrope",
+            "factor": 1.0,
+            "original_max_position_embeddings": config.max_position_embeddings,
+            "attention_factor": 1.0,
+            "short_factor": config.all_factors(),
+            "long_factor": config.all_factors(),
+        }),
+        Some(RopeScaling::None) => Json::Null,
+        Some(RopeScaling::Linear { factor }) => json!({ "rope_type": "linear", "factor": factor }),
+        Some(RopeScaling::Llama3 {
             factor,
             low_freq_factor,
             high_freq_factor,
             original_max_position_embeddings,
-        } => json!({
+        }) => json!({
             "rope_type": "llama3",
             "factor": factor,
             "low_freq_factor": low_freq_factor,
@@ -116,21 +117,26 @@ pub(super) fn to_json(config: &LlamaConfig, torch_dtype: &str, fp8: bool) -> Res
         "torch_dtype": torch_dtype,
     });
     if fp8 {
-        json["quantization_config"] = json!({
-            "quant_method": "compressed-tensors",
-            "format": "float-quantized",
-            "quantization_status": "compressed",
-            "ignore": ["lm_head"],
-            "config_groups": { "group_0": {
-                "targets": ["Linear"],
-                "input_activations": null,
-                "weights": {
-                    "num_bits": 8, "type": "float", "strategy": "channel", "symmetric": true, "dynamic": false,
-                },
-            }},
-        });
+        json["quantization_config"] = fp8_config();
     }
-    Ok(json)
+    json
+}
+
+/// The `quantization_config` of projections in fp8 with a scale for each row.
+fn fp8_config() -> Json {
+    json!({
+        "quant_method": "compressed-tensors",
+        "format": "float-quantized",
+        "quantization_status": "compressed",
+        "ignore": ["lm_head"],
+        "config_groups": { "group_0": {
+            "targets": ["Linear"],
+            "input_activations": null,
+            "weights": {
+                "num_bits": 8, "type": "float", "strategy": "channel", "symmetric": true, "dynamic": false,
+            },
+        }},
+    })
 }
 
 /// `rope_scaling` and `rope_parameters`, which name the kind by `type` or `rope_type` or both.
@@ -143,13 +149,33 @@ pub(super) struct HfRope {
     pub(super) low_freq_factor: Option<f64>,
     pub(super) high_freq_factor: Option<f64>,
     pub(super) original_max_position_embeddings: Option<usize>,
+    pub(super) short_factor: Option<Vec<f32>>,
+    pub(super) long_factor: Option<Vec<f32>>,
+    pub(super) attention_factor: Option<f64>,
 }
 
 impl HfRope {
+    fn kind(&self) -> &str {
+        self.rope_type.as_deref().or(self.r#type.as_deref()).unwrap_or("default")
+    }
+
+    /// Divisors of the frequencies: those of a LongRoPE.
+    pub(super) fn freq_factors(&self) -> Option<Vec<f32>> {
+        self.long_factor.clone().filter(|_| self.kind() == "longrope")
+    }
+
     pub(super) fn scaling(&self) -> Result<RopeScaling, ConfigError> {
-        let kind = self.rope_type.as_deref().or(self.r#type.as_deref()).unwrap_or("default");
-        match kind {
+        match self.kind() {
             "default" => Ok(RopeScaling::None),
+            "longrope" if self.long_factor.is_some() && self.short_factor == self.long_factor => {
+                match self.attention_factor {
+                    Some(1.0) => Ok(RopeScaling::None),
+                    other => {
+                        let found = other.map_or_else(|| "missing".to_owned(), |factor| factor.to_string());
+                        invalid("attention_factor", found, "1".into())
+                    }
+                }
+            }
             "linear" => Ok(RopeScaling::Linear { factor: required(self.factor, "rope factor")? }),
             "llama3" => Ok(RopeScaling::Llama3 {
                 factor: required(self.factor, "rope factor")?,
@@ -160,7 +186,10 @@ impl HfRope {
                     "original_max_position_embeddings",
                 )?,
             }),
-            other => invalid("rope_type", shown(other), "default, linear or llama3".into()),
+            other => {
+                let must = "default, linear, llama3, or longrope with one list of factors for all lengths";
+                invalid("rope_type", shown(other), must.into())
+            }
         }
     }
 }

@@ -141,3 +141,48 @@ fn broken_reflection_uploads_are_recognised_and_repaired() {
     llama30.max_position_embeddings = 8192;
     assert_eq!(diagnose(&llama30, 128_256, 128_256), []);
 }
+
+/// GGUF files hold the divisors of Llama 3 scaling as a table; a folder gets the name of the scaling again.
+#[test]
+fn a_table_of_divisors_gets_the_name_of_its_scaling() {
+    let json = |config: &LlamaConfig| config.to_hf_json("float32", false)["rope_scaling"].clone();
+    let scaling = |factor, high, original| RopeScaling::Llama3 {
+        factor,
+        low_freq_factor: 1.0,
+        high_freq_factor: high,
+        original_max_position_embeddings: original,
+    };
+    let mut config = LlamaConfig::by_name("8b").unwrap();
+    for named in [
+        LLAMA31_ROPE_SCALING,
+        scaling(32.0, 4.0, 8192),
+        scaling(16.0, 8.0, 4096),
+        scaling(4.5, 3.0, 2000),
+        RopeScaling::Linear { factor: 4.0 },
+        RopeScaling::None,
+    ] {
+        (config.rope_scaling, config.rope_freq_factors) = (named, None);
+        let expected = json(&config);
+        let table = LlamaConfig {
+            rope_scaling: RopeScaling::None,
+            rope_freq_factors: Some(config.all_factors()),
+            ..config.clone()
+        };
+        assert_eq!(json(&table), expected, "{named:?}");
+    }
+
+    // A table of no known kind comes back as a table, a factor beside it within.
+    config.rope_scaling = RopeScaling::Linear { factor: 2.0 };
+    config.rope_freq_factors = Some((0..64).map(|pair| 1.0 + (pair % 7) as f32).collect());
+    let written = config.to_hf_json("float32", false);
+    assert_eq!(written["rope_scaling"]["rope_type"], "longrope");
+    let back = LlamaConfig::from_hf_json(written.to_string().as_bytes()).unwrap();
+    let near = |(a, b): (f32, f32)| (a / b - 1.0).abs() < 1e-6;
+    assert!(back.inv_freq().into_iter().zip(config.inv_freq()).all(near));
+    // With lists for short and long texts, or a factor of attention, it is another model.
+    for (key, value) in [("short_factor", serde_json::json!([1.0])), ("attention_factor", 1.2.into())] {
+        let mut other = written.clone();
+        other["rope_scaling"][key] = value;
+        assert!(LlamaConfig::from_hf_json(other.to_string().as_bytes()).is_err(), "{key}");
+    }
+}

@@ -223,7 +223,7 @@ impl<'a> Reader<'a> {
     fn tensor(&mut self) -> Result<RawTensor, Stop> {
         let name = self.string()?;
         let dim_count = self.u32()?;
-        if name.len() > 256 || dim_count == 0 || dim_count > MAX_DIMS {
+        if name.len() > 256 || dim_count > MAX_DIMS {
             let name = shown(&name);
             return Err(Stop::Damaged(format!("tensor {name} has {dim_count} dimensions or no usable name")));
         }

@@ -222,11 +222,11 @@ fn unusable_files_say_why() {
     };
     type Change<'a> = &'a dyn Fn(&mut Writer);
     let cases: [(&str, Change); 12] = [
-        ("\"blk.0.x\" is stored as Q3_K", &|w| {
-            w.tensor("blk.0.x", &[256], 11, vec![0; 110]);
+        ("\"blk.0.attn_v.bias\" is stored as Q3_K", &|w| {
+            w.tensor("blk.0.attn_v.bias", &[256], 11, vec![0; 110]);
         }),
         ("unknown type 77", &|w| {
-            w.tensor("x", &[1], 77, vec![0; 4]);
+            w.tensor("blk.0.attn_v.bias", &[1], 77, vec![0; 4]);
         }),
         ("version is 4", &|w| w.version = 4),
         ("big-endian", &|w| w.version = 3u32.swap_bytes()),
@@ -264,6 +264,65 @@ fn unusable_files_say_why() {
     let mut other = Writer::new();
     let file = open(other.str("general.architecture", "qwen2").finish()).unwrap();
     assert!(ready(file.config()).unwrap_err().to_string().contains("qwen2"));
+}
+
+/// Tensors that no Llama has may be of any type, empty, or of no dimension.
+#[test]
+fn tensors_that_are_not_needed_do_not_matter() {
+    let mut w = tiny();
+    w.tensor("v.patch_embd.weight", &[256], 11, vec![0; 110])
+        .tensor("v.mask", &[3], 24, vec![0; 3])
+        .tensor("v.scale", &[], 0, vec![0; 4])
+        .tensor("v.nothing", &[0, 32], 0, vec![])
+        .tensor("v.future", &[4], 99, vec![0; 4]);
+    use_all(w.finish()).unwrap();
+}
+
+/// Sizes as any type, and as lists that agree; those that differ are refused by their key.
+#[test]
+fn numbers_may_be_of_any_type() {
+    let without = |key: &str| {
+        let mut w = tiny();
+        let from = w.values.windows(key.len()).position(|part| part == key.as_bytes()).unwrap();
+        // Another key of the same length, which nobody asks for.
+        w.values[from] = b'x';
+        w
+    };
+    let key = "llama.attention.head_count_kv";
+    let scalars: [(u32, Vec<u8>); 9] = [
+        (0, vec![1]),
+        (1, vec![1]),
+        (2, 1u16.to_le_bytes().into()),
+        (3, 1i16.to_le_bytes().into()),
+        (5, 1i32.to_le_bytes().into()),
+        (6, 1f32.to_le_bytes().into()),
+        (7, vec![1]),
+        (10, 1u64.to_le_bytes().into()),
+        (11, 1i64.to_le_bytes().into()),
+    ];
+    for (kind, bytes) in scalars {
+        let mut single = without(key);
+        use_all(single.raw(key, kind, &bytes).finish())
+            .unwrap_or_else(|error| panic!("type {kind}: {error}"));
+        let mut many = without(key);
+        let both = vec![bytes.clone(), bytes];
+        use_all(many.list(key, kind, &both).finish())
+            .unwrap_or_else(|error| panic!("list of {kind}: {error}"));
+    }
+    for (kind, values) in [
+        (5u32, vec![1i32.to_le_bytes().to_vec(), 2i32.to_le_bytes().to_vec()]),
+        (6, vec![1.5f32.to_le_bytes().to_vec()]),
+        (5, vec![(-1i32).to_le_bytes().to_vec()]),
+        (8, vec![text("1")]),
+        (5, vec![]),
+    ] {
+        let mut w = without(key);
+        let error = use_all(w.list(key, kind, &values).finish()).unwrap_err().to_string();
+        assert!(error.contains(key), "{error}");
+    }
+    let mut w = without("tokenizer.ggml.bos_token_id");
+    w.raw("tokenizer.ggml.bos_token_id", 5, &(-1i32).to_le_bytes());
+    assert_eq!(open(w.finish()).unwrap().vocab().unwrap().bos_id, None);
 }
 
 /// The header is read in pieces that grow: one longer than the first piece must still be found.

@@ -1,9 +1,11 @@
 //! Writing GGUF: the header, and where each tensor lies behind it.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use reflect_kernels::Format;
 use reflect_text::GgufVocab;
+use serde_json::Value as Json;
 
 use super::{DEFAULT_ALIGNMENT, TYPE_NUMBERS};
 use crate::config::{LlamaConfig, RopeScaling};
@@ -12,7 +14,7 @@ use crate::config::{LlamaConfig, RopeScaling};
 #[derive(Debug, Default)]
 pub struct GgufHeader {
     entries: Vec<u8>,
-    entry_count: u64,
+    keys: BTreeSet<String>,
     tensors: Vec<u8>,
     places: Vec<Range<u64>>,
 }
@@ -20,10 +22,24 @@ pub struct GgufHeader {
 impl GgufHeader {
     /// An entry as it lies in another file: its key, the number of its type, and the bytes of its value.
     pub fn raw(&mut self, key: &str, kind: u32, value: &[u8]) {
-        self.entry_count += 1;
+        self.keys.insert(key.to_owned());
         put_text(&mut self.entries, key);
         self.entries.extend(kind.to_le_bytes());
         self.entries.extend(value);
+    }
+
+    /// Whether there is an entry of this key.
+    pub fn has(&self, key: &str) -> bool {
+        self.keys.contains(key)
+    }
+
+    /// An entry as [`Value::to_json`] gave it, in the smallest usual type that holds it. What that never
+    /// gives is overlooked.
+    pub fn value(&mut self, key: &str, value: &Json) {
+        let mut bytes = Vec::new();
+        if let Some(kind) = put_value(&mut bytes, value, None) {
+            self.raw(key, kind, &bytes);
+        }
     }
 
     pub fn unsigned(&mut self, key: &str, value: u32) {
@@ -87,7 +103,14 @@ impl GgufHeader {
         let mut kinds = list(5, vocab.token_types.len());
         vocab.token_types.iter().for_each(|kind| kinds.extend(kind.to_le_bytes()));
         self.raw(&key("token_type"), 9, &kinds);
-        self.texts(&key("merges"), &vocab.merges);
+        if !vocab.merges.is_empty() || vocab.scores.is_empty() {
+            self.texts(&key("merges"), &vocab.merges);
+        }
+        if !vocab.scores.is_empty() {
+            let mut scores = list(6, vocab.scores.len());
+            vocab.scores.iter().for_each(|score| scores.extend(score.to_le_bytes()));
+            self.raw(&key("scores"), 9, &scores);
+        }
         let ids = [
             ("bos_token_id", vocab.bos_id),
             ("eos_token_id", vocab.eos_id),
@@ -99,13 +122,31 @@ impl GgufHeader {
                 self.unsigned(&key(name), id);
             }
         }
-        for (name, flag) in [("add_bos_token", vocab.add_bos), ("add_eos_token", vocab.add_eos)] {
+        for (name, id) in &vocab.other_ids {
+            self.unsigned(&key(name), *id);
+        }
+        let flags = [
+            ("add_bos_token", vocab.add_bos),
+            ("add_eos_token", vocab.add_eos),
+            ("add_space_prefix", vocab.add_space_prefix),
+        ];
+        for (name, flag) in flags {
             if let Some(flag) = flag {
                 self.flag(&key(name), flag);
             }
         }
         if let Some(template) = &vocab.chat_template {
             self.text("tokenizer.chat_template", template);
+        }
+        for (name, template) in &vocab.chat_templates {
+            self.text(&format!("tokenizer.chat_template.{name}"), template);
+        }
+        if !vocab.chat_templates.is_empty() {
+            let names: Vec<String> = vocab.chat_templates.keys().cloned().collect();
+            self.texts("tokenizer.chat_templates", &names);
+        }
+        if let Some(json) = &vocab.huggingface_json {
+            self.text("tokenizer.huggingface.json", json);
         }
     }
 
@@ -141,13 +182,62 @@ impl GgufHeader {
         let mut out = b"GGUF".to_vec();
         out.extend(3u32.to_le_bytes());
         out.extend((self.places.len() as u64).to_le_bytes());
-        out.extend(self.entry_count.to_le_bytes());
+        out.extend((self.keys.len() as u64).to_le_bytes());
         out.extend(self.entries);
         out.extend(self.tensors);
         out.resize(out.len().next_multiple_of(DEFAULT_ALIGNMENT as usize), 0);
         let first = out.len() as u64;
         (out, self.places.into_iter().map(|place| first + place.start..first + place.end).collect())
     }
+}
+
+/// Writes a value, and gives the number of its type: `wanted`, where all elements of a list have one.
+fn put_value(to: &mut Vec<u8>, value: &Json, wanted: Option<u32>) -> Option<u32> {
+    let kind = wanted.or_else(|| kind_of(value))?;
+    match (kind, value) {
+        (4, Json::Number(number)) => to.extend((number.as_u64()? as u32).to_le_bytes()),
+        (5, Json::Number(number)) => to.extend((number.as_i64()? as i32).to_le_bytes()),
+        (6, Json::Number(number)) => to.extend((number.as_f64()? as f32).to_le_bytes()),
+        (7, Json::Bool(flag)) => to.push(u8::from(*flag)),
+        (8, Json::String(text)) => put_text(to, text),
+        (9, Json::Array(values)) => {
+            let kinds: BTreeSet<u32> = values.iter().map(kind_of).collect::<Option<_>>()?;
+            let kind = match kinds.iter().copied().collect::<Vec<u32>>()[..] {
+                [] => 5,
+                [single] => single,
+                _ if kinds.iter().all(|kind| [4, 5, 10, 11].contains(kind)) => 11,
+                _ if kinds.iter().all(|kind| [6, 12].contains(kind)) => 12,
+                _ => return None,
+            };
+            to.extend(list(kind, values.len()));
+            for value in values {
+                put_value(to, value, Some(kind))?;
+            }
+        }
+        (10, Json::Number(number)) => to.extend(number.as_u64()?.to_le_bytes()),
+        (11, Json::Number(number)) => to.extend(number.as_i64()?.to_le_bytes()),
+        (12, Json::Number(number)) => to.extend(number.as_f64()?.to_le_bytes()),
+        _ => return None,
+    }
+    Some(kind)
+}
+
+/// The number of the type that a value is written in.
+fn kind_of(value: &Json) -> Option<u32> {
+    Some(match value {
+        Json::Number(number) => match (number.as_u64(), number.as_i64(), number.as_f64()) {
+            (Some(whole), ..) if u32::try_from(whole).is_ok() => 4,
+            (_, Some(whole), _) if i32::try_from(whole).is_ok() => 5,
+            (_, Some(_), _) => 11,
+            (Some(_), ..) => 10,
+            (.., Some(float)) if f64::from(float as f32) == float => 6,
+            _ => 12,
+        },
+        Json::Bool(_) => 7,
+        Json::String(_) => 8,
+        Json::Array(_) => 9,
+        Json::Null | Json::Object(_) => return None,
+    })
 }
 
 fn put_text(to: &mut Vec<u8>, text: &str) {

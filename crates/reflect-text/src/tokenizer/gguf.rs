@@ -1,37 +1,41 @@
-//! The tokenizer of a GGUF file, from its `tokenizer.ggml.*` entries.
+//! The tokenizer of a GGUF file, from its `tokenizer.ggml.*` entries, and back.
 //!
 //! A GGUF file names its splitting rule (`tokenizer.ggml.pre`) and leaves the rule itself to the
 //! program. The rules here give the ids that llama.cpp gives, which is the reference for GGUF.
+//! What `tokenizer.json` has no place for is kept beside it as [`Notes`]; what the lists of GGUF have no
+//! place for is kept in the file's `tokenizer.huggingface.json`.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
+use serde::{Deserialize, Serialize};
+use tokenizers::AddedToken;
 use tokenizers::decoders::DecoderWrapper;
 use tokenizers::decoders::byte_fallback::ByteFallback;
 use tokenizers::decoders::fuse::Fuse;
 use tokenizers::decoders::sequence::Sequence as Decoders;
 use tokenizers::decoders::strip::Strip;
-use tokenizers::models::ModelWrapper;
 use tokenizers::models::bpe::{BPE, BpeBuilder, Merges, Vocab};
 use tokenizers::normalizers::{NormalizerWrapper, Prepend, Replace, Sequence as Normalizers};
-use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::pre_tokenizers::digits::Digits;
-use tokenizers::pre_tokenizers::sequence::Sequence;
-use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::{AddedToken, SplitDelimiterBehavior};
 
-use super::train::PIECES;
-use super::{Alphabet, Settings};
+use super::scores::Scores;
+use super::{Alphabet, Settings, json};
 use crate::error::TextError;
 
+mod splitting;
+mod write;
+
+pub(super) use self::splitting::{LLAMA3, split_by};
+pub(super) use self::write::vocab;
+
 /// The `tokenizer.ggml.*` entries of a GGUF file; each field says which.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct GgufVocab {
     /// `model`: `gpt2` (byte-level BPE) or `llama` (SentencePiece BPE).
     pub model: String,
     /// `pre`: the name of the splitting rule.
     pub pre: Option<String>,
-    /// `tokens`, in the order of their ids.
+    /// `tokens`, in the order of their ids. A spelling may be empty or stand there twice.
     pub tokens: Vec<String>,
     /// `token_type`, empty or one for each token: 1 normal, 2 unknown, 3 control, 4 user-defined,
     /// 5 unused, 6 byte.
@@ -48,6 +52,8 @@ pub struct GgufVocab {
     pub unknown_id: Option<u32>,
     /// `padding_token_id`.
     pub pad_id: Option<u32>,
+    /// Every other id, by the name of its entry, such as `eot_token_id`.
+    pub other_ids: BTreeMap<String, u32>,
     /// `add_bos_token`.
     pub add_bos: Option<bool>,
     /// `add_eos_token`.
@@ -56,49 +62,136 @@ pub struct GgufVocab {
     pub add_space_prefix: Option<bool>,
     /// `tokenizer.chat_template`.
     pub chat_template: Option<String>,
+    /// The other templates, `tokenizer.chat_template.NAME`, by their names.
+    pub chat_templates: BTreeMap<String, String>,
+    /// `tokenizer.huggingface.json`: the whole `tokenizer.json`, where the lists cannot say all of it.
+    pub huggingface_json: Option<String>,
 }
 
+/// What a GGUF vocabulary says that `tokenizer.json` has no place for. It lies in `tokenizer_config.json`
+/// under `gguf`, where other programs overlook it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Notes {
+    /// The name of the splitting rule.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) pre: Option<String>,
+    /// The true spellings of tokens that have a stand-in: empty ones, and those that another id has.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) spellings: BTreeMap<u32, String>,
+    /// Ids of each type where `tokenizer.json` would say another.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) token_types: BTreeMap<u32, Vec<u32>>,
+    /// The scores of a SentencePiece vocabulary.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) scores: Vec<f32>,
+    /// Ids such as `eot_token_id`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) other_ids: BTreeMap<String, u32>,
+}
+
+pub(super) const NORMAL: u32 = 1;
 const UNKNOWN: u32 = 2;
-const CONTROL: u32 = 3;
+pub(super) const CONTROL: u32 = 3;
 const USER_DEFINED: u32 = 4;
 const UNUSED: u32 = 5;
 const BYTE: u32 = 6;
 
-/// Splitting rule of GPT-2, without the last alternative: what no alternative matches is a piece of
-/// its own anyway.
-const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)";
+/// Spellings that end an answer of a GGUF model whatever their type is, as llama.cpp has them: ends of
+/// turns and texts, and what follows the middle that a model fills in.
+const ENDS: [&str; 33] = [
+    "<|eot_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<|return|>",
+    "<|call|>",
+    "<|flush|>",
+    "<|calls|>",
+    "<end_of_turn>",
+    "<|endoftext|>",
+    "</s>",
+    "<|eom_id|>",
+    "<EOT>",
+    "_<EOT>",
+    "[EOT]",
+    "[EOS]",
+    "<|end_of_text|>",
+    "<end_of_utterance>",
+    "<eos>",
+    "<turn|>",
+    "<|tool_response>",
+    "<\u{ff5c}end\u{2581}of\u{2581}sentence\u{ff5c}>",
+    "[e~[",
+    "<|fim_pad|>",
+    "<fim-pad>",
+    "<fim_pad>",
+    "<PAD>",
+    "[PAD]",
+    "<|fim_repo|>",
+    "<|repo_name|>",
+    "<fim-repo>",
+    "<REPO>",
+    "<reponame>",
+    "<|file_sep|>",
+];
 
-/// Splitting rule of Llama 3: contractions in any case, up to three digits together.
-pub(super) const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-
-/// Splitting rule of Qwen 2: that of Llama 3, but each digit alone.
-const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-
-pub(super) fn build(vocab: GgufVocab) -> Result<(tokenizers::Tokenizer, Settings), TextError> {
+/// Builds the tokenizer of a GGUF vocabulary.
+pub(super) fn build(mut vocab: GgufVocab) -> Result<(tokenizers::Tokenizer, Settings), TextError> {
     check(&vocab)?;
-    let (mut inner, alphabet, adds_bos) = match vocab.model.as_str() {
+    let ends = end_ids(&vocab.tokens);
+    let respelled = stand_ins(&mut vocab.tokens);
+    let own_types = vocab.token_types.clone();
+    vocab.token_types.resize(vocab.tokens.len(), NORMAL);
+    for id in &ends {
+        // llama.cpp takes them for control tokens, whatever the file says.
+        vocab.token_types[*id as usize] = CONTROL;
+    }
+    let scores = match vocab.model.as_str() {
+        "llama" => Some(Scores::of(&vocab)?),
+        _ => None,
+    };
+    let whole = vocab.huggingface_json.as_deref().and_then(|file| same_ids(file, &vocab.tokens));
+    let lists = match vocab.model.as_str() {
         "gpt2" => byte_level_bpe(&vocab)?,
         "llama" => sentencepiece_bpe(&vocab)?,
         other => {
             return Err(TextError::Unsupported(format!("the GGUF vocabulary type \"{other}\"")));
         }
     };
-    let added: Vec<AddedToken> = vocab
-        .tokens
-        .iter()
-        .zip(&vocab.token_types)
-        .filter(|(_, kind)| matches!(**kind, UNKNOWN | CONTROL | USER_DEFINED))
-        .map(|(text, kind)| AddedToken::from(text.as_str(), *kind != USER_DEFINED).normalized(false))
-        .collect();
-    inner.add_tokens(&added);
+    let file = whole.is_some().then_some(vocab.huggingface_json.take()).flatten();
+    let (inner, alphabet, scores) = match whole {
+        Some(inner) => {
+            let alphabet = json::alphabet_of(&inner)?;
+            (inner, alphabet, None)
+        }
+        None => {
+            let mut inner = lists.inner;
+            inner.add_tokens(&added_tokens(&vocab, &respelled));
+            (inner, lists.alphabet, scores)
+        }
+    };
     let around = |add: bool, id: Option<u32>| -> Vec<u32> { id.filter(|_| add).into_iter().collect() };
+    let notes = Notes {
+        token_types: untold_types(&vocab, &own_types, alphabet, &respelled),
+        pre: vocab.pre,
+        spellings: respelled,
+        scores: if scores.is_some() { vocab.scores } else { Vec::new() },
+        other_ids: vocab.other_ids,
+    };
     let settings = Settings {
         alphabet,
         bos_id: vocab.bos_id,
         eos_id: vocab.eos_id,
-        prefix: around(vocab.add_bos.unwrap_or(adds_bos), vocab.bos_id),
+        pad_id: vocab.pad_id,
+        unknown_id: vocab.unknown_id,
+        end_ids: ends,
+        prefix: around(vocab.add_bos.unwrap_or(lists.adds_bos), vocab.bos_id),
         suffix: around(vocab.add_eos.unwrap_or(false), vocab.eos_id),
         chat_template: vocab.chat_template,
+        chat_templates: vocab.chat_templates,
+        scores,
+        notes,
+        file,
     };
     Ok((inner, settings))
 }
@@ -119,140 +212,214 @@ fn check(vocab: &GgufVocab) -> Result<(), TextError> {
     if !vocab.token_types.is_empty() && vocab.token_types.len() != count {
         return bad(format!("there are {count} tokens but {} token types", vocab.token_types.len()));
     }
-    let ids = [vocab.bos_id, vocab.eos_id, vocab.unknown_id, vocab.pad_id];
+    let ids = [vocab.bos_id, vocab.eos_id, vocab.unknown_id];
     if let Some(id) = ids.into_iter().flatten().find(|id| *id as usize >= count) {
         return bad(format!("the special token {id} is outside the vocabulary of {count} tokens"));
     }
     Ok(())
 }
 
-/// The vocabulary as a map. Two ids may not share a spelling: one of them could never be made.
-fn spellings(tokens: &[String]) -> Result<Vocab, TextError> {
-    let map: Vocab = (0u32..).zip(tokens).map(|(id, text)| (text.clone(), id)).collect();
-    if map.len() != tokens.len() {
-        return Err(TextError::BadTokenizer(format!(
-            "{} of its {} tokens are duplicates",
-            tokens.len() - map.len(),
-            tokens.len()
-        )));
+/// The ids that end an answer by their spelling.
+fn end_ids(tokens: &[String]) -> Vec<u32> {
+    let mut by_text: HashMap<&str, u32> = HashMap::new();
+    for (text, id) in tokens.iter().zip(0u32..) {
+        by_text.entry(text).or_insert(id);
     }
-    Ok(map)
+    let has = |text: &str| by_text.contains_key(text);
+    // Where calls and returns have tokens of their own, a message ends without the answer ending.
+    let messages = has("<|call|>") && has("<|return|>") || has("<|calls|>") && has("<|flush|>");
+    let ends = ENDS.iter().filter(|text| match **text {
+        "<|end|>" => !messages,
+        "</s>" => !has("<|tool_response>"),
+        _ => true,
+    });
+    ends.filter_map(|text| by_text.get(text).copied()).collect()
 }
 
-/// A byte-level BPE, and whether it puts the beginning-of-text token first unless told otherwise.
-fn byte_level_bpe(vocab: &GgufVocab) -> Result<(tokenizers::Tokenizer, Alphabet, bool), TextError> {
+/// Gives every token a spelling of its own, so that a map by spelling can hold them: the first id with a
+/// spelling keeps it. Gives the true spellings of the others. No text is split into a stand-in, since it
+/// has a space, which no piece of a text has.
+fn stand_ins(tokens: &mut [String]) -> BTreeMap<u32, String> {
+    let changed: Vec<u32> = {
+        let mut seen = HashSet::new();
+        let ids = (0u32..).zip(tokens.iter());
+        ids.filter(|(_, token)| token.is_empty() || !seen.insert(token.as_str())).map(|(id, _)| id).collect()
+    };
+    let mut true_spellings = BTreeMap::new();
+    for id in changed {
+        let token = &mut tokens[id as usize];
+        let what = if token.is_empty() { "empty" } else { "duplicate" };
+        true_spellings.insert(id, std::mem::replace(token, format!("[{what} token {id}]")));
+    }
+    true_spellings
+}
+
+/// The tokens that are found in a text before it is split. User-defined tokens are text; the others
+/// steer the model.
+fn added_tokens(vocab: &GgufVocab, respelled: &BTreeMap<u32, String>) -> Vec<AddedToken> {
+    (0u32..)
+        .zip(vocab.tokens.iter().zip(&vocab.token_types))
+        .filter(|(id, (_, kind))| {
+            matches!(**kind, UNKNOWN | CONTROL | USER_DEFINED) && !respelled.contains_key(id)
+        })
+        .map(|(_, (text, kind))| AddedToken::from(text.as_str(), *kind != USER_DEFINED).normalized(false))
+        .collect()
+}
+
+/// Ids by the type that a file gives them, where the flags of added tokens do not tell it.
+fn untold_types(
+    vocab: &GgufVocab,
+    own: &[u32],
+    alphabet: Alphabet,
+    respelled: &BTreeMap<u32, String>,
+) -> BTreeMap<u32, Vec<u32>> {
+    let pieces = matches!(alphabet, Alphabet::SentencePiece { .. });
+    let mut untold: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
+    for (id, own) in (0u32..).zip(own) {
+        let told = match vocab.token_types[id as usize] {
+            _ if respelled.contains_key(&id) => NORMAL,
+            UNKNOWN | CONTROL if pieces && vocab.unknown_id == Some(id) => UNKNOWN,
+            UNKNOWN | CONTROL => CONTROL,
+            USER_DEFINED => USER_DEFINED,
+            _ if pieces && byte_of(&vocab.tokens[id as usize]).is_some() => BYTE,
+            _ => NORMAL,
+        };
+        if told != *own {
+            untold.entry(*own).or_default().push(id);
+        }
+    }
+    untold
+}
+
+/// The tokenizer of a `tokenizer.json`, if it has the ids that the list of tokens says.
+fn same_ids(file: &str, tokens: &[String]) -> Option<tokenizers::Tokenizer> {
+    let inner = json::parse(file.as_bytes()).ok()?;
+    let same = |(text, id): (&String, &u32)| tokens.get(*id as usize) == Some(text);
+    inner.get_vocab(true).iter().all(same).then_some(inner)
+}
+
+/// What the lists of a vocabulary say, without its added tokens.
+struct Lists {
+    inner: tokenizers::Tokenizer,
+    alphabet: Alphabet,
+    /// Whether the beginning-of-text token comes first unless the file says otherwise.
+    adds_bos: bool,
+}
+
+fn spellings(tokens: &[String]) -> Vocab {
+    (0u32..).zip(tokens).map(|(id, text)| (text.clone(), id)).collect()
+}
+
+fn byte_level_bpe(vocab: &GgufVocab) -> Result<Lists, TextError> {
     let pre = vocab.pre.as_deref().unwrap_or("default");
-    let is_llama3 = matches!(pre, "llama-bpe" | "llama3" | "llama-v3");
-    let merges = vocab
-        .merges
-        .iter()
-        .map(|line| line.split_once(' ').map(|(left, right)| (left.to_owned(), right.to_owned())))
+    let rule = splitting::rule(pre)
+        .ok_or_else(|| TextError::Unsupported(format!("the GGUF pre-tokenizer \"{pre}\"")))?;
+    // A left half may begin with the space that is elsewhere the separator.
+    let halves = |line: &str| {
+        let at = line.char_indices().skip(1).find(|(_, character)| *character == ' ')?.0;
+        Some((line[..at].to_owned(), line[at + 1..].to_owned()))
+    };
+    let mut seen = HashSet::new();
+    // Of a merge that stands there twice, the better place counts.
+    let lines = vocab.merges.iter().filter(|line| seen.insert(line.as_str()));
+    let merges = lines
+        .map(|line| halves(line))
         .collect::<Option<Merges>>()
         .ok_or_else(|| TextError::BadTokenizer("a merge is not two tokens and a space".into()))?;
-    let splitter = splitter(pre)?;
-    let bpe = BPE::builder().ignore_merges(is_llama3);
-    let mut inner = tokenizers::Tokenizer::new(finish(bpe, spellings(&vocab.tokens)?, merges)?);
-    inner.with_pre_tokenizer(Some(splitter));
-    inner.with_decoder(Some(byte_level(false)));
-    Ok((inner, Alphabet::ByteLevel, is_llama3))
+    let bpe = BPE::builder().ignore_merges(rule.ignore_merges);
+    let mut inner = tokenizers::Tokenizer::new(finish(bpe, spellings(&vocab.tokens), merges)?);
+    inner.with_pre_tokenizer(Some(rule.splitter()?));
+    inner.with_decoder(Some(ByteLevel::new(false, true, false)));
+    Ok(Lists { inner, alphabet: Alphabet::ByteLevel, adds_bos: rule.adds_bos })
 }
 
-/// The splitting rule of a name.
-fn splitter(pre: &str) -> Result<Sequence, TextError> {
-    match pre {
-        "smollm" => Ok(Sequence::new(vec![Digits::new(true).into(), byte_level(true).into()])),
-        "gpt-2" => Ok(Sequence::new(vec![byte_level(true).into()])),
-        "llama-bpe" | "llama3" | "llama-v3" => split_by(&[LLAMA3]),
-        "qwen2" => split_by(&[QWEN2]),
-        "reflect" => split_by(&[PIECES]),
-        "default" => split_by(&[r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"]),
-        other => Err(TextError::Unsupported(format!("the GGUF pre-tokenizer \"{other}\""))),
-    }
-}
-
-/// The `tokenizer.ggml.*` entries of a byte-level BPE.
-pub(super) fn vocab(inner: &tokenizers::Tokenizer, settings: &Settings) -> Result<GgufVocab, TextError> {
-    let unnamed = |what: &str| TextError::Unsupported(format!("GGUF has no name for {what}"));
-    let ModelWrapper::BPE(bpe) = inner.get_model() else {
-        return Err(unnamed("a vocabulary that is no BPE"));
-    };
-    if settings.alphabet != Alphabet::ByteLevel || inner.get_normalizer().is_some() {
-        return Err(unnamed("a vocabulary that does not spell bytes"));
-    }
-    let split = serde_json::to_value(inner.get_pre_tokenizer()).map_err(bad)?;
-    // Trimming says where tokens lie in the text, not which they are.
-    let plain = |mut value: serde_json::Value| {
-        let steps = value["pretokenizers"].as_array_mut();
-        for step in steps.into_iter().flatten() {
-            if let Some(trim) = step.get_mut("trim_offsets") {
-                *trim = false.into();
+impl GgufVocab {
+    /// Says that `ids` end an answer, too. Those that do so by their spelling, or have an entry, need
+    /// nothing; two others find one. Gives what is left.
+    pub fn end_with(&mut self, ids: &[u32]) -> Vec<u32> {
+        let known = end_ids(&self.tokens);
+        let mut left = Vec::new();
+        for id in ids.iter().copied().filter(|id| (*id as usize) < self.tokens.len()) {
+            let named =
+                self.other_ids.get("eot_token_id").into_iter().chain(self.other_ids.get("eom_token_id"));
+            if known.contains(&id) || self.eos_id == Some(id) || named.copied().any(|named| named == id) {
+                continue;
+            }
+            let free =
+                ["eot_token_id", "eom_token_id"].into_iter().find(|name| !self.other_ids.contains_key(*name));
+            match free {
+                _ if self.eos_id.is_none() => self.eos_id = Some(id),
+                Some(name) => {
+                    self.other_ids.insert(name.to_owned(), id);
+                }
+                None => left.push(id),
             }
         }
-        value
-    };
-    let split = plain(split);
-    let mut pre = None;
-    for name in ["llama-bpe", "smollm", "gpt-2", "qwen2", "reflect"] {
-        if plain(serde_json::to_value(splitter(name)?).map_err(bad)?) == split {
-            pre = Some(name.to_owned());
+        left
+    }
+
+    /// Gives the vocabulary one token for each of `rows` rows of an embedding. Ids without a token get an
+    /// unused one, named as converters of llama.cpp name it; tokens without a row go. Gives their number.
+    pub fn fit(&mut self, rows: usize) -> usize {
+        let gone = self.tokens.len().saturating_sub(rows);
+        if self.token_types.is_empty() {
+            self.token_types.resize(self.tokens.len(), NORMAL);
         }
+        self.tokens.truncate(rows);
+        let ids = self.tokens.len()..rows;
+        self.tokens.extend(ids.map(|id| format!("[PAD{id}]")));
+        self.token_types.resize(rows, UNUSED);
+        if !self.scores.is_empty() {
+            let last = self.scores.iter().copied().fold(0.0, f32::min);
+            self.scores.resize(rows, last);
+        }
+        let has_row = |id: &u32| (*id as usize) < rows;
+        for id in [&mut self.bos_id, &mut self.eos_id, &mut self.unknown_id, &mut self.pad_id] {
+            *id = id.filter(has_row);
+        }
+        self.other_ids.retain(|_, id| has_row(id));
+        gone
     }
-    let pre = pre.ok_or_else(|| unnamed("this tokenizer's way to split a text"))?;
-    let by_text = inner.get_vocab(true);
-    let count = by_text.values().max().map_or(0, |id| *id as usize + 1);
-    // An id without a token keeps its place, as converters of llama.cpp name it.
-    let mut tokens: Vec<String> = (0..count).map(|id| format!("[PAD{id}]")).collect();
-    let mut token_types = vec![UNUSED; count];
-    for (text, id) in by_text {
-        token_types[id as usize] = 1;
-        tokens[id as usize] = text;
-    }
-    for (id, token) in inner.get_added_vocabulary().get_added_tokens_decoder() {
-        token_types[*id as usize] = if token.special { CONTROL } else { USER_DEFINED };
-        tokens[*id as usize] = token.content.clone();
-    }
-    let merges = serde_json::to_value(bpe).map_err(bad)?["merges"].take();
-    let merges =
-        merges.as_array().into_iter().flatten().map(|merge| match merge.as_array().map(Vec::as_slice) {
-            Some([left, right]) => Some(format!("{} {}", left.as_str()?, right.as_str()?)),
-            _ => merge.as_str().map(str::to_owned),
-        });
-    let merges = merges.collect::<Option<Vec<String>>>();
-    Ok(GgufVocab {
-        model: "gpt2".to_owned(),
-        pre: Some(pre),
-        tokens,
-        token_types,
-        merges: merges.ok_or_else(|| TextError::BadTokenizer("a merge is not two tokens".into()))?,
-        bos_id: settings.bos_id,
-        eos_id: settings.eos_id,
-        add_bos: Some(settings.bos_id.is_some_and(|id| settings.prefix.contains(&id))),
-        add_eos: Some(settings.eos_id.is_some_and(|id| settings.suffix.contains(&id))),
-        chat_template: settings.chat_template.clone(),
-        ..GgufVocab::default()
-    })
 }
 
-/// A SentencePiece BPE. Its file has no merges but a score for each token: of all neighbouring
-/// pairs that spell a token, the one with the best score is joined first. Each way to split a token
-/// in two is therefore a merge, ranked by the score of the token.
-fn sentencepiece_bpe(vocab: &GgufVocab) -> Result<(tokenizers::Tokenizer, Alphabet, bool), TextError> {
-    let count = vocab.tokens.len();
-    if vocab.scores.len() != count {
-        return Err(TextError::BadTokenizer(format!(
-            "there are {count} tokens but {} scores",
-            vocab.scores.len()
-        )));
+impl Scores {
+    /// Those of a SentencePiece vocabulary.
+    pub(super) fn of(vocab: &GgufVocab) -> Result<Self, TextError> {
+        let count = vocab.tokens.len();
+        if vocab.scores.len() != count {
+            return Err(TextError::BadTokenizer(format!(
+                "there are {count} tokens but {} scores",
+                vocab.scores.len()
+            )));
+        }
+        let mut bytes = vec![None; 256];
+        let mut tokens = Vec::new();
+        let entries = vocab.tokens.iter().zip(&vocab.scores).zip(&vocab.token_types);
+        for (id, ((text, score), kind)) in (0u32..).zip(entries) {
+            match (byte_of(text), *kind) {
+                (Some(byte), BYTE | NORMAL) => bytes[usize::from(byte)] = Some(id),
+                (_, UNKNOWN | CONTROL | USER_DEFINED) => {}
+                _ => tokens.push((text.clone(), id, *score)),
+            }
+        }
+        Ok(Self::new(tokens.into_iter(), bytes, vocab.unknown_id))
     }
-    let kind = |id: usize| vocab.token_types.get(id).copied().unwrap_or(1);
+}
+
+/// A SentencePiece BPE. Its file has no merges but a score for each token: of all neighbouring pairs that
+/// spell a token, the one with the best score is joined first. [`Scores`] does that; the merges here are
+/// what comes nearest for programs that know merges alone: each way to split a token in two, ranked by the
+/// score of the token.
+fn sentencepiece_bpe(vocab: &GgufVocab) -> Result<Lists, TextError> {
+    let count = vocab.tokens.len();
+    let kind = |id: usize| vocab.token_types.get(id).copied().unwrap_or(NORMAL);
     let mergeable: HashMap<&str, f32> = (0..count)
         .filter(|id| !matches!(kind(*id), UNKNOWN | CONTROL | USER_DEFINED | BYTE))
         .map(|id| (vocab.tokens[id].as_str(), vocab.scores[id]))
         .collect();
     let mut ranked: Vec<(f32, &str, &str)> = Vec::new();
-    for id in 0..count {
-        let token = vocab.tokens[id].as_str();
-        let Some(score) = mergeable.get(token) else {
+    for token in &vocab.tokens {
+        let Some(score) = mergeable.get(token.as_str()) else {
             continue;
         };
         let splits = token.char_indices().skip(1).map(|(at, _)| token.split_at(at));
@@ -269,7 +436,7 @@ fn sentencepiece_bpe(vocab: &GgufVocab) -> Result<(tokenizers::Tokenizer, Alphab
     if let Some(unknown) = vocab.unknown_id {
         bpe = bpe.unk_token(vocab.tokens[unknown as usize].clone());
     }
-    let mut inner = tokenizers::Tokenizer::new(finish(bpe, spellings(&vocab.tokens)?, merges)?);
+    let mut inner = tokenizers::Tokenizer::new(finish(bpe, spellings(&vocab.tokens), merges)?);
     let drop_first_space = vocab.add_space_prefix.unwrap_or(true);
     let spaces: NormalizerWrapper = Replace::new(" ", "▁").map_err(bad)?.into();
     let mut steps = vec![spaces];
@@ -283,23 +450,7 @@ fn sentencepiece_bpe(vocab: &GgufVocab) -> Result<(tokenizers::Tokenizer, Alphab
         decoders.push(Strip::new(' ', 1, 0).into());
     }
     inner.with_decoder(Some(Decoders::new(decoders)));
-    Ok((inner, Alphabet::SentencePiece { drop_first_space }, true))
-}
-
-/// Splits by each pattern in turn, matches and gaps alike, then spells bytes as characters.
-pub(super) fn split_by(patterns: &[&str]) -> Result<Sequence, TextError> {
-    let mut steps: Vec<PreTokenizerWrapper> = Vec::new();
-    for pattern in patterns {
-        let pattern = SplitPattern::Regex((*pattern).to_owned());
-        let split = Split::new(pattern, SplitDelimiterBehavior::Isolated, false).map_err(bad)?;
-        steps.push(split.into());
-    }
-    steps.push(byte_level(false).into());
-    Ok(Sequence::new(steps))
-}
-
-fn byte_level(use_regex: bool) -> ByteLevel {
-    ByteLevel::new(false, true, use_regex)
+    Ok(Lists { inner, alphabet: Alphabet::SentencePiece { drop_first_space }, adds_bos: true })
 }
 
 pub(super) fn finish(builder: BpeBuilder, vocab: Vocab, merges: Merges) -> Result<BPE, TextError> {

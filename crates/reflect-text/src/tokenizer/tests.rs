@@ -207,13 +207,12 @@ fn broken_vocabularies_are_refused_in_one_sentence() {
     let good = || byte_level_gguf("gpt-2");
     let broken = [
         GgufVocab { model: "bert".into(), ..good() },
-        GgufVocab { pre: Some("viking".into()), ..good() },
+        GgufVocab { pre: Some("no such rule".into()), ..good() },
         GgufVocab { tokens: vec![], ..good() },
         GgufVocab { token_types: vec![1], ..good() },
         GgufVocab { bos_id: Some(9999), ..good() },
         GgufVocab { merges: vec!["nospace".into()], ..good() },
         GgufVocab { merges: vec!["x yz".into()], ..good() },
-        GgufVocab { tokens: vec!["a".into(); 261], ..good() },
         GgufVocab { model: "llama".into(), scores: vec![0.0], ..good() },
     ];
     for vocab in broken {
@@ -311,4 +310,90 @@ proptest! {
         let plain = ids(&tokenizer, &text, SpecialTokens::Plain);
         prop_assert!(plain.iter().all(|id| !tokenizer.is_special(*id)));
     }
+}
+#[test]
+fn tokens_may_be_empty_or_stand_twice() {
+    let mut vocab = byte_level_gguf("llama-bpe");
+    vocab.tokens.extend(["", "he", "", "<|eot_id|>"].map(String::from));
+    vocab.token_types.extend([5, 1, 3, 3]);
+    let tokenizer = Tokenizer::from_gguf(vocab.clone()).unwrap();
+    assert_eq!(tokenizer.vocab_size(), 265);
+    assert_eq!(ids(&tokenizer, "he<|eot_id|>", SpecialTokens::Parse), [258, 259]);
+    let bytes = |id| tokenizer.token_bytes(id);
+    assert_eq!(bytes(261).as_deref(), Some(&b""[..]));
+    assert_eq!(bytes(262).as_deref(), Some(&b"he"[..]));
+    assert_eq!(tokenizer.token_text(262).as_deref(), Some("he"));
+    // What stands for them is no text: typed, it is split like any other.
+    let typed = ids(&tokenizer, "[empty token 261]", SpecialTokens::Parse);
+    assert!(!typed.contains(&261) && tokenizer.decode(&typed, false) == "[empty token 261]");
+    let (again, losses) = tokenizer.to_gguf(None).unwrap();
+    assert_eq!((again.tokens, again.token_types), (vocab.tokens, vocab.token_types));
+    assert_eq!((again.merges, again.pre, losses), (vocab.merges, vocab.pre, vec![]));
+}
+
+#[test]
+fn ends_of_turns_may_be_of_any_type() {
+    for kind in [1, 3, 4, 5] {
+        let mut vocab = byte_level_gguf("gpt-2");
+        vocab.tokens[260] = "<|im_end|>".into();
+        vocab.token_types[260] = kind;
+        let tokenizer = Tokenizer::from_gguf(vocab.clone()).unwrap();
+        assert_eq!(tokenizer.eos_ids(), [1, 259, 260], "type {kind}");
+        // llama.cpp makes control tokens of them.
+        assert_eq!(ids(&tokenizer, "he<|im_end|>", SpecialTokens::Parse), [258, 260]);
+        assert_eq!(tokenizer.to_gguf(None).unwrap().0.token_types, vocab.token_types);
+    }
+    // Where calls and returns have tokens of their own, a message ends without the answer ending.
+    let mut vocab = byte_level_gguf("gpt-2");
+    vocab.tokens.extend(["<|end|>", "<|return|>", "<|call|>"].map(String::from));
+    vocab.token_types.extend([3, 3, 3]);
+    assert_eq!(Tokenizer::from_gguf(vocab).unwrap().eos_ids(), [1, 259, 262, 263]);
+}
+
+#[test]
+fn templates_have_names_in_a_list_or_in_a_map() {
+    let list = json!([{"name": "rag", "template": "r"}, {"name": "default", "template": "d"}]);
+    let map = json!({"default": "d", "rag": "r"});
+    for templates in [list, map] {
+        let (file, _) = byte_tokenizer().to_json().unwrap();
+        let config = json!({ "chat_template": templates }).to_string();
+        let tokenizer = Tokenizer::from_json(file.as_bytes(), Some(config.as_bytes())).unwrap();
+        assert_eq!(tokenizer.chat_template(), Some("d"));
+        let (vocab, _) = tokenizer.to_gguf(None).unwrap();
+        assert_eq!(vocab.chat_templates.get("rag").map(String::as_str), Some("r"));
+        let (_, config) = tokenizer.to_json().unwrap();
+        let again = Tokenizer::from_json(file.as_bytes(), Some(config.as_bytes())).unwrap();
+        assert_eq!(again.to_gguf(None).unwrap().0, vocab);
+    }
+}
+
+#[test]
+fn a_vocabulary_fits_an_embedding_and_names_its_ends() {
+    let mut vocab = byte_level_gguf("gpt-2");
+    assert_eq!(vocab.fit(263), 0);
+    assert_eq!(vocab.tokens[261..], ["[PAD261]", "[PAD262]"]);
+    assert_eq!(vocab.token_types[261..], [5, 5]);
+    // The eos, and <|eot_id|> by its spelling, need no entry; of the others two have one.
+    assert_eq!(vocab.end_with(&[1, 259, 7, 8, 9, 7]), [9]);
+    assert_eq!(vocab.other_ids.values().copied().collect::<Vec<_>>(), [8, 7]);
+    vocab.pad_id = Some(262);
+    assert_eq!(vocab.fit(260), 3);
+    assert_eq!((vocab.tokens.len(), vocab.token_types.len(), vocab.pad_id), (260, 260, None));
+}
+
+#[test]
+fn kinds_that_gguf_cannot_say_are_refused_by_name() {
+    let (file, _) = byte_tokenizer().to_json().unwrap();
+    let mut value: serde_json::Value = serde_json::from_str(&file).unwrap();
+    value["pre_tokenizer"] = json!({"type": "Sequence", "pretokenizers": [
+        {"type": "Split", "pattern": {"Regex": "x+"}, "behavior": "Isolated", "invert": false},
+        {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false}]});
+    let tokenizer = Tokenizer::from_json(value.to_string().as_bytes(), None).unwrap();
+    let message = tokenizer.to_gguf(None).unwrap_err().to_string();
+    assert!(message.contains("way to split") && message.contains("bf16"), "{message}");
+    value["model"] = json!({"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0], ["a", -1.0]], "byte_fallback": false});
+    value["decoder"] =
+        json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": true});
+    let tokenizer = Tokenizer::from_json(value.to_string().as_bytes(), None).unwrap();
+    assert!(tokenizer.to_gguf(None).unwrap_err().to_string().contains("Unigram"));
 }

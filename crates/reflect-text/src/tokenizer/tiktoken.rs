@@ -4,7 +4,7 @@
 //! joint bytes have the lowest rank, and a piece that is itself in the list is taken whole. As
 //! merges of a BPE this is every way to split a token into two others, in the order of the ranks.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use tokenizers::AddedToken;
 use tokenizers::models::bpe::{BPE, Merges, Vocab};
@@ -46,9 +46,16 @@ pub(super) fn build(file: &[u8]) -> Result<(tokenizers::Tokenizer, Settings), Te
         alphabet: Alphabet::ByteLevel,
         bos_id: Some(first_special),
         eos_id: Some(first_special + 1),
+        pad_id: None,
+        unknown_id: None,
+        end_ids: super::end_ids(&inner),
         prefix: vec![first_special],
         suffix: vec![],
         chat_template: None,
+        chat_templates: BTreeMap::new(),
+        scores: None,
+        notes: gguf::Notes::default(),
+        file: None,
     };
     Ok((inner, settings))
 }

@@ -1,0 +1,200 @@
+//! Rotary positions: how they are stretched, what each kind of file says about it, and the frequencies.
+
+use super::{ConfigError, LlamaConfig, invalid, shown};
+use crate::gguf::GgufMetadata;
+
+/// How rotary positions are stretched beyond the context of the pre-training.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum RopeScaling {
+    None,
+    /// All frequencies are divided by `factor`.
+    Linear {
+        factor: f64,
+    },
+    /// Low frequencies are divided by `factor`, high ones kept, the ones between interpolated.
+    Llama3 {
+        factor: f64,
+        low_freq_factor: f64,
+        high_freq_factor: f64,
+        original_max_position_embeddings: usize,
+    },
+}
+
+/// The scaling of every Llama 3.1 model (llama-models, `models/llama3/model.py`).
+pub const LLAMA31_ROPE_SCALING: RopeScaling = RopeScaling::Llama3 {
+    factor: 8.0,
+    low_freq_factor: 1.0,
+    high_freq_factor: 4.0,
+    original_max_position_embeddings: 8192,
+};
+
+impl LlamaConfig {
+    /// Divisors of the frequencies as GGUF stores them, where Llama 3 scaling or a table stretches some.
+    pub fn freq_factors(&self) -> Option<Vec<f32>> {
+        if let RopeScaling::Llama3 { .. } = self.rope_scaling {
+            return Some(self.all_factors());
+        }
+        self.rope_freq_factors.clone()
+    }
+
+    /// Divisors that alone give the frequencies, all scaling in them.
+    pub(super) fn all_factors(&self) -> Vec<f32> {
+        match (&self.rope_freq_factors, self.rope_scaling) {
+            (Some(factors), RopeScaling::None) => factors.clone(),
+            _ => {
+                let pairs = self.unscaled().inv_freq().into_iter().zip(self.inv_freq());
+                pairs.map(|(plain, scaled)| plain / scaled).collect()
+            }
+        }
+    }
+
+    fn unscaled(&self) -> Self {
+        Self { rope_scaling: RopeScaling::None, rope_freq_factors: None, ..self.clone() }
+    }
+
+    /// The scaling by which this model's table of divisors was made, where it is one that has a name: GGUF
+    /// files of Llama 3.1 and 3.2 hold the table alone.
+    pub(super) fn named_scaling(&self) -> Option<RopeScaling> {
+        let factors = self.all_factors();
+        let same = |scaling: &RopeScaling| {
+            let named = Self { rope_scaling: *scaling, ..self.unscaled() };
+            let near = |(a, b): (f32, f32)| (a / b - 1.0).abs() < 1e-5;
+            self.inv_freq().into_iter().zip(named.inv_freq()).all(near)
+        };
+        let largest = near_whole(f64::from(factors.iter().copied().fold(1.0, f32::max)));
+        let of_llama = RopeScaling::Llama3 {
+            factor: largest,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_position_embeddings: 8192,
+        };
+        let candidates = [RopeScaling::None, RopeScaling::Linear { factor: largest }, of_llama];
+        candidates.into_iter().chain(self.fitted_scaling(&factors, largest)).find(same)
+    }
+
+    /// The Llama 3 scaling through the divisors between 1 and the largest. The share of a frequency that is
+    /// kept grows linearly with it from `low_freq_factor` to `high_freq_factor` turns within the original
+    /// context; only the ratios of these three are in the table, so the first is set to 1.
+    fn fitted_scaling(&self, factors: &[f32], largest: f64) -> Option<RopeScaling> {
+        let turns =
+            self.unscaled().inv_freq().into_iter().map(|freq| f64::from(freq) / std::f64::consts::TAU);
+        let kept = factors.iter().map(|&f| (1.0 / f64::from(f) - 1.0 / largest) / (1.0 - 1.0 / largest));
+        let between: Vec<(f64, f64)> =
+            turns.zip(kept).filter(|(_, kept)| (0.001..0.999).contains(kept)).collect();
+        let (first, last) = (between.first()?, between.last()?);
+        let slope = (first.1 - last.1) / (first.0 - last.0);
+        let width = 1.0 / (slope * first.0 - first.1);
+        let original = (slope * width).round();
+        (width.is_finite() && (1.0..1e9).contains(&original)).then_some(RopeScaling::Llama3 {
+            factor: largest,
+            low_freq_factor: 1.0,
+            high_freq_factor: near_whole(1.0 + width),
+            original_max_position_embeddings: original as usize,
+        })
+    }
+
+    pub(super) fn validate_rope(&self) -> Result<(), ConfigError> {
+        if !(self.rope_theta >= 1.0 && self.rope_theta <= 1e12) {
+            return invalid("rope_theta", self.rope_theta, "between 1 and 1e12".into());
+        }
+        if let RopeScaling::Linear { factor } | RopeScaling::Llama3 { factor, .. } = self.rope_scaling
+            && !(factor > 0.0 && factor <= 1e6)
+        {
+            return invalid("the rope scaling factor", factor, "between 0 and 1e6".into());
+        }
+        if let RopeScaling::Llama3 {
+            low_freq_factor: low,
+            high_freq_factor: high,
+            original_max_position_embeddings: original,
+            ..
+        } = self.rope_scaling
+        {
+            if !(low > 0.0 && high > low && high <= 1e6) {
+                let must = format!("above low_freq_factor = {low}, which must be above 0");
+                return invalid("high_freq_factor", high, must);
+            }
+            if original == 0 || original > 1 << 30 {
+                return invalid("original_max_position_embeddings", original, "positive".into());
+            }
+        }
+        if let Some(factors) = &self.rope_freq_factors {
+            if factors.len() != self.head_dim / 2 {
+                let must = format!("{} values, half of head_dim", self.head_dim / 2);
+                return invalid("the length of rope_freqs.weight", factors.len(), must);
+            }
+            if let Some(bad) = factors.iter().find(|f| !(f.is_finite() && **f > 0.0)) {
+                return invalid("rope_freqs.weight", bad, "positive numbers".into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Rotation per position of each pair of a head, `[head_dim / 2]`, in radians.
+    ///
+    /// Rounded to f32 after every step as transformers does it (`modeling_rope_utils.py`); Llama 3
+    /// scaling is Meta's `apply_scaling` (llama-models, `models/llama3/model.py`). The power itself
+    /// is taken in f64, so that native and WebAssembly builds agree.
+    pub fn inv_freq(&self) -> Vec<f32> {
+        let theta = f64::from(self.rope_theta as f32);
+        let base = (0..self.head_dim / 2).map(|pair| {
+            let exponent = (2 * pair) as f32 / self.head_dim as f32;
+            1.0 / theta.powf(f64::from(exponent)) as f32
+        });
+        let scaled = base.map(|freq| match self.rope_scaling {
+            RopeScaling::None => freq,
+            RopeScaling::Linear { factor } => freq / factor as f32,
+            RopeScaling::Llama3 { .. } => self.llama3_freq(freq),
+        });
+        match &self.rope_freq_factors {
+            None => scaled.collect(),
+            Some(factors) => scaled.zip(factors).map(|(freq, factor)| freq / factor).collect(),
+        }
+    }
+
+    /// One frequency under Llama 3 scaling: wavelengths beyond the original context are stretched
+    /// by `factor`, short ones kept, and the ones between blended linearly.
+    fn llama3_freq(&self, freq: f32) -> f32 {
+        let RopeScaling::Llama3 {
+            factor,
+            low_freq_factor: low,
+            high_freq_factor: high,
+            original_max_position_embeddings: original,
+        } = self.rope_scaling
+        else {
+            return freq;
+        };
+        let (factor, original) = (factor as f32, original as f64);
+        let wavelength = std::f32::consts::TAU / freq;
+        if wavelength > (original / low) as f32 {
+            freq / factor
+        } else if wavelength < (original / high) as f32 {
+            freq
+        } else {
+            let smooth = (original as f32 / wavelength - low as f32) / (high - low) as f32;
+            (1.0 - smooth) * freq / factor + smooth * freq
+        }
+    }
+}
+
+/// A number, or the whole number that it is up to the rounding of an f32.
+fn near_whole(value: f64) -> f64 {
+    if (value / value.round() - 1.0).abs() < 1e-4 { value.round() } else { value }
+}
+
+pub(super) fn gguf_rope_scaling(metadata: &GgufMetadata) -> Result<RopeScaling, ConfigError> {
+    let factor = match metadata.float("llama.rope.scaling.factor")? {
+        // The key of files older than scaling types.
+        None => metadata.float("llama.rope.scale_linear")?,
+        factor => factor,
+    };
+    let kind = metadata.string("llama.rope.scaling.type")?;
+    match kind {
+        None | Some("linear") => Ok(match factor {
+            // llama.cpp reads a factor of 0 as "not scaled".
+            Some(factor) if factor != 0.0 => RopeScaling::Linear { factor },
+            _ => RopeScaling::None,
+        }),
+        Some("none") => Ok(RopeScaling::None),
+        Some(other) => invalid("llama.rope.scaling.type", shown(other), "none or linear".into()),
+    }
+}

@@ -1,0 +1,187 @@
+//! The header of a GGUF file: what the source says about itself, in GGUF's words.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use anyhow::Result;
+use pollster::block_on;
+use reflect_kernels::Format;
+use reflect_llm::{
+    LlamaConfig,
+    config::GGUF_EOS_IDS,
+    gguf::{GgufFile, GgufHeader, gguf_name},
+    weights::MmapFile,
+};
+use reflect_text::GgufVocab;
+use serde_json::Value as Json;
+
+use super::folder::read_json;
+use super::layout::{Piece, Texts, Wanted};
+
+/// Entries that say how a file was written, not which model it holds.
+pub const OF_THE_FILE: [&str; 9] = [
+    "general.architecture",
+    "general.file_type",
+    "general.quantization_version",
+    "general.alignment",
+    "reflect.origin",
+    "split.count",
+    "split.no",
+    "split.tensors.count",
+    "GGUF.version",
+];
+
+/// The key of `config.json` for entries that it has no place for itself.
+pub const EXTRA: &str = "gguf";
+
+/// The bytes before the first tensor, and first and last byte of each piece.
+pub fn header(
+    wanted: &Wanted<'_>,
+    config: &LlamaConfig,
+    texts: &Texts<'_>,
+    pieces: &mut Vec<Piece>,
+    notes: &mut Vec<String>,
+) -> Result<(Vec<u8>, Vec<u64>, Vec<u64>)> {
+    let mut header = GgufHeader::default();
+    header.text("general.architecture", "llama");
+    match texts {
+        Texts::Gguf(file, texts) => copy(&mut header, file, texts, config.vocab_size)?,
+        Texts::Folder(path, texts) => {
+            header.config(config);
+            let file = fs::read(path.join("tokenizer.json")).ok();
+            let (mut vocab, losses) = texts.tokenizer.to_gguf(file.as_deref())?;
+            if !losses.is_empty() {
+                notes.push(format!(
+                    "the lists of a GGUF vocabulary cannot say {}; tokenizer.json is in the file too, which this \
+                     program follows and llama.cpp does not",
+                    losses.join(", nor ")
+                ));
+            }
+            let own = read_json(&path.join("config.json"))?;
+            let generation = read_json(&path.join("generation_config.json")).unwrap_or_default();
+            let named = |key: &str| {
+                let id = |json: &Json| json[key].as_u64().and_then(|id| u32::try_from(id).ok());
+                id(&own).or(id(&generation))
+            };
+            vocab.pad_id = vocab.pad_id.or(named("pad_token_id"));
+            vocab.bos_id = vocab.bos_id.or(config.bos_token_id);
+            add_vocab(&mut header, &mut vocab, config, notes);
+            // What the GGUF file that the folder was made from said beyond that.
+            for (key, value) in own[EXTRA].as_object().into_iter().flatten() {
+                if !header.has(key) && !OF_THE_FILE.contains(&key.as_str()) {
+                    header.value(key, value);
+                }
+            }
+        }
+        Texts::MadeUp => {
+            header.config(config);
+            header.vocab(&made_up_vocab(config.vocab_size));
+        }
+    }
+    if !header.has("general.name") {
+        header.text("general.name", wanted.name);
+    }
+    header.unsigned("general.file_type", wanted.target.file_type());
+    header.unsigned("general.quantization_version", 2);
+    header.text("reflect.origin", wanted.origin);
+    add_tensors(&mut header, config, pieces, wanted.share_layers);
+    let (header, places) = header.finish();
+    let starts = places.iter().map(|place| place.start).collect();
+    let ends = places.iter().map(|place| place.end).collect();
+    Ok((header, starts, ends))
+}
+
+/// Copies what another GGUF file says. A list of tokens that is shorter than the embedding, which llama.cpp
+/// does not load, is filled up.
+fn copy(
+    header: &mut GgufHeader,
+    file: &GgufFile<MmapFile>,
+    texts: &reflect_llm::Texts,
+    rows: usize,
+) -> Result<()> {
+    let tokens = file.metadata().array_len("tokenizer.ggml.tokens").unwrap_or(0);
+    if tokens == rows {
+        return Ok(block_on(file.copy_entries(header, |key| !OF_THE_FILE.contains(&key)))?);
+    }
+    let mut vocab = file.vocab()?;
+    vocab.fit(rows);
+    header.vocab(&vocab);
+    header.config(&texts.config);
+    let said: Vec<String> = file
+        .metadata()
+        .entries()
+        .map(|(key, _)| key.to_owned())
+        .filter(|key| !header.has(key) && !OF_THE_FILE.contains(&key.as_str()))
+        .collect();
+    Ok(block_on(file.copy_entries(header, |key| said.iter().any(|said| said == key)))?)
+}
+
+fn add_vocab(header: &mut GgufHeader, vocab: &mut GgufVocab, config: &LlamaConfig, notes: &mut Vec<String>) {
+    let gone = vocab.fit(config.vocab_size);
+    if gone > 0 {
+        let tokens = if gone == 1 { "token has" } else { "tokens have" };
+        notes.push(format!(
+            "the tokenizer's last {gone} {tokens} no row in the embedding and no place in the file"
+        ));
+    }
+    let left = vocab.end_with(&config.eos_token_ids);
+    if !left.is_empty() {
+        notes.push(format!(
+            "GGUF has names for three end tokens; {} of them have none, and llama.cpp will not stop at them",
+            left.len()
+        ));
+        let ids: Vec<Json> = left.into_iter().map(Json::from).collect();
+        header.value(GGUF_EOS_IDS, &Json::Array(ids));
+    }
+    header.vocab(vocab);
+}
+
+fn add_tensors(header: &mut GgufHeader, config: &LlamaConfig, pieces: &mut Vec<Piece>, share_layers: bool) {
+    let mut first: BTreeMap<String, usize> = BTreeMap::new();
+    for (at, piece) in pieces.iter().enumerate() {
+        let part = piece.name.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.'));
+        let same = match part {
+            Some((_, part)) if share_layers => Some(*first.entry(part.to_owned()).or_insert(at)),
+            _ => None,
+        };
+        let name = gguf_name(&piece.name);
+        header.tensor(&name, &piece.shape, piece.to, piece.bytes(), same.filter(|same| *same != at));
+    }
+    if let Some(factors) = config.freq_factors() {
+        let piece = Piece {
+            name: "rope_freqs.weight".to_owned(),
+            shape: vec![factors.len()],
+            from: Format::F32,
+            to: Format::F32,
+            head: None,
+            instead_of: None,
+            made: Some(factors.into_iter().flat_map(f32::to_le_bytes).collect()),
+        };
+        header.tensor(&piece.name, &piece.shape, piece.to, piece.bytes(), None);
+        pieces.push(piece);
+    }
+}
+
+/// A vocabulary of that size: all bytes, the tags, and names without a meaning.
+fn made_up_vocab(size: usize) -> GgufVocab {
+    let mut tokens = reflect_text::byte_spellings();
+    let mut token_types = vec![1; tokens.len()];
+    for text in reflect_text::special_tokens() {
+        tokens.push(text);
+        token_types.push(3);
+    }
+    while tokens.len() < size {
+        tokens.push(format!("<|made_up_{}|>", tokens.len()));
+        token_types.push(3);
+    }
+    tokens.truncate(size);
+    token_types.truncate(size);
+    GgufVocab {
+        model: "gpt2".to_owned(),
+        pre: Some("llama-bpe".to_owned()),
+        tokens,
+        token_types,
+        add_bos: Some(false),
+        ..GgufVocab::default()
+    }
+}

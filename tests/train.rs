@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use burn::tensor::{Tensor, TensorData};
@@ -15,15 +16,17 @@ use reflect_llm::{
 };
 use reflect_tests::{compare, devices, load_split};
 use reflect_train::{
+    TrainError,
     batch::MicroBatch,
+    checkpoint,
     examples::Example,
     export::{self, HostTensor, read_safetensors},
-    lora,
+    lora::{self, Merged, Share, Updates},
     optimizer::{Optimizer, floats, gradient_norm},
     parameters::{Gradients, Parameter, Scope, update},
     pass,
-    settings::{Method, OptimizerSettings, Settings},
-    trainer::{Trainer, side_by_side},
+    settings::{LoraSettings, Method, OptimizerSettings, Settings},
+    trainer::{Base, Trainer, side_by_side},
 };
 use serde_json::Value;
 
@@ -125,11 +128,11 @@ fn named(mut model: Llama, mut gradients: Gradients, scope: Scope) -> BTreeMap<S
 }
 
 fn exported(model: &Llama, scope: Scope) -> BTreeMap<String, HostTensor> {
-    match scope {
+    let tensors = match scope {
         Scope::Full => export::weights(model),
         Scope::Adapters => lora::tensors(model),
-    }
-    .expect("an export")
+    };
+    tensors.into_iter().map(|stored| (stored.name.clone(), stored.on_host().expect("values"))).collect()
 }
 
 /// Largest difference of each tensor relative to its largest expected entry; the worst of all.
@@ -296,7 +299,7 @@ fn micro_batches_side_by_side_take_the_step_of_one_after_the_other() {
         examples,
         Vec::new(),
         settings.clone(),
-        String::new(),
+        Base::default(),
     );
     let mut trainer = trainer.expect("a trainer");
     let record = trainer.step().expect("a step");
@@ -337,21 +340,31 @@ fn gradients_do_not_depend_on_recomputing_blocks() {
     }
 }
 
+/// The model of `tied/` with the update of `lora/` in its weights.
+fn merged(open: &OpenDevice) -> Llama {
+    let (base, adapter) = (folder("tied"), folder("lora"));
+    let config = config_of_dir(&base).expect("a configuration");
+    let source = Arc::new(block_on(open_dir(&base)).expect("weights"));
+    let updates = Arc::new(Updates::read(&[adapter], &config).expect("an adapter"));
+    let merged = Merged::new(source, &config, &updates, Share::All);
+    load_split(&config, &merged, &open.device, u64::MAX)
+}
+
 #[test]
 fn a_merged_adapter_is_what_peft_merges() {
     for open in devices() {
-        let (mut model, _) = golden_model("lora", &open, false);
+        let (model, _) = golden_model("lora", &open, false);
         let data = Data::read();
         let rows = indices(&data.json["gradient_rows"]);
         let micro = data.micro(&rows, &model, &open);
         let with = weighted(&pass::losses(&model, &micro).expect("losses"), &micro) / micro.weight();
-        lora::merge(&mut model, &open.device).expect("a merge");
+        let model = merged(&open);
         let merged = weighted(&pass::losses(&model, &micro).expect("losses"), &micro) / micro.weight();
         let golden = json(&folder("lora/golden.json"));
         let expected = golden["gradients"]["loss"].as_f64().expect("a loss");
         assert!((with - expected).abs() < 1e-4 && (merged - expected).abs() < 1e-4, "{with} {merged}");
         let expected = read_safetensors(&folder("lora/merged.safetensors")).expect("weights");
-        let ours = export::weights(&model).expect("weights");
+        let ours = exported(&model, Scope::Full);
         for (name, (_, values)) in &expected {
             let (nmse, _) = compare(&ours[name].1, values);
             assert!(nmse < 1e-12, "{name} on {}: {nmse:e}", open.name);
@@ -363,14 +376,64 @@ fn a_merged_adapter_is_what_peft_merges() {
 fn a_written_adapter_is_the_one_that_was_read() {
     let open = reflect_kernels::device::cpu();
     let mut model = model("tied", &open, u64::MAX);
-    let settings = lora::load(&mut model, &folder("lora"), &open.device).expect("an adapter");
-    let ours = lora::tensors(&model).expect("tensors");
+    lora::load(&mut model, &folder("lora"), &open.device).expect("an adapter");
+    let ours = exported(&model, Scope::Adapters);
     let expected = read_safetensors(&folder("lora/adapter_model.safetensors")).expect("tensors");
     assert_eq!(ours, expected);
     let golden = json(&folder("lora/adapter_config.json"));
+    let targets = lora::TARGETS.map(str::to_owned).into();
+    let settings = LoraSettings { rank: 4, alpha: 8.0, targets, packed: false };
     let config = serde_json::to_value(lora::PeftConfig::new(&settings, "base")).expect("JSON");
     for field in ["peft_type", "task_type", "r", "target_modules", "bias", "fan_in_fan_out"] {
         assert_eq!(config[field], golden[field], "{field}");
     }
     assert_eq!(config["lora_alpha"].as_f64(), golden["lora_alpha"].as_f64());
+}
+
+/// A run of `steps` steps at a rate that no command line allows.
+fn broken_run(name: &str, rate: f64, steps: u64) -> (PathBuf, TrainError) {
+    let open = reflect_kernels::device::cpu();
+    let (model, _) = golden_model("untied", &open, false);
+    let settings = Settings {
+        method: Method::Full,
+        strategy: LossStrategy::None,
+        steps,
+        micro_tokens: 64,
+        accumulate: 1,
+        optimizer: OptimizerSettings { warm_up: 0, rate, ..OptimizerSettings::default() },
+        seed: 0,
+        recompute: false,
+        eval_every: 0,
+        save_every: 1,
+        patience: 0,
+    };
+    let examples = Data::read().sequences;
+    let mut trainer =
+        Trainer::new(model, open.device, examples, Vec::new(), settings, Base::default()).expect("a trainer");
+    let out = std::env::temp_dir().join(format!("reflect-broken-{}-{name}", std::process::id()));
+    std::fs::create_dir_all(&out).expect("a folder");
+    let error = trainer.run(&out, || false, |_| Ok(())).expect_err("a loss that is not finite");
+    (out, error)
+}
+
+#[test]
+fn what_is_not_finite_is_never_saved_and_the_last_checkpoint_stays() {
+    // The second step finds a loss that is no number; the first was saved and is sound.
+    let (out, error) = broken_run("loss", 1e18, 40);
+    let TrainError::NotFinite { step, .. } = error else { panic!("{error}") };
+    let steps = checkpoint::steps(&out);
+    assert_eq!(steps.last(), Some(&(step - 1)), "{steps:?}");
+    let last = checkpoint::folder(&out, step - 1);
+    for file in ["model.safetensors", "optimizer.safetensors"] {
+        let tensors = read_safetensors(&last.join(file)).expect("tensors");
+        assert!(tensors.values().flat_map(|(_, values)| values).all(|value| value.is_finite()), "{file}");
+    }
+    let _ = std::fs::remove_dir_all(&out);
+    // The only step makes weights that are infinite: no loss is there to show it.
+    let (out, error) = broken_run("weights", 1e40, 1);
+    assert!(matches!(error, TrainError::NotFiniteWeights { step: 1, .. }), "{error}");
+    assert!(error.to_string().contains("step 1"), "{error}");
+    let left = std::fs::read_dir(out.join(checkpoint::FOLDER)).expect("a folder").count();
+    assert_eq!((checkpoint::steps(&out).len(), left), (0, 0), "nothing is left of it");
+    let _ = std::fs::remove_dir_all(out);
 }

@@ -2,6 +2,7 @@
 //! the last line.
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::PathBuf,
     process::{Child, Command, Output, Stdio},
@@ -232,16 +233,156 @@ fn bad_records_are_named_and_nothing_is_dropped_silently() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("nothing to learn"));
 }
 
+/// Writes values over the first ones of a tensor of a safetensors file.
+fn overwrite(path: &str, tensor: &str, values: &[f32]) {
+    let mut bytes = fs::read(path).expect("a file");
+    let header = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes")) as usize;
+    let entries: Value = serde_json::from_slice(&bytes[8..8 + header]).expect("a header");
+    let start = 8 + header + entries[tensor]["data_offsets"][0].as_u64().expect("an offset") as usize;
+    for (at, value) in values.iter().enumerate() {
+        bytes[start + 4 * at..][..4].copy_from_slice(&value.to_le_bytes());
+    }
+    fs::write(path, bytes).expect("a file");
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
 #[test]
 fn a_loss_that_is_no_number_ends_the_run_with_its_step() {
     let setting = Setting::new("nan");
-    let out = setting.folder.file("run");
-    let more = ["--fresh", "--steps", "40", "--rate", "1e18", "--warm-up", "1", "--save-every", "1"];
-    let output = setting.train(&out, &more);
-    let said = String::from_utf8_lossy(&output.stderr);
+    let (base, out) = (setting.folder.file("base"), setting.folder.file("run"));
+    must(
+        &setting
+            .train_args(&base, &["--fresh", "--steps", "2"])
+            .iter()
+            .map(String::as_str)
+            .collect::<Vec<_>>(),
+    );
+    overwrite(&format!("{base}/model.safetensors"), "model.norm.weight", &[3e38; 32]);
+    let mut args = setting.train_args(&out, &["--steps", "40", "--save-every", "1"]);
+    args[4] = base;
+    let output = run(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    let said = said(&output);
     assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(said.contains("the loss at step") && said.contains("--rate"), "{said}");
-    assert!(fs::read_dir(format!("{out}/checkpoints")).expect("checkpoints").count() >= 1);
+    assert!(said.contains("at step 1 is") && said.contains("--rate"), "{said}");
+    let left: Vec<_> =
+        fs::read_dir(&out).expect("the run's folder").flatten().map(|e| e.file_name()).collect();
+    assert!(!left.iter().any(|name| name == "checkpoints" || name == "model.safetensors"), "{left:?}");
+}
+
+#[test]
+fn every_number_on_the_command_line_is_checked_before_anything_is_read() {
+    let folder = Folder::new("flags");
+    let out = folder.file("run");
+    let refused: [(&str, &[&str]); 14] = [
+        ("--rate", &["nan", "inf", "-1", "0", "1e40", "-1e-4", "7"]),
+        ("--final-share", &["2", "-0.1", "nan"]),
+        ("--decay", &["-1", "nan", "inf", "1e9"]),
+        ("--max-norm", &["0", "-1", "nan", "inf"]),
+        ("--alpha", &["0", "-1", "nan", "inf"]),
+        ("--rank", &["0"]),
+        ("--accumulate", &["0"]),
+        ("--micro-tokens", &["0"]),
+        ("--steps", &["0"]),
+        ("--epochs", &["0", "-1", "nan", "inf"]),
+        ("--save-every", &["0"]),
+        ("--context", &["0", "1"]),
+        ("--patience", &["3"]),
+        ("--targets", &["q_proj,nothing"]),
+    ];
+    for (flag, values) in refused {
+        for value in values {
+            let setting = format!("{flag}={value}");
+            let args = [
+                "train", "--data", "missing", "--model", "missing", "--out", &out, "--method", "lora",
+                &setting,
+            ];
+            let output = run(&args);
+            let said = said(&output);
+            assert_eq!(output.status.code(), Some(2), "{setting}: {said}");
+            let named =
+                said.contains(flag) || (flag == "--rank" && said.contains("rank")) || flag == "--targets";
+            assert!(named && !said.contains("missing") && said.lines().count() == 1, "{setting}: {said}");
+            assert!(!fs::exists(&out).expect("an answer"), "{setting} left a folder");
+        }
+    }
+}
+
+#[test]
+fn rates_and_warm_up_go_by_the_method_and_are_said() {
+    let setting = Setting::new("defaults");
+    let (fresh, full, lora) =
+        (setting.folder.file("fresh"), setting.folder.file("full"), setting.folder.file("lora"));
+    let output = setting.train(&fresh, &["--fresh", "--steps", "20"]);
+    let told = said(&output);
+    assert!(output.status.success(), "{told}");
+    assert!(told.contains("rate 1e-3 (the default here) after 1 steps of warm-up"), "{told}");
+    // Outside a terminal there are lines.
+    assert!(told.contains("step 1 of 20: loss") && told.contains("step 20 of 20: loss"), "{told}");
+    let log = fs::read_to_string(format!("{fresh}/log.jsonl")).expect("a log");
+    let last: Value = serde_json::from_str(log.lines().last().expect("a line")).expect("JSON");
+    assert!(
+        (last["rate"].as_f64().expect("a rate") - 1e-4).abs() < 1e-9,
+        "a short run ends at a tenth: {last}"
+    );
+    for (out, method, words) in
+        [(&full, "full", "rate 3e-5 (the default"), (&lora, "lora", "rate 2e-4 (the default")]
+    {
+        let mut args = setting.train_args(out, &["--steps", "2", "--method", method]);
+        args[4] = fresh.clone();
+        let output = run(&args.iter().map(String::as_str).collect::<Vec<_>>());
+        assert!(output.status.success() && said(&output).contains(words), "{}", said(&output));
+    }
+    let output =
+        setting.train(&setting.folder.file("long"), &["--fresh", "--steps", "2", "--warm-up", "100"]);
+    assert!(said(&output).contains("the run ends within its warm-up"), "{}", said(&output));
+}
+
+#[test]
+fn checkpoints_of_versions_that_saved_nan_are_read_or_explained() {
+    let setting = Setting::new("old");
+    let out = setting.folder.file("run");
+    let first =
+        ["--fresh", "--steps", "4", "--save-every", "2", "--held-out", &setting.data, "--eval-every", "2"];
+    assert!(setting.train(&out, &first).status.success());
+    let newest = format!("{out}/checkpoints/step-00000004");
+    let state = fs::read_to_string(format!("{newest}/state.json")).expect("a state");
+    let mut state: Value = serde_json::from_str(&state).expect("JSON");
+    state["state"]["best"] = json!({ "step": 2, "loss": null });
+    fs::write(format!("{newest}/state.json"), state.to_string()).expect("a file");
+    let output = setting.train(&out, &first);
+    assert!(output.status.success(), "{}", said(&output));
+
+    let moments = format!("{newest}/optimizer.safetensors");
+    overwrite(&moments, "m.model.norm.weight", &[f32::NAN]);
+    let output = setting.train(&out, &first);
+    let told = said(&output);
+    assert_eq!(output.status.code(), Some(2), "{told}");
+    assert!(told.contains("step-00000004") && told.contains("not finite"), "{told}");
+    // As it says, the one before is gone on from.
+    fs::remove_dir_all(&newest).expect("a folder");
+    let output = setting.train(&out, &first);
+    assert!(output.status.success() && said(&output).contains("going on after step 2"), "{}", said(&output));
+}
+
+#[test]
+fn an_empty_output_is_an_empty_answer() {
+    let setting = Setting::new("empty");
+    let text = fs::read_to_string(&setting.data).expect("records");
+    let mut records: Vec<Value> =
+        text.lines().take(4).map(|line| serde_json::from_str(line).expect("a record")).collect();
+    let answers = ["<output></output>", "<thinking>\n1\n</thinking>\n<output>\n \n</output>", ""];
+    for (record, answer) in records.iter_mut().zip(answers) {
+        record["spans"] = json!([{ "kind": "output", "text": answer }]);
+    }
+    let data = setting.folder.file("empty.jsonl");
+    fs::write(&data, records.iter().map(Value::to_string).collect::<Vec<_>>().join("\n")).expect("a file");
+    let mut args = setting.train_args(&setting.folder.file("run"), &["--fresh", "--steps", "1"]);
+    args[2] = data;
+    let told = said(&must(&args.iter().map(String::as_str).collect::<Vec<_>>()));
+    assert!(told.contains("4 records, 1 kept") && told.contains("3 skipped: empty answer"), "{told}");
 }
 
 #[test]
@@ -294,8 +435,19 @@ fn adapters_train_on_a_model_and_evaluation_keeps_its_contract() {
 
     let merged = setting.folder.file("merged");
     must(&["merge", "--model", &full, "--adapter", &adapter, "--out", &merged]);
-    let size = |folder: &str| fs::metadata(format!("{folder}/model.safetensors")).expect("weights").len();
-    assert_eq!(size(&merged), size(&full));
+    // The same tensors in the same type.
+    let tensors = |folder: &str| {
+        let bytes = fs::read(format!("{folder}/model.safetensors")).expect("weights");
+        let header = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes")) as usize;
+        let mut entries: Value = serde_json::from_slice(&bytes[8..8 + header]).expect("a header");
+        let entries = entries.as_object_mut().expect("entries");
+        entries.remove("__metadata__");
+        let entry = |(name, entry): (&String, &Value)| {
+            (name.clone(), (entry["dtype"].clone(), entry["shape"].clone()))
+        };
+        entries.iter().map(entry).collect::<BTreeMap<_, _>>()
+    };
+    assert_eq!(tensors(&merged), tensors(&full));
     let packed = setting.folder.file("packed");
     let mut qlora = lora;
     (qlora[6], qlora[10]) = (&packed, "qlora");
@@ -364,4 +516,144 @@ fn adapters_train_on_a_model_and_evaluation_keeps_its_contract() {
     let other = run(&eval);
     let said = String::from_utf8_lossy(&other.stderr);
     assert!(other.status.code() == Some(2) && said.contains("set of weights"), "{said}");
+}
+
+/// Fills an adapter that was trained with numbers large enough to change every answer.
+fn loudened(adapter: &str, seed: u32) {
+    let path = format!("{adapter}/adapter_model.safetensors");
+    let bytes = fs::read(&path).expect("a file");
+    let header = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes")) as usize;
+    let entries: Value = serde_json::from_slice(&bytes[8..8 + header]).expect("a header");
+    let tensors = entries.as_object().expect("entries").iter().filter(|(name, _)| *name != "__metadata__");
+    let mut state = seed;
+    for (name, entry) in tensors {
+        let shape: u64 =
+            entry["shape"].as_array().expect("a shape").iter().filter_map(Value::as_u64).product();
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            0.4 * ((state >> 8) as f32 / (1 << 24) as f32 - 0.5)
+        };
+        let values: Vec<f32> = (0..shape).map(|_| next()).collect();
+        overwrite(&path, name, &values);
+    }
+}
+
+/// Greedy tokens of an answer.
+fn tokens(args: &[&str]) -> Vec<u64> {
+    let fixed = ["run", "What is 35 + 36?", "--greedy", "--max-tokens", "24", "--device", "cpu", "--json"];
+    let output = must(&[&fixed[..], &["--no-loop-guard"], args].concat());
+    let text = String::from_utf8(output.stdout).expect("UTF-8");
+    let done: Value = serde_json::from_str(text.lines().last().expect("an event")).expect("JSON");
+    done["token_ids"].as_array().expect("tokens").iter().filter_map(Value::as_u64).collect()
+}
+
+#[test]
+fn adapters_at_run_time_answer_as_merged_models_do() {
+    let setting = Setting::new("hung");
+    let file = |name: &str| setting.folder.file(name);
+    let (full, gguf) = (file("full"), file("packed"));
+    assert!(setting.train(&full, &["--fresh", "--steps", "30"]).status.success());
+    must(&["convert", "--model", &full, "--to", "q8_0", "--out", &gguf]);
+    let gguf = fs::read_dir(&gguf).expect("a folder").flatten().map(|entry| entry.path());
+    let gguf =
+        gguf.into_iter().find(|path| path.extension().is_some_and(|end| end == "gguf")).expect("a file");
+    let gguf = gguf.to_str().expect("a plain path");
+    let adapters =
+        [("one", &full[..], "q_proj,k_proj,v_proj,down_proj", 1), ("two", gguf, "q_proj,o_proj,up_proj", 2)];
+    let adapters = adapters.map(|(name, model, targets, seed)| {
+        let out = file(name);
+        let mut args = setting.train_args(&out, &["--method", "lora", "--rank", "4", "--steps", "1"]);
+        args[4] = model.to_owned();
+        args.extend(["--targets".to_owned(), targets.to_owned()]);
+        must(&args.iter().map(String::as_str).collect::<Vec<_>>());
+        loudened(&out, seed);
+        out
+    });
+    let config = |folder: &str| -> Value {
+        serde_json::from_slice(&fs::read(format!("{folder}/adapter_config.json")).expect("a file"))
+            .expect("JSON")
+    };
+    assert_eq!(config(&adapters[0])["base_model_name_or_path"], json!(full));
+    assert_eq!(config(&adapters[1])["base_model_name_or_path"], Value::Null, "PEFT opens no GGUF");
+
+    for (base, name) in [(&full[..], "folder"), (gguf, "gguf")] {
+        let plain = tokens(&["--model", base]);
+        for (used, name) in [(&adapters[..1], format!("{name}-1")), (&adapters[..], format!("{name}-2"))] {
+            let hung: Vec<&str> = used.iter().flat_map(|adapter| ["--adapter", adapter]).collect();
+            let merged = file(&format!("merged-{name}"));
+            must(&[&["merge", "--model", base, "--out", &merged][..], &hung].concat());
+            let expected = tokens(&["--model", &merged]);
+            let ours = tokens(&[&["--model", base][..], &hung].concat());
+            assert_eq!(ours, expected, "{name}");
+            assert_ne!(ours, plain, "{name} changes the answer");
+            let streamed = tokens(&[&["--model", base, "--stream"][..], &hung].concat());
+            assert_eq!(streamed, expected, "{name}, streamed");
+            let divided = tokens(&[&["--model", base, "--shards", "2"][..], &hung].concat());
+            assert_eq!(divided, expected, "{name}, on two devices");
+        }
+    }
+    // An evaluation with an adapter is one of the merged model.
+    let eval = |model: &str, more: &[&str]| -> Value {
+        let fixed =
+            ["eval", "--tasks", "default", "--count", "6", "--device", "cpu", "--max-tokens", "24", "--json"];
+        let text = must(&[&fixed[..], &["--arms", "tuned", "--model", model], more].concat()).stdout;
+        let text = String::from_utf8(text).expect("UTF-8");
+        serde_json::from_str(text.lines().last().expect("a line")).expect("JSON")
+    };
+    let hung = eval(&full, &["--adapter", &adapters[0]]);
+    let (merged, plain) = (eval(&file("merged-folder-1"), &[]), eval(&full, &[]));
+    for key in ["accuracy", "tokens_mean", "by_family"] {
+        assert_eq!(hung[key], merged[key], "{key}");
+    }
+    assert_ne!(hung["tokens_mean"], plain["tokens_mean"], "the adapter changes the answers");
+    // From GGUF to GGUF.
+    let packed = file("merged-packed");
+    must(&["merge", "--model", gguf, "--adapter", &adapters[1], "--to", "q8_0", "--out", &packed]);
+    assert!(tokens(&["--model", &packed]).len() > 1);
+}
+
+#[test]
+fn merge_refuses_in_sentences_and_leaves_nothing() {
+    let setting = Setting::new("merge");
+    let file = |name: &str| setting.folder.file(name);
+    let (full, adapter, out) = (file("full"), file("adapter"), file("out"));
+    assert!(setting.train(&full, &["--fresh", "--steps", "2"]).status.success());
+    let mut args = setting.train_args(&adapter, &["--method", "lora", "--steps", "1"]);
+    args[4] = full.clone();
+    must(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    let refused = |args: &[&str], words: &[&str]| {
+        let output = run(&[&["merge"], args].concat());
+        let told = said(&output);
+        assert_eq!(output.status.code(), Some(2), "{told}");
+        assert!(
+            words.iter().all(|word| told.contains(word)) && !told.contains("delete it"),
+            "{words:?}: {told}"
+        );
+    };
+    // Another model.
+    refused(
+        &["--model", "default", "--adapter", &adapter, "--out", &out],
+        &["another model", "down_proj.lora_A", "[16, 64]", "[16, 352]"],
+    );
+    assert!(!fs::exists(&out).expect("an answer"));
+    // A place that is taken.
+    refused(&["--model", &full, "--adapter", &adapter, "--out", &full], &["there already", "--out"]);
+    // Weights that can't be read to the end: nothing is left.
+    let broken = file("broken");
+    fs::create_dir_all(&broken).expect("a folder");
+    for name in ["config.json", "tokenizer.json", "tokenizer_config.json"] {
+        fs::copy(format!("{full}/{name}"), format!("{broken}/{name}")).expect("a copy");
+    }
+    let bytes = fs::read(format!("{full}/model.safetensors")).expect("weights");
+    fs::write(format!("{broken}/model.safetensors"), &bytes[..bytes.len() - 4]).expect("a file");
+    refused(&["--model", &broken, "--adapter", &adapter, "--out", &out], &["model.safetensors"]);
+    assert!(!fs::exists(&out).expect("an answer"));
+    // Adapters of runs that failed.
+    overwrite(
+        &format!("{adapter}/adapter_model.safetensors"),
+        "base_model.model.model.layers.0.mlp.up_proj.lora_B.weight",
+        &[f32::NAN],
+    );
+    refused(&["--model", &full, "--adapter", &adapter, "--out", &out], &["not finite", "up_proj.lora_B"]);
+    refused(&["--model", &full, "--adapter", &full, "--out", &out], &["adapter_config.json"]);
 }

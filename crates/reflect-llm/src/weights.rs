@@ -7,6 +7,7 @@
 
 use std::borrow::Cow;
 use std::ops::Range;
+use std::sync::Arc;
 
 use reflect_kernels::Format;
 use reflect_text::TextError;
@@ -148,6 +149,28 @@ pub trait TensorSource {
     /// Hints that a tensor has been copied to its device and will not be read again soon.
     fn release(&self, name: &str) {
         let _ = name;
+    }
+}
+
+impl<S: TensorSource> TensorSource for Arc<S> {
+    fn info(&self, name: &str) -> Option<&TensorInfo> {
+        (**self).info(name)
+    }
+
+    fn names(&self) -> impl Iterator<Item = &str> {
+        (**self).names()
+    }
+
+    async fn read(&self, name: &str, rows: Range<usize>) -> Result<Cow<'_, [u8]>, LoadError> {
+        (**self).read(name, rows).await
+    }
+
+    fn total_bytes(&self) -> u64 {
+        (**self).total_bytes()
+    }
+
+    fn release(&self, name: &str) {
+        (**self).release(name);
     }
 }
 

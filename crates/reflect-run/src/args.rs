@@ -64,6 +64,9 @@ pub struct ModelArgs {
     /// A Hugging Face folder, a .gguf file, or a name from `reflect-run models`
     #[arg(long, value_name = "MODEL", default_value = "default")]
     pub model: String,
+    /// Add a LoRA adapter to the model: a folder in PEFT's layout (repeatable: adapters add up)
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Vec<PathBuf>,
     #[command(flatten)]
     pub place: PlaceArgs,
     /// Make a known-broken upload of Reflection-Llama-3.1-70B usable
@@ -268,7 +271,7 @@ pub struct BenchArgs {
     #[arg(long, value_name = "BATCHxTOKENS", value_parser = parse_train_shape)]
     pub train: Option<TrainShape>,
     /// A shape instead of a model: 8b, 70b, 405b, reflection-70b, smollm2-135m or 10m
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["model", "repair"])]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["model", "repair", "adapter"])]
     pub config: Option<String>,
     /// Format of the made-up weights of --config
     #[arg(long, value_name = "FORMAT", requires = "config", value_parser = parse_format)]

@@ -77,7 +77,8 @@ pub fn bench(args: &BenchArgs) -> Result<ExitCode> {
             let config = LlamaConfig::by_name(name)?;
             let source = Arc::new(Synthetic::new(&config, format)?);
             let context = args.model.place.context.map_or(needed.next_multiple_of(PAGE), usize::from);
-            let (engine, overhead) = engines(&config, &source, &devices, args, context)?;
+            let plan = Plan::new(&args.model.place, context);
+            let (engine, overhead) = engines(&config, &source, &devices, args, plan)?;
             (format!("{name}, made up"), format, engine, overhead)
         }
         (Some(_), None) => return Err(crate::input("--config needs --synthetic or --train")),
@@ -86,7 +87,8 @@ pub fn bench(args: &BenchArgs) -> Result<ExitCode> {
             let context = checkpoint.context(&args.model.place, needed)?;
             let format = main_format(&checkpoint.weights);
             let weights = Arc::new(checkpoint.weights);
-            let (engine, overhead) = engines(&checkpoint.texts.config, &weights, &devices, args, context)?;
+            let plan = Plan { adapters: checkpoint.adapters, ..Plan::new(&args.model.place, context) };
+            let (engine, overhead) = engines(&checkpoint.texts.config, &weights, &devices, args, plan)?;
             (checkpoint.name, format, engine, overhead)
         }
     };
@@ -131,10 +133,9 @@ fn engines<S: TensorSource + Send + Sync + 'static>(
     source: &Arc<S>,
     devices: &[OpenDevice],
     args: &BenchArgs,
-    context: usize,
+    plan: Plan,
 ) -> Result<(Engine, Option<f64>)> {
-    let plan =
-        Plan { prefill_chunk: args.prefill_chunk.map(usize::from), ..Plan::new(&args.model.place, context) };
+    let plan = Plan { prefill_chunk: args.prefill_chunk.map(usize::from), ..plan };
     let load = |devices: &[OpenDevice]| load(config, source, devices, &plan);
     let overhead = args.stage_overhead.then(|| {
         // Which of two models has the better pages depends on which was loaded first, by up to a tenth of the time.

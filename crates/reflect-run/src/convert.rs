@@ -23,8 +23,9 @@ use reflect_llm::{
     weights::{TensorSource, expected_shapes},
 };
 
-use self::layout::{Kind, Layout, Piece, Texts, Wanted};
-use self::target::{Target, fitting};
+use self::layout::{Kind, Layout, Piece, Wanted};
+use self::target::fitting;
+pub(crate) use self::{layout::Texts, target::Target};
 use crate::{args::parse_format, input, memory::free_disk, runtime::Checkpoint, synthetic::Synthetic};
 
 #[derive(Args, Debug)]
@@ -110,7 +111,7 @@ fn place(args: &ConvertArgs) -> Result<(PathBuf, String, Kind)> {
 }
 
 /// Writes the weights of `source`, a model of that name. `origin` says where they come from.
-fn convert_from(
+pub(crate) fn convert_from(
     args: &ConvertArgs,
     config: &LlamaConfig,
     source: &impl TensorSource,

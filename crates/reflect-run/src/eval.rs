@@ -18,7 +18,7 @@ use reflect_train::{
 
 use crate::{
     input,
-    runtime::{Checkpoint, answerer},
+    runtime::{Checkpoint, answerer_of},
 };
 
 #[derive(Args, Debug)]
@@ -26,6 +26,9 @@ pub struct EvalArgs {
     /// The tuned model: a Hugging Face folder, a .gguf file, or a name from `reflect-run models`
     #[arg(long, value_name = "MODEL", default_value = "default")]
     pub model: String,
+    /// Add a LoRA adapter to the tuned model: a folder in PEFT's layout (repeatable: adapters add up)
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Vec<PathBuf>,
     /// The model trained on the same problems without reflections
     #[arg(long, value_name = "MODEL")]
     pub twin: Option<String>,
@@ -125,7 +128,9 @@ pub fn eval(args: &EvalArgs) -> Result<ExitCode> {
             Model::Base => args.base.as_ref(),
         };
         let Some(name) = name.filter(|_| !of_model.is_empty()) else { continue };
-        let mut answerer = answerer(name, &args.device, args.context, args.parallel)?;
+        let checkpoint = Checkpoint::open_named(name, false)?;
+        let checkpoint = if model == Model::Tuned { checkpoint.with(&args.adapter)? } else { checkpoint };
+        let mut answerer = answerer_of(checkpoint, &args.device, args.context, args.parallel)?;
         for arm in of_model {
             let bar = ProgressBar::new(problems.len() as u64);
             bar.set_style(ProgressStyle::with_template("{msg:12} {bar:32} {pos} of {len}, {eta} left")?);
@@ -146,7 +151,7 @@ pub fn eval(args: &EvalArgs) -> Result<ExitCode> {
             (*arm, of.collect())
         })
         .collect();
-    let name = Checkpoint::open_named(&args.model, false)?.name;
+    let name = Checkpoint::open_named(&args.model, false)?.with(&args.adapter)?.name;
     let report = Report::new(&name, &args.tasks, args.seed, &found);
     let line = report.line();
     if let Some(folder) = &args.out {
@@ -201,11 +206,15 @@ fn remember_settings(args: &EvalArgs, folder: &std::path::Path) -> Result<()> {
     for name in [Some(&args.model), args.twin.as_ref(), args.base.as_ref()].into_iter().flatten() {
         weights.insert(name, Checkpoint::open_named(name, false)?.weights_hash()?);
     }
-    let settings = serde_json::json!({
+    let mut settings = serde_json::json!({
         "model": args.model, "twin": args.twin, "base": args.base, "weights": weights, "tasks": args.tasks,
         "seed": args.seed, "max_tokens": args.max_tokens, "context": args.context,
         "temperature": args.temperature,
     });
+    if !args.adapter.is_empty() {
+        let adapters = Checkpoint::open_named(&args.model, false)?.with(&args.adapter)?.adapters;
+        settings["adapters"] = adapters.hash().into();
+    }
     let path = folder.join("settings.json");
     if let Ok(text) = fs::read(&path) {
         let old: serde_json::Value = serde_json::from_slice(&text)?;

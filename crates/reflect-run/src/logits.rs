@@ -24,7 +24,7 @@ pub fn logits(args: &LogitsArgs) -> Result<ExitCode> {
         return Err(input(format!("token {id} is not in the model's vocabulary of {vocab}; see --tokens")));
     }
     let devices = open_devices(place)?;
-    let plan = Plan { all_logits: true, ..Plan::new(place, context) };
+    let plan = Plan { all_logits: true, adapters: checkpoint.adapters.clone(), ..Plan::new(place, context) };
     let mut engine = load(&checkpoint.texts.config, &Arc::new(checkpoint.weights), &devices, &plan)?;
     let logits = block_on(engine.logits(&args.tokens))?;
 

@@ -150,9 +150,14 @@ fn exit_code(error: &anyhow::Error) -> u8 {
             Some(_) => true,
         };
         let train = match cause.downcast_ref::<TrainError>() {
-            Some(TrainError::Write { .. } | TrainError::NotFinite { .. } | TrainError::Device(_)) | None => {
-                false
-            }
+            Some(
+                TrainError::Write { .. }
+                | TrainError::NotFinite { .. }
+                | TrainError::NotFiniteWeights { .. }
+                | TrainError::NotFiniteTensor { .. }
+                | TrainError::Device(_),
+            )
+            | None => false,
             Some(_) => true,
         };
         let device = matches!(cause.downcast_ref::<DeviceError>(), Some(DeviceError::NoSuchAdapter { .. }));

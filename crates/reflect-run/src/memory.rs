@@ -91,6 +91,9 @@ fn free_on(device: &OpenDevice) -> (Option<u64>, Source) {
 pub struct TrainingNeed {
     /// With gradients and moments where they are trained.
     pub weights: u64,
+    /// Numbers that are trained.
+    pub trained: u64,
+    /// With the program itself.
     pub activations: u64,
 }
 
@@ -108,24 +111,33 @@ impl TrainingNeed {
     ) -> Self {
         // A number with its gradient and AdamW's two moments, in f32.
         const TRAINED: u64 = 16;
+        // The program itself, its tokenizer and the examples.
+        const PROGRAM: u64 = 28_000_000;
+        let (hidden, ffn) = (config.hidden_size, config.intermediate_size);
         let heads = config.num_attention_heads + 2 * config.num_key_value_heads;
-        let block = 6 * config.hidden_size + 2 * heads * config.head_dim + 5 * config.intermediate_size;
-        let blocks = match recompute {
-            true => block + config.num_hidden_layers * config.hidden_size,
-            false => config.num_hidden_layers * block,
+        // What a block has in hand on its way back, and what one keeps until then.
+        let block = 6 * hidden + 2 * heads * config.head_dim + 5 * ffn;
+        let attention = config.num_attention_heads + config.num_key_value_heads;
+        let kept = match recompute {
+            true => hidden,
+            false => 5 * hidden + 2 * attention * config.head_dim + 3 * ffn + config.num_attention_heads,
         };
+        let blocks = block + config.num_hidden_layers * kept;
         // Logits and their gradient, in chunks of the vocabulary.
         let head = 2 * config.vocab_size.min(HEAD_ROWS);
         // Side by side each has gradients of its own beside the sum.
-        let own = if lanes > 1 { lanes as u64 * 4 * trained } else { 0 };
+        let own = if lanes > 1 { trained.saturating_mul(4 * lanes as u64) } else { 0 };
+        // What is far too much must not come out as little.
+        let activations = [rows, blocks + head, lanes, 4].map(|factor| factor as u64);
         Self {
-            weights: frozen + TRAINED * trained + own,
-            activations: 4 * (lanes * rows * (blocks + head)) as u64,
+            weights: frozen.saturating_add(trained.saturating_mul(TRAINED)).saturating_add(own),
+            trained,
+            activations: activations.into_iter().fold(1, u64::saturating_mul).saturating_add(PROGRAM),
         }
     }
 
     pub fn total(&self) -> u64 {
-        self.weights + self.activations
+        self.weights.saturating_add(self.activations)
     }
 
     /// Refuses training that does not fit.

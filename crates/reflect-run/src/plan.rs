@@ -1,21 +1,25 @@
 //! `reflect-run plan`: which layers would lie on which device, what each would hold, and how fast decoding
 //! could be at best. Nothing is loaded.
 
+mod advice;
+
 use std::io::{Write, stdout};
 use std::ops::Range;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
-use reflect_kernels::{Format, KvFormat, PAGE, device::OpenDevice};
+use reflect_kernels::{Format, KvFormat, device::OpenDevice};
 use reflect_llm::{
     LlamaConfig,
     need::show_bytes,
-    placement::{NoRoom, Parts, Room, place},
-    weights::{TensorSource, expected_shapes},
+    placement::{NoRoom, Room},
+    weights::TensorSource,
 };
+use reflect_train::lora::Updates;
 use serde::Serialize;
 
+use self::advice::{Question, Wish, advice};
 use crate::{
     args::{ModelArgs, parse_format},
     bandwidth,
@@ -24,7 +28,7 @@ use crate::{
     memory::{self, free_memory, parse_bytes},
     runtime::{Checkpoint, open_devices},
     synthetic::Synthetic,
-    train::{MethodName, planned_need},
+    train::{MICRO_TOKENS, MethodName, planned_need},
 };
 
 #[derive(Args, Debug)]
@@ -45,9 +49,12 @@ pub struct PlanArgs {
     /// The memory of training instead: full, lora or qlora
     #[arg(long, value_enum, value_name = "METHOD")]
     pub train: Option<MethodName>,
-    /// Tokens of a training step
-    #[arg(long, value_name = "N", default_value_t = 2048, requires = "train")]
+    /// Tokens that training takes through the model at a time
+    #[arg(long, value_name = "N", default_value_t = MICRO_TOKENS, requires = "train")]
     pub micro_tokens: usize,
+    /// Training that runs each block twice and keeps less in memory
+    #[arg(long, requires = "train")]
+    pub recompute: bool,
     /// One JSON object on standard output
     #[arg(long)]
     pub json: bool,
@@ -81,13 +88,17 @@ struct Report {
     context: usize,
     sequences: usize,
     kv: &'static str,
+    /// Whether the layers are read from disk for every step.
+    streamed: bool,
     devices: Vec<Held>,
     fits: bool,
     /// Bytes of memory of a run that reads its layers from disk for every step, on the first device.
     streamed_bytes: u64,
-    /// Bytes of weights and cache that decoding one token reads.
+    /// Bytes of weights and cache that decoding one token reads from memory.
     read_per_token_bytes: u64,
-    /// By memory bandwidth alone, one sequence; `None` where a device's is not known.
+    /// Bytes that it reads from disk.
+    disk_per_token_bytes: u64,
+    /// By memory bandwidth alone, one sequence; `None` where a device's is not known, or a disk is slower.
     decode_tokens_per_s: Option<f64>,
     bottleneck: String,
     /// What would have to give where it does not fit.
@@ -116,12 +127,13 @@ pub fn plan(args: &PlanArgs) -> Result<ExitCode> {
     match (&args.config, args.format) {
         (Some(name), Some(format)) => {
             let config = LlamaConfig::by_name(name)?;
-            plan_of(args, name, format, &config, &Synthetic::new(&config, format)?)
+            plan_of(args, name, format, &config, &Synthetic::new(&config, format)?, &Updates::default())
         }
         _ => {
             let checkpoint = Checkpoint::open(&args.model)?;
             let format = main_format(&checkpoint.weights);
-            plan_of(args, &checkpoint.name, format, &checkpoint.texts.config, &checkpoint.weights)
+            let Checkpoint { name, texts, weights, adapters, .. } = &checkpoint;
+            plan_of(args, name, format, &texts.config, weights, adapters)
         }
     }
 }
@@ -132,45 +144,50 @@ fn plan_of(
     format: Format,
     config: &LlamaConfig,
     source: &impl TensorSource,
+    adapters: &Updates,
 ) -> Result<ExitCode> {
     let seats = seats(args)?;
     if let Some(method) = args.train {
         return training(args, name, config, source, method, &seats);
     }
-    let context = args.model.place.context.map_or(8192, usize::from).min(config.max_position_embeddings);
+    let place = &args.model.place;
+    if place.stream && seats.len() > 1 {
+        return Err(input("--stream reads the layers of a model on one device; name one"));
+    }
+    let most = config.max_position_embeddings;
+    let context = place.context.map_or(8192, usize::from).min(most);
+    if let Some(asked) = place.context.filter(|asked| asked.get() > most) {
+        eprintln!("note: {name} has a context of {most} tokens; the plan is for these and not for {asked}");
+    }
     let on_cpu = seats.iter().all(|seat| seat.name == "cpu");
     let default = if on_cpu { KvFormat::F32 } else { KvFormat::F16 };
-    let kv = args.model.place.kv.map_or(default, KvFormat::from);
-    let parts = |context: usize| {
-        let positions = context.next_multiple_of(PAGE) * args.sequences.get();
-        Parts::of(config, source, positions, kv, 512.min(context), 1)
+    let wish = Wish { context, kv: place.kv.map_or(default, KvFormat::from), stream: place.stream };
+    let question = Question { config, source, adapters, seats: &seats, sequences: args.sequences.get() };
+    let whole = question.parts(wish);
+    let placed = question.place(wish);
+    let held = |seat: &Seat, layers: &Range<usize>| {
+        let need = if wish.stream { whole.streamed_need() } else { whole.need(layers) };
+        Held {
+            device: seat.name.clone(),
+            layers: [layers.start, layers.end],
+            weights_bytes: need.weights,
+            cache_bytes: need.cache,
+            scratch_bytes: need.scratch,
+            total_bytes: need.total(),
+            free_bytes: seat.free,
+            memory: seat.memory,
+            bandwidth_bytes_per_s: seat.bandwidth,
+            fits: seat.free.is_none_or(|free| need.total() <= free),
+        }
     };
-    let rooms: Vec<Room> = seats.iter().map(Seat::room).collect();
-    let whole = parts(context);
-    let placed = place(&whole, &rooms);
     let layers = placed.clone().unwrap_or_else(|_| even(config.num_hidden_layers, seats.len()));
-    let devices: Vec<Held> = seats
-        .iter()
-        .zip(&layers)
-        .map(|(seat, layers)| {
-            let need = whole.need(layers);
-            Held {
-                device: seat.name.clone(),
-                layers: [layers.start, layers.end],
-                weights_bytes: need.weights,
-                cache_bytes: need.cache,
-                scratch_bytes: need.scratch,
-                total_bytes: need.total(),
-                free_bytes: seat.free,
-                memory: seat.memory,
-                bandwidth_bytes_per_s: seat.bandwidth,
-                fits: seat.free.is_none_or(|free| need.total() <= free),
-            }
-        })
-        .collect();
+    let devices: Vec<Held> = seats.iter().zip(&layers).map(|(seat, layers)| held(seat, layers)).collect();
+    let disk: u64 = if wish.stream { whole.layers.iter().sum() } else { 0 };
     let read = |held: &Held| {
         let embedding = if held.layers[0] == 0 && !whole.tied { whole.embedding } else { 0 };
-        held.weights_bytes - embedding + held.cache_bytes / args.sequences.get() as u64
+        // Layers that come from disk pass through memory as well.
+        let layers = if wish.stream { disk - whole.layers.iter().max().unwrap_or(&0) } else { 0 };
+        held.weights_bytes + layers - embedding + held.cache_bytes / args.sequences.get() as u64
     };
     let time = |held: &Held| Some(read(held) as f64 / held.bandwidth_bytes_per_s?);
     let times: Vec<f64> = devices.iter().map(time).collect::<Option<_>>().unwrap_or_default();
@@ -180,17 +197,23 @@ fn plan_of(
         parameters: config.param_count(),
         context,
         sequences: args.sequences.get(),
-        kv: match kv {
+        kv: match wish.kv {
             KvFormat::F32 => "f32",
             KvFormat::F16 => "f16",
             KvFormat::Q8 => "q8",
         },
+        streamed: wish.stream,
         fits: placed.is_ok(),
         streamed_bytes: whole.streamed_need().total(),
         read_per_token_bytes: devices.iter().map(read).sum(),
-        decode_tokens_per_s: (!times.is_empty()).then(|| 1.0 / times.iter().sum::<f64>()),
-        bottleneck: bottleneck(&placed, &devices, &times),
-        advice: placed.as_ref().err().map(|error| advice(error, config, source, &rooms, &parts, context)),
+        disk_per_token_bytes: disk,
+        decode_tokens_per_s: (!times.is_empty() && !wish.stream).then(|| 1.0 / times.iter().sum::<f64>()),
+        bottleneck: match (wish.stream, placed.is_ok()) {
+            (true, true) => format!("the disk: {} a token", show_bytes(disk)),
+            (true, false) => "memory: what stays while the layers are read does not fit".to_owned(),
+            (false, _) => bottleneck(&placed, &devices, &times),
+        },
+        advice: placed.as_ref().err().map(|error| advice(error, &question, wish)),
         devices,
     };
     let mut out = stdout().lock();
@@ -258,45 +281,6 @@ fn bottleneck(placed: &Result<Vec<Range<usize>>, NoRoom>, devices: &[Held], time
     }
 }
 
-/// What would make the model fit.
-fn advice(
-    error: &NoRoom,
-    config: &LlamaConfig,
-    source: &impl TensorSource,
-    rooms: &[Room],
-    parts: &impl Fn(usize) -> Parts,
-    context: usize,
-) -> String {
-    let mut ways = vec![format!("{} more of memory", error.missing)];
-    let shorter = std::iter::successors(Some(context / 2), |context| Some(context / 2));
-    if let Some(context) =
-        shorter.take_while(|context| *context >= 512).find(|c| place(&parts(*c), rooms).is_ok())
-    {
-        ways.push(format!("--context {context}"));
-    }
-    // From the largest format to the smallest, the first that is smaller than what is there and fits.
-    let now = expected_shapes(config)
-        .iter()
-        .filter_map(|(name, _)| source.info(name))
-        .map(|info| info.byte_len())
-        .sum::<u64>();
-    let fitting =
-        [Format::Q8_0, Format::Q6K, Format::Q5K, Format::Q4K, Format::Q4_0].into_iter().find(|format| {
-            let Ok(source) = Synthetic::new(config, *format) else { return false };
-            let smaller = source.total_bytes() < now;
-            let mut changed = parts(context);
-            let weights = Parts::of(config, &source, 0, KvFormat::F16, 1, 1);
-            (changed.embedding, changed.layers, changed.head) =
-                (weights.embedding, weights.layers, weights.head);
-            smaller && place(&changed, rooms).is_ok()
-        });
-    if let Some(format) = fitting {
-        ways.push(format!("weights in {}", format.name()));
-    }
-    ways.push("--stream on one device, which reads the layers from disk for every token".to_owned());
-    ways.join(", or ")
-}
-
 fn print(out: &mut impl Write, report: &Report) -> std::io::Result<()> {
     let wide = report.devices.iter().map(|held| held.device.chars().count()).max().unwrap_or(0);
     let Report { model, format, parameters, context, sequences, kv, .. } = report;
@@ -328,14 +312,25 @@ fn print(out: &mut impl Write, report: &Report) -> std::io::Result<()> {
             if held.fits { "" } else { ", does not fit" }
         )?;
     }
-    writeln!(out, "  a token reads {}", show_bytes(report.read_per_token_bytes))?;
+    let disk = match report.streamed {
+        true => format!(", {} of it from disk", show_bytes(report.disk_per_token_bytes)),
+        false => String::new(),
+    };
+    writeln!(out, "  a token reads {}{disk}", show_bytes(report.read_per_token_bytes))?;
     if let Some(speed) = report.decode_tokens_per_s {
         writeln!(out, "  at most {speed:.1} tokens/s by memory bandwidth")?;
     }
     writeln!(out, "  bottleneck: {}", report.bottleneck)?;
     if let Some(advice) = &report.advice {
         writeln!(out, "  it does not fit; what would help: {advice}")?;
-        writeln!(out, "  with --stream the first device would need {}", show_bytes(report.streamed_bytes))?;
+        let free = report.devices.first().and_then(|held| held.free_bytes);
+        if !report.streamed && free.is_none_or(|free| report.streamed_bytes <= free) {
+            writeln!(
+                out,
+                "  with --stream the first device would need {}",
+                show_bytes(report.streamed_bytes)
+            )?;
+        }
     }
     Ok(())
 }
@@ -349,7 +344,7 @@ fn training(
     method: MethodName,
     seats: &[Seat],
 ) -> Result<ExitCode> {
-    let need = planned_need(config, source, method, args.micro_tokens);
+    let need = planned_need(config, source, method, args.micro_tokens, args.recompute);
     let free = seats.first().and_then(|seat| seat.free);
     let fits = free.is_none_or(|free| need.total() <= free);
     let mut out = stdout().lock();
@@ -358,6 +353,7 @@ fn training(
             "model": name,
             "method": method.name(),
             "micro_tokens": args.micro_tokens,
+            "recompute": args.recompute,
             "weights_bytes": need.weights,
             "activations_bytes": need.activations,
             "total_bytes": need.total(),
@@ -369,12 +365,16 @@ fn training(
     } else {
         writeln!(
             out,
-            "{name}, {} training with {} tokens a step: {} of weights, gradients and moments, {} of activations \
-             (blocks recomputed), {} together{}",
+            "{name}, {} training with {} tokens at a time: {} of weights, gradients and moments, {} of activations \
+             ({}), {} together{}",
             method.name(),
             args.micro_tokens,
             show_bytes(need.weights),
             show_bytes(need.activations),
+            match args.recompute {
+                true => "with --recompute",
+                false => "less with --recompute, which runs each block twice",
+            },
             show_bytes(need.total()),
             match free {
                 Some(free) if fits => format!(", of {}", show_bytes(free)),

@@ -23,7 +23,10 @@ use reflect_llm::{
     weights::{LoadError, MmapFile, TensorInfo, TensorSource},
 };
 use reflect_text::{ChatTemplate, Tokenizer};
-use reflect_train::answers::Answerer;
+use reflect_train::{
+    answers::Answerer,
+    lora::{self, Merged, Share, Updates, hang},
+};
 
 use crate::{
     args::{ModelArgs, PlaceArgs},
@@ -39,15 +42,31 @@ pub struct Checkpoint {
     pub path: PathBuf,
     pub texts: Texts,
     pub weights: Weights<MmapFile>,
+    /// What its adapters add to it.
+    pub adapters: Arc<Updates>,
 }
 
 impl Checkpoint {
     /// Opens what the model argument means, repaired if that was asked for.
     ///
     /// # Errors
-    /// If it is not there, cannot be read, or is broken in a known way that was not to be repaired.
+    /// If it is not there, cannot be read, or is broken in a known way that was not to be repaired, or an
+    /// adapter does not fit it.
     pub fn open(args: &ModelArgs) -> Result<Self> {
-        Self::open_named(&args.model, args.repair)
+        Self::open_named(&args.model, args.repair)?.with(&args.adapter)
+    }
+
+    /// The same with the adapters in these folders.
+    ///
+    /// # Errors
+    /// If one can't be read or does not fit.
+    pub fn with(mut self, adapters: &[PathBuf]) -> Result<Self> {
+        self.adapters = Arc::new(Updates::read(adapters, &self.texts.config)?);
+        for adapter in adapters {
+            let name = adapter.file_name().unwrap_or(adapter.as_os_str()).to_string_lossy();
+            self.name = format!("{} + {name}", self.name);
+        }
+        Ok(self)
     }
 
     /// As [`open`](Self::open), without a command line.
@@ -57,11 +76,15 @@ impl Checkpoint {
     pub fn open_named(model: &str, repair: bool) -> Result<Self> {
         let mut path = catalogue::resolve(model)?;
         if path.is_dir() {
-            path = catalogue::checkpoint_in(&path).ok_or_else(|| {
-                input(format!(
+            path = catalogue::checkpoint_in(&path).ok_or_else(|| match path.join(lora::CONFIG).exists() {
+                true => input(format!(
+                    "{} is an adapter; name its model in --model, and this folder in --adapter",
+                    path.display()
+                )),
+                false => input(format!(
                     "{} holds neither a config.json nor a .gguf file; name a checkpoint",
                     path.display()
-                ))
+                )),
             })?;
         }
         let (mut texts, mut weights) = match path.is_dir() {
@@ -82,7 +105,7 @@ impl Checkpoint {
             }
         }
         let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
-        Ok(Self { name, path, texts, weights })
+        Ok(Self { name, path, texts, weights, adapters: Arc::default() })
     }
 
     /// A hash of the first row of every tensor: training changes all of them.
@@ -195,6 +218,8 @@ pub struct Plan {
     pub memory: Vec<u64>,
     /// Whether layers are read for each step even where all would fit.
     pub stream: bool,
+    /// What is added to the weights.
+    pub adapters: Arc<Updates>,
 }
 
 impl Plan {
@@ -209,6 +234,7 @@ impl Plan {
             all_logits: false,
             memory: args.memory.clone(),
             stream: args.stream,
+            adapters: Arc::default(),
         }
     }
 }
@@ -224,6 +250,8 @@ pub fn load<S: TensorSource + Send + Sync + 'static>(
     devices: &[OpenDevice],
     plan: &Plan,
 ) -> Result<Engine> {
+    // What can't hang on a linear is added while it is read.
+    let source = &Arc::new(Merged::new(source.clone(), config, &plan.adapters, Share::NotHung));
     let on_cpu = devices.iter().all(|device| device.profile.is_none());
     let kv_format = plan.kv.unwrap_or(if on_cpu { KvFormat::F32 } else { KvFormat::F16 });
     if kv_format == KvFormat::Q8 && !config.head_dim.is_multiple_of(16) {
@@ -237,7 +265,8 @@ pub fn load<S: TensorSource + Send + Sync + 'static>(
     let logit_rows = if plan.all_logits { chunk } else { 1 };
     // Pages belong to one sequence each.
     let cache_positions = plan.context.next_multiple_of(PAGE) * plan.sequences;
-    let parts = Parts::of(config, &**source, cache_positions, kv_format, chunk, logit_rows);
+    let mut parts = Parts::of(config, &**source, cache_positions, kv_format, chunk, logit_rows);
+    add_adapters(&mut parts, &plan.adapters);
     let free = |at: usize| plan.memory.get(at).copied();
     let mut streamed = None;
     let layers = match devices {
@@ -254,9 +283,12 @@ pub fn load<S: TensorSource + Send + Sync + 'static>(
                     if plan.stream { "" } else { "the model does not fit: " },
                     show_bytes(parts.layers.iter().sum())
                 );
-                streamed = Some(stream_from(config, source, device));
+                streamed = Some(stream_from(config, source, &plan.adapters, device));
             }
             vec![all]
+        }
+        _ if plan.stream => {
+            return Err(input("--stream reads the layers of a model on one device; name one in --device"));
         }
         _ => {
             // Devices with one memory are equally fast.
@@ -288,19 +320,41 @@ pub fn load<S: TensorSource + Send + Sync + 'static>(
     let told = |done| bar.set_position(done);
     let model = block_on(load_stages(config.clone(), &**source, &stages, streamed, told));
     bar.finish_and_clear();
+    let mut model = model?;
+    for Stage { device, layers } in &model.stages {
+        for (block, layer) in model.layers.iter_mut().zip(0..).skip(layers.start).take(layers.len()) {
+            hang(block, plan.adapters.adapters(config, layer, device));
+        }
+    }
     let options = EngineOptions { context: plan.context, cache_positions, prefill_chunk: chunk, kv_format };
-    Ok(Engine::new(model?, options))
+    Ok(Engine::new(model, options))
+}
+
+/// Adds to the layers of a plan what hangs on them.
+pub fn add_adapters(parts: &mut Parts, adapters: &Updates) {
+    for (layer, bytes) in parts.layers.iter_mut().enumerate() {
+        *bytes += adapters.layer_bytes(layer);
+    }
 }
 
 /// Layers of a checkpoint one at a time.
 fn stream_from<S: TensorSource + Send + Sync + 'static>(
     config: &LlamaConfig,
     source: &Arc<S>,
+    adapters: &Updates,
     device: &OpenDevice,
 ) -> Streamed {
     let (config, source, device) = (config.clone(), source.clone(), device.clone());
     let limit = device.profile.map_or(u64::MAX, |profile| profile.max_binding_bytes);
-    let block = move |layer| block_on(load_block(&config, &*source, &device.device, limit, layer));
+    // These are small, and stay.
+    let hung: Vec<_> = (0..config.num_hidden_layers)
+        .map(|layer| adapters.adapters(&config, layer, &device.device))
+        .collect();
+    let block = move |layer: usize| {
+        let mut block = block_on(load_block(&config, &*source, &device.device, limit, layer))?;
+        hang(&mut block, hung[layer].clone());
+        Ok(block)
+    };
     Streamed(Arc::new(block))
 }
 
@@ -310,7 +364,20 @@ fn stream_from<S: TensorSource + Send + Sync + 'static>(
 /// # Errors
 /// If the model can't be opened or loaded, or has no chat template.
 pub fn answerer(model: &str, device: &DeviceChoice, context: usize, parallel: usize) -> Result<Answerer> {
-    let Checkpoint { texts, weights, .. } = Checkpoint::open_named(model, false)?;
+    answerer_of(Checkpoint::open_named(model, false)?, device, context, parallel)
+}
+
+/// As [`answerer`], of a checkpoint that is open.
+///
+/// # Errors
+/// As there.
+pub fn answerer_of(
+    checkpoint: Checkpoint,
+    device: &DeviceChoice,
+    context: usize,
+    parallel: usize,
+) -> Result<Answerer> {
+    let Checkpoint { name: model, texts, weights, adapters, .. } = checkpoint;
     let eos_ids = texts.eos_ids();
     let Texts { config, tokenizer, template } = texts;
     let template = template.ok_or_else(|| {
@@ -325,6 +392,7 @@ pub fn answerer(model: &str, device: &DeviceChoice, context: usize, parallel: us
         all_logits: false,
         memory: Vec::new(),
         stream: false,
+        adapters,
     };
     let engine = load(&config, &Arc::new(weights), &[open_device(device)?], &plan)?;
     Ok(Answerer { engine, tokenizer, template, eos_ids, parallel, too_long: 0 })
@@ -349,10 +417,11 @@ impl Runtime {
     /// As [`open_device`] and [`load`].
     pub fn load(checkpoint: Checkpoint, args: &PlaceArgs, context: usize, started: Instant) -> Result<Self> {
         let devices = open_devices(args)?;
-        let plan = Plan::new(args, context);
         let eos_ids = checkpoint.texts.eos_ids();
-        let Checkpoint { name: model, texts: Texts { config, tokenizer, template }, weights, .. } =
-            checkpoint;
+        let Checkpoint {
+            name: model, texts: Texts { config, tokenizer, template }, weights, adapters, ..
+        } = checkpoint;
+        let plan = Plan { adapters, ..Plan::new(args, context) };
         let engine = load(&config, &Arc::new(weights), &devices, &plan)?;
         Ok(Self { engine, tokenizer, template, eos_ids, model, devices, load_time: started.elapsed() })
     }

@@ -1,50 +1,48 @@
 //! `reflect-run train`: from records to a model or an adapter, in a folder that can go on.
 
 mod args;
+mod base;
+mod show;
 
-use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
-use std::io::{BufRead, BufReader, IsTerminal, Write};
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::io::{IsTerminal, stderr};
+use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
-use pollster::block_on;
 use reflect_data::import::Record as DataRecord;
 use reflect_data::io::{read_numbered, write_jsonl};
-use reflect_kernels::{Format, device::OpenDevice};
-use reflect_llm::{
-    Llama, LlamaConfig, Texts, load_model, need::weight_bytes, safetensors_dir::open_dir,
-    weights::TensorSource,
-};
+use reflect_llm::need::show_bytes;
 use reflect_train::{
     TrainError,
     batch::pack,
-    checkpoint::{self, State},
+    checkpoint::{self, disk_bytes},
     examples::{Example, Limits, Purpose, Report, examples},
-    lora, plot,
-    settings::{LoraSettings, Method, OptimizerSettings, Settings},
-    source::{Fresh, Packed, Widened},
-    trainer::{Ended, Happened, HeldOutRecord, Record, StepRecord, Trainer, side_by_side},
+    lora,
+    settings::{LoraSettings, Method, OptimizerSettings, Settings, usual_rate, usual_warm_up},
+    trainer::{self, Ended, Happened, Record, Trainer},
 };
 
-pub use self::args::{MethodName, TrainArgs};
+pub use self::{
+    args::{MICRO_TOKENS, MethodName, TrainArgs},
+    base::{HEAD_ROWS, planned_need},
+};
+use self::{
+    base::Base,
+    show::{Log, Show},
+};
 use crate::{
     input,
     interrupt::Answering,
-    memory::{TrainingNeed, keep_freed_memory},
-    runtime::{Checkpoint, open_device},
+    memory::{TrainingNeed, free_disk, keep_freed_memory},
+    runtime::open_device,
 };
 
-/// Files of a run.
-const LOG: &str = "log.jsonl";
-const PAGE: &str = "loss.html";
+/// The file of a run that names all skipped records.
 const SKIPPED: &str = "skipped.jsonl";
 /// Skipped records of each kind that are named on the terminal; all are in [`SKIPPED`].
 const NAMED: usize = 3;
-/// Rows of the head whose logits exist at a time.
-pub(crate) const HEAD_ROWS: usize = 16_384;
 /// Files beside the weights that a trained model needs as its base does.
 const COMPANIONS: [&str; 6] = [
     "config.json",
@@ -58,6 +56,9 @@ const COMPANIONS: [&str; 6] = [
 /// Runs the command.
 pub fn train(args: &TrainArgs) -> Result<ExitCode> {
     keep_freed_memory();
+    args.check()?;
+    let mut settings = settings(args);
+    settings.check()?;
     let base = Base::open(args)?;
     let texts = base.texts();
     let template = texts.template.as_ref().ok_or_else(|| {
@@ -74,6 +75,9 @@ pub fn train(args: &TrainArgs) -> Result<ExitCode> {
     let read = |file: &Path, purpose: Purpose, count: usize| -> Result<(Vec<Example>, Report)> {
         let mut records: Vec<(usize, DataRecord)> = read_numbered(file)?;
         records.truncate(count);
+        if !stderr().is_terminal() {
+            eprintln!("rendering {} records of {}", records.len(), file.display());
+        }
         let bar = ProgressBar::new(records.len() as u64);
         bar.set_style(ProgressStyle::with_template("rendering {bar:32} {pos} of {len}, {eta} left")?);
         let told = || bar.inc(1);
@@ -87,23 +91,29 @@ pub fn train(args: &TrainArgs) -> Result<ExitCode> {
         Some(file) => read(file, Purpose::HeldOut, args.held_out_count)?.0,
         None => Vec::new(),
     };
-    let settings = settings(args, &train);
+    if train.is_empty() {
+        return Err(TrainError::NoExamples("no record gave an example".to_owned()).into());
+    }
+    set_length(&mut settings, args, &train);
+    let fingerprint = reflect_train::trainer::fingerprint(&settings, &train, &held_out, &args.model);
+    let last = checkpoint::newest(&args.out, &fingerprint)?;
     let device = open_device(&args.device)?;
-    base.need(&settings, &device).check(&device, None)?;
+    let need = base.need(&settings, &device);
+    need.check(&device, None)?;
+    check_disk(&args.out, disk_bytes(need.trained, settings.patience > 0))?;
+    say_plan(args, &settings, &need);
     fs::create_dir_all(&args.out).map_err(|source| TrainError::Write { path: args.out.clone(), source })?;
     if !report.all_skipped.is_empty() {
         write_jsonl(&args.out.join(SKIPPED), &report.all_skipped)?;
     }
 
-    let fingerprint = reflect_train::trainer::fingerprint(&settings, &train, &held_out, &args.model);
-    let last = checkpoint::newest(&args.out, &fingerprint)?;
     // At once: the model may be gone when the run ends.
     if let (Method::Full, Some(folder)) = (&settings.method, base.folder()) {
         copy_companions(folder, &args.out)?;
     }
     let model = base.model(args, &settings, last.as_ref().map(|(folder, _)| folder.as_path()), &device)?;
-    let mut trainer =
-        Trainer::new(model, device.device.clone(), train, held_out, settings.clone(), args.model.clone())?;
+    let named = trainer::Base { name: args.model.clone(), for_peft: base.for_peft() };
+    let mut trainer = Trainer::new(model, device.device.clone(), train, held_out, settings.clone(), named)?;
     let mut log = Log::open(&args.out, last.as_ref().map_or(0, |(_, state)| state.step))?;
     if let Some((folder, state)) = last {
         eprintln!("going on after step {} of {}", state.step, settings.steps);
@@ -140,135 +150,27 @@ pub fn train(args: &TrainArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What is trained, before its weights are read.
-enum Base {
-    /// A folder with configuration and tokenizer, and new weights.
-    Fresh {
-        folder: PathBuf,
-        texts: Box<Texts>,
-    },
-    Checkpoint(Box<Checkpoint>),
-}
-
-impl Base {
-    fn open(args: &TrainArgs) -> Result<Self> {
-        if !args.fresh {
-            return Ok(Self::Checkpoint(Box::new(Checkpoint::open_named(&args.model, false)?)));
-        }
-        let folder = PathBuf::from(&args.model);
-        if !folder.is_dir() {
-            return Err(input("--fresh wants a folder with config.json and tokenizer.json in --model"));
-        }
-        if args.method != MethodName::Full {
-            return Err(input("adapters on random weights teach nothing; use --method full with --fresh"));
-        }
-        let texts = Texts::open(&folder)?;
-        Ok(Self::Fresh { folder, texts: Box::new(texts) })
-    }
-
-    fn texts(&self) -> &Texts {
-        match self {
-            Self::Fresh { texts, .. } => texts,
-            Self::Checkpoint(checkpoint) => &checkpoint.texts,
-        }
-    }
-
-    /// The folder whose other files a trained model needs.
-    fn folder(&self) -> Option<&Path> {
-        match self {
-            Self::Fresh { folder, .. } => Some(folder),
-            Self::Checkpoint(checkpoint) => Some(checkpoint.path.as_path()).filter(|path| path.is_dir()),
-        }
-    }
-
-    /// Memory that the run takes.
-    fn need(&self, settings: &Settings, device: &OpenDevice) -> TrainingNeed {
-        let config = &self.texts().config;
-        let (frozen, trained) = match (&settings.method, self) {
-            (Method::Lora(lora), Self::Checkpoint(checkpoint)) => beneath(config, &checkpoint.weights, lora),
-            _ => (0, config.param_count()),
-        };
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let lanes = match side_by_side(settings, device.profile.is_none()) {
-            true => settings.accumulate.min(threads),
-            false => 1,
-        };
-        TrainingNeed::of(config, frozen, trained, settings.micro_tokens, settings.recompute, lanes)
-    }
-
-    /// The model of a run with its adapters, as it began or as its last checkpoint has it.
-    fn model(
-        &self,
-        args: &TrainArgs,
-        settings: &Settings,
-        last: Option<&Path>,
-        device: &OpenDevice,
-    ) -> Result<Llama> {
-        let config = &self.texts().config;
-        match (&settings.method, last) {
-            (Method::Full, Some(last)) => load(config, &block_on(open_dir(last))?, device),
-            (Method::Full, None) => match self {
-                Self::Fresh { .. } => load(config, &Fresh::new(config, args.seed), device),
-                Self::Checkpoint(checkpoint) if checkpoint.path.is_dir() => {
-                    load(config, &Widened::new(&checkpoint.weights), device)
-                }
-                Self::Checkpoint(_) => Err(input(
-                    "full training writes a Hugging Face folder and needs one to begin with; use --method lora for a .gguf file",
-                )),
-            },
-            (Method::Lora(lora_settings), last) => {
-                let Self::Checkpoint(checkpoint) = self else {
-                    return Err(input("adapters need a model with weights"));
-                };
-                let mut model = match lora_settings.packed {
-                    true => load(config, &Packed::new(&checkpoint.weights), device)?,
-                    false => load(config, &checkpoint.weights, device)?,
-                };
-                match last {
-                    Some(last) => drop(lora::load(&mut model, last, &device.device)?),
-                    None => lora::attach(&mut model, lora_settings, args.seed, &device.device)?,
-                }
-                Ok(model)
-            }
-        }
-    }
-}
-
-pub(crate) fn load(config: &LlamaConfig, source: &impl TensorSource, device: &OpenDevice) -> Result<Llama> {
-    let bar = ProgressBar::new(source.total_bytes());
-    bar.set_style(ProgressStyle::with_template("loading {bar:32} {bytes} of {total_bytes}, {elapsed}")?);
-    let head = 4 * HEAD_ROWS as u64 * Format::F32.row_words(config.hidden_size) as u64;
-    let limit = device.profile.map_or(u64::MAX, |profile| profile.max_binding_bytes).min(head);
-    let model =
-        block_on(load_model(config.clone(), source, &device.device, limit, |done| bar.set_position(done)));
-    bar.finish_and_clear();
-    Ok(model?)
-}
-
-fn settings(args: &TrainArgs, train: &[Example]) -> Settings {
-    let length = &args.length;
-    let order: Vec<usize> = (0..train.len()).collect();
-    let groups = pack(train, &order, length.micro_tokens).len() as f64;
-    let steps = (groups * length.epochs / length.accumulate.max(1) as f64).ceil() as u64;
-    let optimizer = &args.optimizer;
+/// The settings of a run, but for what depends on its examples.
+fn settings(args: &TrainArgs) -> Settings {
+    let (length, optimizer) = (&args.length, &args.optimizer);
+    let method = match args.method {
+        MethodName::Full => Method::Full,
+        method => Method::Lora(LoraSettings {
+            rank: args.lora.rank,
+            alpha: args.lora.alpha,
+            targets: args.lora.targets.clone(),
+            packed: method == MethodName::Qlora,
+        }),
+    };
     Settings {
-        method: match args.method {
-            MethodName::Full => Method::Full,
-            method => Method::Lora(LoraSettings {
-                rank: args.lora.rank,
-                alpha: args.lora.alpha,
-                targets: args.lora.targets.clone(),
-                packed: method == MethodName::Qlora,
-            }),
-        },
         strategy: args.loss.clone(),
-        steps: length.steps.unwrap_or(steps).max(1),
+        steps: length.steps.unwrap_or(1),
         micro_tokens: length.micro_tokens,
-        accumulate: length.accumulate.max(1),
+        accumulate: length.accumulate,
         optimizer: OptimizerSettings {
-            rate: optimizer.rate,
+            rate: optimizer.rate.unwrap_or_else(|| usual_rate(&method, args.fresh)),
             final_share: optimizer.final_share,
-            warm_up: optimizer.warm_up,
+            warm_up: optimizer.warm_up.unwrap_or(0),
             decay: optimizer.decay,
             max_norm: optimizer.max_norm,
             ..OptimizerSettings::default()
@@ -278,6 +180,69 @@ fn settings(args: &TrainArgs, train: &[Example]) -> Settings {
         eval_every: length.eval_every,
         save_every: length.save_every,
         patience: length.patience,
+        method,
+    }
+}
+
+/// Sets what depends on the examples: the steps of some passes, and the usual warm-up.
+fn set_length(settings: &mut Settings, args: &TrainArgs, train: &[Example]) {
+    let length = &args.length;
+    let order: Vec<usize> = (0..train.len()).collect();
+    let groups = pack(train, &order, length.micro_tokens).len() as f64;
+    let steps = (groups * length.epochs / length.accumulate as f64).ceil() as u64;
+    settings.steps = length.steps.unwrap_or(steps).max(1);
+    settings.optimizer.warm_up = args.optimizer.warm_up.unwrap_or_else(|| usual_warm_up(settings.steps));
+}
+
+/// What will be done, with what was chosen for the user.
+fn say_plan(args: &TrainArgs, settings: &Settings, need: &TrainingNeed) {
+    let what = match (&settings.method, args.fresh) {
+        (Method::Full, true) => "new weights",
+        (Method::Full, false) => "all weights",
+        (Method::Lora(lora), _) if lora.packed => "adapters beside q4_0 weights",
+        (Method::Lora(_), _) => "adapters",
+    };
+    let chosen = |given: bool| if given { "" } else { " (the default here)" };
+    let OptimizerSettings { rate, warm_up, .. } = settings.optimizer;
+    eprintln!(
+        "training {what}: {} steps of {} x {} tokens at most; rate {rate:e}{} after {warm_up} steps of warm-up{}; \
+         about {} of memory{}",
+        settings.steps,
+        settings.accumulate,
+        settings.micro_tokens,
+        chosen(args.optimizer.rate.is_some()),
+        chosen(args.optimizer.warm_up.is_some()),
+        show_bytes(need.total()),
+        if settings.recompute { ", with --recompute" } else { ", less with --recompute" }
+    );
+    if warm_up >= settings.steps && settings.steps > 1 {
+        eprintln!(
+            "note: the run ends within its warm-up, so the rate never falls; give a --warm-up below {}",
+            settings.steps
+        );
+    }
+}
+
+/// Refuses a run whose files don't fit the disk; those of its earlier part are there already.
+fn check_disk(out: &Path, need: u64) -> Result<()> {
+    let there: u64 = checkpoint::steps(out)
+        .into_iter()
+        .flat_map(|step| fs::read_dir(checkpoint::folder(out, step)).into_iter().flatten().flatten())
+        .filter_map(|entry| entry.metadata().ok())
+        .map(|file| file.len())
+        .sum();
+    let need = need.saturating_sub(there);
+    let folder = std::path::absolute(out)?;
+    let folder = folder.ancestors().find(|folder| folder.exists()).unwrap_or(Path::new("."));
+    match free_disk(folder) {
+        Some(free) if free < need => Err(input(format!(
+            "the checkpoints of this run and its result take up to {} in {}, and the disk has {}; free some \
+             space or give another --out",
+            show_bytes(need),
+            out.display(),
+            show_bytes(free)
+        ))),
+        _ => Ok(()),
     }
 }
 
@@ -310,7 +275,7 @@ fn finish(args: &TrainArgs, settings: &Settings, trainer: &Trainer, ended: Ended
                 copy(&from.join(file), &args.out.join(file))?;
             }
         }
-        (method, None) => checkpoint::write_weights(&args.out, &trainer.model, method, &args.model)?,
+        (_, None) => trainer.write_weights(&args.out)?,
     }
     checkpoint::write_json(&args.out.join("settings.json"), settings)?;
     let why = match ended {
@@ -319,34 +284,19 @@ fn finish(args: &TrainArgs, settings: &Settings, trainer: &Trainer, ended: Ended
     };
     let kept = best.map_or(state.step, |best| best.step);
     eprintln!("{why}; the weights after step {kept} are in {}", args.out.display());
-    Ok(())
-}
-
-/// Bytes of the weights beneath adapters, and numbers of the adapters.
-fn beneath(config: &LlamaConfig, source: &impl TensorSource, settings: &LoraSettings) -> (u64, u64) {
-    let frozen = match settings.packed {
-        true => weight_bytes(config, &Packed::new(source)),
-        false => weight_bytes(config, source),
-    };
-    (frozen, lora::numbers(config, settings))
-}
-
-/// The memory of training by a method with its usual settings, blocks recomputed.
-pub fn planned_need(
-    config: &LlamaConfig,
-    source: &impl TensorSource,
-    method: MethodName,
-    rows: usize,
-) -> TrainingNeed {
-    let (frozen, trained) = match method {
-        MethodName::Full => (0, config.param_count()),
-        method => {
-            let targets = lora::TARGETS.map(str::to_owned).into();
-            let packed = method == MethodName::Qlora;
-            beneath(config, source, &LoraSettings { rank: 16, alpha: 32.0, targets, packed })
+    if matches!(settings.method, Method::Lora(_)) {
+        eprintln!(
+            "use them with `run`, `chat` and `eval --model {} --adapter {}`, or make one model of both with `merge`",
+            args.model,
+            args.out.display()
+        );
+        if !trainer.names_base() {
+            eprintln!(
+                "for PEFT, make a folder of the model with `convert --to f16`, and name that as the adapter's base"
+            );
         }
-    };
-    TrainingNeed::of(config, frozen, trained, rows, true, 1)
+    }
+    Ok(())
 }
 
 /// Copies the files that a Hugging Face folder has beside its weights.
@@ -364,111 +314,4 @@ pub(crate) fn copy_companions(folder: &Path, out: &Path) -> Result<()> {
 fn copy(from: &Path, to: &Path) -> Result<(), TrainError> {
     let bytes = fs::read(from).map_err(|source| TrainError::Read { path: from.to_owned(), source })?;
     checkpoint::write(to, &bytes)
-}
-
-/// The log of a run: a line for each record, all of them known for the page.
-struct Log {
-    records: Vec<Record>,
-    file: File,
-    path: PathBuf,
-    page: PathBuf,
-    title: String,
-}
-
-impl Log {
-    /// Opens the log; what lies after `step` was not kept in a checkpoint and comes again.
-    fn open(run: &Path, step: u64) -> Result<Self> {
-        let path = run.join(LOG);
-        let mut records = Vec::new();
-        if let Ok(file) = File::open(&path) {
-            // A line that was being written when the run was killed is no record.
-            let lines = BufReader::new(file).lines().map_while(std::io::Result::ok);
-            let known = lines.map_while(|line| serde_json::from_str::<Record>(&line).ok());
-            records.extend(known.filter(|record| record.step() <= step));
-        }
-        let mut text = Vec::new();
-        for record in &records {
-            serde_json::to_writer(&mut text, record)?;
-            text.push(b'\n');
-        }
-        checkpoint::write(&path, &text)?;
-        let file = OpenOptions::new().append(true).open(&path).context("the log could not be opened")?;
-        let name = run.file_name().unwrap_or(run.as_os_str()).to_string_lossy();
-        let title = format!("Training of {name}");
-        Ok(Self { records, file, path, page: run.join(PAGE), title })
-    }
-
-    fn push(&mut self, record: Record) -> Result<(), TrainError> {
-        let failed = |source| TrainError::Write { path: self.path.clone(), source };
-        let mut line = serde_json::to_vec(&record).map_err(|error| failed(error.into()))?;
-        line.push(b'\n');
-        self.file.write_all(&line).map_err(failed)?;
-        self.records.push(record);
-        Ok(())
-    }
-
-    fn write_page(&self) -> Result<(), TrainError> {
-        checkpoint::write(&self.page, plot::html(&self.title, &self.records).as_bytes())
-    }
-}
-
-/// What a person sees.
-struct Show {
-    bar: ProgressBar,
-    json: bool,
-    /// Of the last steps, for a figure that can be read.
-    loss: Option<f64>,
-}
-
-/// Weight of a new loss in the one that is shown.
-const SHOWN_SHARE: f64 = 0.1;
-
-impl Show {
-    fn new(settings: &Settings, state: &State, json: bool) -> Result<Self> {
-        let bar = ProgressBar::new(settings.steps);
-        bar.set_style(ProgressStyle::with_template(
-            "{bar:28} {pos}/{len}  {msg}  {elapsed} gone, {eta} left",
-        )?);
-        bar.set_position(state.step);
-        bar.reset_eta();
-        Ok(Self { bar, json, loss: None })
-    }
-
-    fn step(&mut self, record: &StepRecord) {
-        let before = self.loss.unwrap_or(record.loss);
-        let loss = before + SHOWN_SHARE * (record.loss - before);
-        self.loss = Some(loss);
-        self.bar.set_position(record.step);
-        self.bar.set_message(format!("loss {loss:.4}  {:.0} tokens/s", record.tokens_per_s));
-        self.print_json(&Record::Step(record.clone()));
-    }
-
-    fn held_out(&self, record: &HeldOutRecord) {
-        let kinds = |kinds: &BTreeMap<_, f64>| -> String {
-            let kinds = kinds.iter().map(|(kind, loss)| format!("{kind} {loss:.3}"));
-            kinds.collect::<Vec<_>>().join(", ")
-        };
-        let line = format!(
-            "step {}: held out {:.4}, {:.1} % of tokens and {:.1} % of answers right ({})",
-            record.step,
-            record.loss,
-            100.0 * record.token_accuracy,
-            100.0 * record.answer_accuracy,
-            kinds(&record.by_kind)
-        );
-        self.bar.suspend(|| eprintln!("{line}"));
-        self.print_json(&Record::HeldOut(record.clone()));
-    }
-
-    fn print_json(&self, record: &Record) {
-        if let (true, Ok(line)) = (self.json, serde_json::to_string(record)) {
-            self.bar.suspend(|| println!("{line}"));
-        }
-    }
-
-    fn finish(&self) {
-        if std::io::stderr().is_terminal() {
-            self.bar.abandon();
-        }
-    }
 }

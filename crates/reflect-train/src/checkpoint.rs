@@ -3,16 +3,17 @@
 //! new one or the one before.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use reflect_llm::Llama;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
 
 use crate::{
     TrainError,
-    export::{self, read_safetensors, restore_moments},
+    export::{self, Stored, read_safetensors, restore_moments},
     lora::{self, PeftConfig},
     optimizer::Optimizer,
     settings::{Method, Settings},
@@ -38,6 +39,7 @@ pub struct State {
     pub next_group: usize,
     /// Tokens that went through the model.
     pub tokens: u64,
+    #[serde(deserialize_with = "finite_best")]
     pub best: Option<Best>,
     /// Looks at the held-out examples since the best.
     pub stale: u32,
@@ -48,6 +50,18 @@ pub struct State {
 pub struct Best {
     pub step: u64,
     pub loss: f64,
+}
+
+/// The best look as it was saved. Versions that did not end a run whose loss was no number wrote it as null:
+/// such a look is none.
+fn finite_best<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Best>, D::Error> {
+    #[derive(Deserialize)]
+    struct Saved {
+        step: u64,
+        loss: Option<f64>,
+    }
+    let saved = Option::<Saved>::deserialize(deserializer)?;
+    Ok(saved.and_then(|Saved { step, loss }| Some(Best { step, loss: loss? })))
 }
 
 /// What must be the same when a run goes on.
@@ -73,14 +87,14 @@ struct Saved {
 /// Returns its folder.
 ///
 /// # Errors
-/// If the device or the disk fails; what was there before stays.
+/// If the device or the disk fails, or a number is not finite; what was there before stays.
 pub fn save(
     run: &Path,
     model: &Llama,
     optimizer: &Optimizer,
     state: &State,
     fingerprint: &Fingerprint,
-    base: &str,
+    base: Option<&str>,
 ) -> Result<PathBuf, TrainError> {
     let folder = run.join(FOLDER);
     let place = folder.join(name(state.step));
@@ -94,9 +108,12 @@ pub fn save(
     remove_partial(&folder);
     let partial = folder.join(format!("{PARTIAL}{}", std::process::id()));
     fs::create_dir_all(&partial).map_err(|source| TrainError::Write { path: partial.clone(), source })?;
-    write_weights(&partial, model, &fingerprint.settings.method, base)?;
-    write_tensors(&partial.join(MOMENTS), &export::moments(optimizer)?)?;
-    write_json(&partial.join(STATE), &saved)?;
+    let write_all = || {
+        write_weights(&partial, model, &fingerprint.settings.method, base)?;
+        write_tensors(&partial.join(MOMENTS), &export::moments(optimizer))?;
+        write_json(&partial.join(STATE), &saved)
+    };
+    write_all().inspect_err(|_| drop(fs::remove_dir_all(&partial)))?;
     // Without its state it is what a removal or another program left.
     let _ = fs::remove_dir_all(&place);
     let failed = |source| TrainError::Write { path: place.clone(), source };
@@ -111,18 +128,31 @@ pub fn save(
     Ok(place)
 }
 
-/// Writes what was trained: `model.safetensors`, or an adapter in PEFT's layout.
+/// Writes what was trained: `model.safetensors`, or an adapter in PEFT's layout, which names `base` as its
+/// model. One tensor after the other, so that it takes little memory.
 ///
 /// # Errors
-/// If the device or the disk fails.
-pub fn write_weights(folder: &Path, model: &Llama, method: &Method, base: &str) -> Result<(), TrainError> {
+/// If the device or the disk fails, or a number is not finite.
+pub fn write_weights(
+    folder: &Path,
+    model: &Llama,
+    method: &Method,
+    base: Option<&str>,
+) -> Result<(), TrainError> {
     match method {
-        Method::Full => write_tensors(&folder.join(WEIGHTS), &export::weights(model)?),
+        Method::Full => write_tensors(&folder.join(WEIGHTS), &export::weights(model)),
         Method::Lora(settings) => {
-            write_json(&folder.join(lora::CONFIG), &PeftConfig::new(settings, base))?;
-            write_tensors(&folder.join(lora::WEIGHTS), &lora::tensors(model)?)
+            write_tensors(&folder.join(lora::WEIGHTS), &lora::tensors(model))?;
+            write_json(&folder.join(lora::CONFIG), &PeftConfig::new(settings, base))
         }
     }
+}
+
+/// Bytes that a run writes at most: checkpoints of `trained` numbers with their two moments (the newest two,
+/// the best where `keeps_best`, and the one being written), and its result.
+pub fn disk_bytes(trained: u64, keeps_best: bool) -> u64 {
+    let checkpoints = 3 + u64::from(keeps_best);
+    trained.saturating_mul(4 * (3 * checkpoints + 1))
 }
 
 /// Removes what runs that were killed while they saved have left.
@@ -177,7 +207,8 @@ pub fn newest(run: &Path, fingerprint: &Fingerprint) -> Result<Option<(PathBuf, 
         ..new.settings.clone()
     };
     if same != old.settings {
-        return different("set of settings");
+        let different = differences(&old.settings, &same);
+        return Err(TrainError::OtherSettings { path: folder, different });
     }
     if (new.examples, new.held_out) != (old.examples, old.held_out) {
         return different("set of examples");
@@ -193,10 +224,29 @@ pub fn newest(run: &Path, fingerprint: &Fingerprint) -> Result<Option<(PathBuf, 
     Ok(Some((folder, state)))
 }
 
+/// The settings that are not the same, as they were and as they are.
+fn differences(old: &Settings, new: &Settings) -> String {
+    fn compare(name: &str, old: &Value, new: &Value, into: &mut Vec<String>) {
+        match (old, new) {
+            (Value::Object(old), Value::Object(new)) => {
+                for (key, old) in old {
+                    compare(key, old, new.get(key).unwrap_or(&Value::Null), into);
+                }
+            }
+            _ if old != new => into.push(format!("{name} was {old} and is {new}")),
+            _ => {}
+        }
+    }
+    let json = |settings: &Settings| serde_json::to_value(settings).unwrap_or_default();
+    let mut found = Vec::new();
+    compare("settings", &json(old), &json(new), &mut found);
+    found.join(", ")
+}
+
 /// Brings the moments of a checkpoint back; the weights are loaded as any model or adapter is.
 ///
 /// # Errors
-/// If they can't be read, or are of another model.
+/// If they can't be read, are not finite, or are of another model.
 pub fn restore_optimizer(
     folder: &Path,
     optimizer: &mut Optimizer,
@@ -205,19 +255,21 @@ pub fn restore_optimizer(
 ) -> Result<(), TrainError> {
     let path = folder.join(MOMENTS);
     let mut saved = read_safetensors(&path)?;
+    if saved.values().any(|(_, values)| values.iter().any(|value| !value.is_finite())) {
+        return Err(TrainError::NotFiniteCheckpoint { path: folder.to_owned() });
+    }
     restore_moments(optimizer, &mut saved, device)
         .map_err(|problem| TrainError::Damaged { path, problem })?;
     optimizer.step = state.step;
     Ok(())
 }
 
-fn write_tensors(
-    path: &Path,
-    tensors: &std::collections::BTreeMap<String, export::HostTensor>,
-) -> Result<(), TrainError> {
-    let bytes = export::safetensors(tensors)
-        .map_err(|problem| TrainError::Damaged { path: path.to_owned(), problem })?;
-    write(path, &bytes)
+fn write_tensors(path: &Path, tensors: &[Stored<'_>]) -> Result<(), TrainError> {
+    write_with(path, |file| {
+        export::write_safetensors(tensors, |bytes| {
+            file.write_all(bytes).map_err(|source| TrainError::Write { path: path.to_owned(), source })
+        })
+    })
 }
 
 /// Writes JSON for people to read.
@@ -233,15 +285,30 @@ pub fn write_json(path: &Path, value: &impl Serialize) -> Result<(), TrainError>
 /// Writes a file that is on the disk when this returns; it appears under its name when it is complete.
 ///
 /// # Errors
-/// If the disk fails.
+/// If the disk fails; then nothing is left of it.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<(), TrainError> {
+    write_with(path, |file| {
+        file.write_all(bytes).map_err(|source| TrainError::Write { path: path.to_owned(), source })
+    })
+}
+
+/// As [`write`], piece by piece.
+fn write_with(
+    path: &Path,
+    pieces: impl FnOnce(&mut BufWriter<File>) -> Result<(), TrainError>,
+) -> Result<(), TrainError> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!(".{}.partial", std::process::id()));
     let partial = path.with_file_name(name);
     let failed = |source| TrainError::Write { path: path.to_owned(), source };
-    let mut file = File::create(&partial).map_err(failed)?;
-    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(failed)?;
-    fs::rename(&partial, path).map_err(failed)
+    let write = || {
+        let mut file = BufWriter::with_capacity(1 << 20, File::create(&partial).map_err(failed)?);
+        pieces(&mut file)?;
+        file.flush().and_then(|()| file.get_ref().sync_all()).map_err(failed)?;
+        fs::rename(&partial, path).map_err(failed)
+    };
+    // What can't be removed costs space only.
+    write().inspect_err(|_| drop(fs::remove_file(&partial)))
 }
 
 /// Makes a rename last where the system can: not every one opens folders.

@@ -17,10 +17,32 @@ pub enum TrainError {
         "{path} was made with another {what}; give another --out, or the settings that the run began with"
     )]
     Settings { path: PathBuf, what: &'static str },
+    #[error(
+        "{path} was made with another set of settings ({different}); give another --out, or the settings that the run began with"
+    )]
+    OtherSettings { path: PathBuf, different: String },
     #[error("there is nothing to learn from: {0}")]
     NoExamples(String),
-    #[error("the loss at step {step} is {loss}; lower --rate or look at the samples {samples}")]
-    NotFinite { step: u64, loss: f64, samples: String },
+    #[error("the adapter {path} can't be used: {problem}")]
+    Adapter { path: PathBuf, problem: String },
+    #[error(
+        "the {what} at step {step} is {value}, so nothing of it was saved; lower --rate or look at the samples {samples}"
+    )]
+    NotFinite { what: &'static str, step: u64, value: f64, samples: String },
+    #[error(
+        "{tensor} holds numbers that are not finite (NaN or infinite) after step {step}, so nothing of it was saved; lower --rate"
+    )]
+    NotFiniteWeights { step: u64, tensor: String },
+    #[error(
+        "{tensor} holds numbers that are not finite (NaN or infinite), so it was not written; lower --rate"
+    )]
+    NotFiniteTensor { tensor: String },
+    #[error(
+        "the checkpoint {path} holds numbers that are not finite (NaN or infinite), as earlier versions saved them; delete that folder to go on from the one before it, or give another --out"
+    )]
+    NotFiniteCheckpoint { path: PathBuf },
+    #[error("{0}")]
+    Setting(String),
     #[error("{0}")]
     Unsupported(String),
     #[error("the device failed: {0}; restart with another --device")]

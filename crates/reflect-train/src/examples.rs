@@ -34,7 +34,7 @@ pub enum Skipped {
     HeldOut,
     /// A problem without an answer.
     NoAnswer,
-    /// The answer holds no text.
+    /// The answer, or its output, holds no text.
     EmptyAnswer,
     /// The tags of the answer do not pair up.
     UnbalancedTags,
@@ -168,6 +168,10 @@ fn of_record(
     }
     if !reflect_data::check::is_balanced(&answer) {
         return Err(Skipped::UnbalancedTags);
+    }
+    // Without tags all of the answer is its output.
+    if reflect_data::check::check_answer(&record.problem, &answer).output.is_empty() {
+        return Err(Skipped::EmptyAnswer);
     }
     let mut messages = record.problem.messages.clone();
     messages.push(Message::new("assistant", answer));

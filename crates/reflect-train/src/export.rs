@@ -1,17 +1,19 @@
 //! From the tensors of a model to files with the names that others know, and back.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
+use half::{bf16, f16};
 use pollster::block_on;
 use reflect_kernels::{Format, PackedMatrix, device::landed, ops::Moments};
 use reflect_llm::{
     Llama, LlamaConfig,
     config::RopeLayout,
-    model::{Adapter, Block, Linear},
+    model::{Block, Linear},
 };
-use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use safetensors::{Dtype, SafeTensors};
 
 use crate::{
     TrainError,
@@ -21,50 +23,123 @@ use crate::{
 /// A tensor on the host: shape and values.
 pub type HostTensor = (Vec<usize>, Vec<f32>);
 
-/// Every weight under its Hugging Face name, in f32, with the rows of queries and keys in Hugging
-/// Face's order. Adapters are not included.
-///
-/// # Errors
-/// If the device fails.
-pub fn weights(model: &Llama) -> Result<BTreeMap<String, HostTensor>, TrainError> {
-    let mut tensors = BTreeMap::new();
-    let config = &model.config;
-    let mut put = |name: String, shape: Vec<usize>, values: Vec<f32>| {
-        tensors.insert(name, (shape, values));
-    };
-    let cols = config.hidden_size;
-    put("model.embed_tokens.weight".into(), vec![config.vocab_size, cols], rows(&model.embed_tokens)?);
-    for (layer, block) in model.layers.iter().enumerate() {
-        let name = |part: &str| format!("model.layers.{layer}.{part}");
-        let norms = [
-            ("input_layernorm", &block.input_layernorm),
-            ("post_attention_layernorm", &block.post_attention_layernorm),
-        ];
-        for (part, norm) in norms {
-            put(name(&format!("{part}.weight")), norm.dims().to_vec(), floats(norm.clone())?);
+/// A tensor on its way into a file: its values come from the device when it is its turn, so that saving a
+/// model takes little memory beside it.
+pub struct Stored<'a> {
+    pub name: String,
+    pub shape: Vec<usize>,
+    values: Values<'a>,
+}
+
+enum Values<'a> {
+    /// Rows of an f32 matrix from `first` on.
+    Rows { matrix: &'a PackedMatrix, first: usize },
+    /// Elements of a vector from `first` on.
+    Elements { vector: &'a Tensor<1>, first: usize },
+    /// The same in another order of rows.
+    Turned(Box<Values<'a>>, Stacked, &'a LlamaConfig),
+}
+
+impl<'a> Stored<'a> {
+    pub fn matrix(name: String, matrix: &'a PackedMatrix) -> Self {
+        Self { name, shape: vec![matrix.rows(), matrix.cols], values: Values::Rows { matrix, first: 0 } }
+    }
+
+    pub fn vector(name: String, vector: &'a Tensor<1>) -> Self {
+        Self { name, shape: vector.dims().to_vec(), values: Values::Elements { vector, first: 0 } }
+    }
+
+    /// A projection among the rows of `matrix`, from `first` on, in Hugging Face's order.
+    pub fn stacked(
+        name: String,
+        matrix: &'a PackedMatrix,
+        first: usize,
+        part: Stacked,
+        config: &'a LlamaConfig,
+    ) -> Self {
+        let values = Values::Turned(Box::new(Values::Rows { matrix, first }), part, config);
+        Self { name, shape: vec![part.rows, matrix.cols], values }
+    }
+
+    /// Hands the values to `put`, some megabytes at a time.
+    ///
+    /// # Errors
+    /// If the device fails, the matrix is not in f32, or as `put`.
+    pub fn each(&self, put: &mut dyn FnMut(&[f32]) -> Result<(), TrainError>) -> Result<(), TrainError> {
+        const AT_ONCE: usize = 4 << 20;
+        let cols = self.shape.get(1).copied().unwrap_or(1).max(1);
+        let count = self.shape[0];
+        // An order of rows is one of whole heads.
+        let step = match &self.values {
+            Values::Turned(..) => count,
+            _ => (AT_ONCE / cols).max(1),
+        };
+        for start in (0..count).step_by(step.max(1)) {
+            put(&self.values.read(start..(start + step).min(count), cols)?)?;
         }
-        for (linear, stacked) in linears(config, block) {
-            let all = rows(&linear.weight)?;
-            let biases = linear.bias.clone().map(floats).transpose()?;
-            let cols = linear.weight.cols;
-            let mut first = 0;
-            for part in stacked {
-                let end = first + part.rows;
-                let values = part.to_hugging_face(config, &all[first * cols..end * cols], cols);
-                put(name(&format!("{}.weight", part.name)), vec![part.rows, cols], values);
-                if let Some(biases) = &biases {
-                    let values = part.to_hugging_face(config, &biases[first..end], 1);
-                    put(name(&format!("{}.bias", part.name)), vec![part.rows], values);
-                }
-                first = end;
+        Ok(())
+    }
+
+    /// All values.
+    ///
+    /// # Errors
+    /// As [`each`](Self::each).
+    pub fn on_host(&self) -> Result<HostTensor, TrainError> {
+        let mut values = Vec::new();
+        self.each(&mut |some| {
+            values.extend_from_slice(some);
+            Ok(())
+        })?;
+        Ok((self.shape.clone(), values))
+    }
+}
+
+impl Values<'_> {
+    fn read(&self, range: Range<usize>, cols: usize) -> Result<Vec<f32>, TrainError> {
+        match self {
+            Self::Rows { matrix, first } => rows_of(matrix, first + range.start..first + range.end),
+            Self::Elements { vector, first } => {
+                floats((*vector).clone().slice([first + range.start..first + range.end]))
+            }
+            Self::Turned(values, part, config) => {
+                Ok(part.to_hugging_face(config, &values.read(range, cols)?, cols))
             }
         }
     }
-    put("model.norm.weight".into(), model.norm.dims().to_vec(), floats(model.norm.clone())?);
-    if !config.tie_word_embeddings {
-        put("lm_head.weight".into(), vec![config.vocab_size, cols], rows(&model.lm_head)?);
+}
+
+/// Every weight under its Hugging Face name, in f32, with the rows of queries and keys in Hugging
+/// Face's order. Adapters are not included.
+pub fn weights(model: &Llama) -> Vec<Stored<'_>> {
+    let config = &model.config;
+    let mut tensors = vec![Stored::matrix("model.embed_tokens.weight".into(), &model.embed_tokens)];
+    for (layer, block) in model.layers.iter().enumerate() {
+        let name = |part: &str| format!("model.layers.{layer}.{part}");
+        tensors.push(Stored::vector(name("input_layernorm.weight"), &block.input_layernorm));
+        tensors
+            .push(Stored::vector(name("post_attention_layernorm.weight"), &block.post_attention_layernorm));
+        for (linear, stacked) in linears(config, block) {
+            let mut first = 0;
+            for part in stacked {
+                let weight = name(&format!("{}.weight", part.name));
+                tensors.push(Stored::stacked(weight, &linear.weight, first, part, config));
+                if let Some(vector) = &linear.bias {
+                    let values = Values::Elements { vector, first };
+                    tensors.push(Stored {
+                        name: name(&format!("{}.bias", part.name)),
+                        shape: vec![part.rows],
+                        values: Values::Turned(Box::new(values), part, config),
+                    });
+                }
+                first += part.rows;
+            }
+        }
     }
-    Ok(tensors)
+    tensors.push(Stored::vector("model.norm.weight".into(), &model.norm));
+    if !config.tie_word_embeddings {
+        tensors.push(Stored::matrix("lm_head.weight".into(), &model.lm_head));
+    }
+    tensors
 }
 
 /// One Hugging Face projection inside a stacked matrix.
@@ -120,20 +195,11 @@ pub fn stacked(config: &LlamaConfig) -> [Vec<Stacked>; 4] {
     ]
 }
 
-/// The adapter of a block's linear with the projections that its parts stand for.
-pub fn adapters<'a>(
-    config: &LlamaConfig,
-    block: &'a Block,
-) -> impl Iterator<Item = (&'a Adapter, Vec<Stacked>)> {
-    linears(config, block).into_iter().filter_map(|(linear, parts)| Some((linear.adapter.as_ref()?, parts)))
-}
-
-/// The rows of an f32 matrix without their padding.
-///
-/// # Errors
-/// If the device fails, or the matrix is in another format.
-pub fn rows(matrix: &PackedMatrix) -> Result<Vec<f32>, TrainError> {
-    let mut values = Vec::with_capacity(matrix.rows() * matrix.cols);
+/// Rows of an f32 matrix without their padding.
+fn rows_of(matrix: &PackedMatrix, range: Range<usize>) -> Result<Vec<f32>, TrainError> {
+    let mut values = Vec::with_capacity(range.len() * matrix.cols);
+    let stride = Format::F32.row_words(matrix.cols);
+    let mut first = 0;
     for part in &matrix.parts {
         if part.format != Format::F32 {
             return Err(TrainError::Unsupported(format!(
@@ -141,8 +207,14 @@ pub fn rows(matrix: &PackedMatrix) -> Result<Vec<f32>, TrainError> {
                 part.format.name()
             )));
         }
-        let words = words(part.words.clone())?;
-        for row in words.chunks_exact(Format::F32.row_words(matrix.cols)) {
+        let (start, end) =
+            (range.start.max(first) - first, range.end.min(first + part.rows).max(first) - first);
+        first += part.rows;
+        if start >= end {
+            continue;
+        }
+        let words = words(part.words.clone().slice([start * stride..end * stride]))?;
+        for row in words.chunks_exact(stride) {
             values.extend(row[..matrix.cols].iter().map(|word| f32::from_bits(*word as u32)));
         }
     }
@@ -165,18 +237,11 @@ fn words(tensor: Tensor<1, Int>) -> Result<Vec<i32>, TrainError> {
 }
 
 /// The moments as `m.<name>` and `v.<name>`.
-///
-/// # Errors
-/// If the device fails.
-pub fn moments(optimizer: &Optimizer) -> Result<BTreeMap<String, HostTensor>, TrainError> {
-    let mut tensors = BTreeMap::new();
-    for (name, Moments { m, v }) in &optimizer.moments {
-        for (kind, tensor) in [("m", m), ("v", v)] {
-            let values = floats(tensor.clone())?;
-            tensors.insert(format!("{kind}.{name}"), (vec![values.len()], values));
-        }
-    }
-    Ok(tensors)
+pub fn moments(optimizer: &Optimizer) -> Vec<Stored<'_>> {
+    let named = optimizer.moments.iter().flat_map(|(name, Moments { m, v })| {
+        [("m", m), ("v", v)].map(|(kind, tensor)| Stored::vector(format!("{kind}.{name}"), tensor))
+    });
+    named.collect()
 }
 
 /// Puts saved moments in the place of those of `optimizer`.
@@ -201,24 +266,38 @@ pub fn restore_moments(
     Ok(())
 }
 
-/// The bytes of a safetensors file of f32 tensors.
+/// Writes a safetensors file of f32 tensors, one after the other.
 ///
 /// # Errors
-/// If a tensor's shape does not fit its values.
-pub fn safetensors(tensors: &BTreeMap<String, HostTensor>) -> Result<Vec<u8>, String> {
-    let views: Result<Vec<_>, _> = tensors
-        .iter()
-        .map(|(name, (shape, values))| {
-            let view = TensorView::new(Dtype::F32, shape.clone(), bytemuck::cast_slice(values));
-            view.map(|view| (name.as_str(), view))
-        })
-        .collect();
-    let metadata = [("format".to_owned(), "pt".to_owned())].into();
-    safetensors::serialize(views.map_err(|error| error.to_string())?, Some(metadata))
-        .map_err(|error| error.to_string())
+/// As `write`, if the device fails, or with a tensor that is not finite.
+pub fn write_safetensors(
+    tensors: &[Stored<'_>],
+    mut write: impl FnMut(&[u8]) -> Result<(), TrainError>,
+) -> Result<(), TrainError> {
+    let mut entries = serde_json::Map::new();
+    entries.insert("__metadata__".to_owned(), serde_json::json!({ "format": "pt" }));
+    let mut end = 0;
+    for Stored { name, shape, .. } in tensors {
+        let start = end;
+        end += 4 * shape.iter().product::<usize>();
+        let entry = serde_json::json!({ "dtype": "F32", "shape": shape, "data_offsets": [start, end] });
+        entries.insert(name.clone(), entry);
+    }
+    let mut header = serde_json::Value::Object(entries).to_string().into_bytes();
+    // Readers map the file and want numbers at multiples of their size.
+    header.resize(header.len().next_multiple_of(8), b' ');
+    write(&(header.len() as u64).to_le_bytes())?;
+    write(&header)?;
+    for tensor in tensors {
+        tensor.each(&mut |values| match values.iter().all(|value| value.is_finite()) {
+            true => write(bytemuck::cast_slice(values)),
+            false => Err(TrainError::NotFiniteTensor { tensor: tensor.name.clone() }),
+        })?;
+    }
+    Ok(())
 }
 
-/// The f32 tensors of a safetensors file.
+/// The tensors of a safetensors file as f32: those in half precision are widened, which is exact.
 ///
 /// # Errors
 /// If it can't be read, is damaged, or holds other numbers.
@@ -228,11 +307,16 @@ pub fn read_safetensors(path: &Path) -> Result<BTreeMap<String, HostTensor>, Tra
     let file = SafeTensors::deserialize(&bytes).map_err(|error| damaged(error.to_string()))?;
     let mut tensors = BTreeMap::new();
     for (name, view) in file.tensors() {
-        if view.dtype() != Dtype::F32 {
-            return Err(damaged(format!("{name} is {:?} and not F32", view.dtype())));
-        }
-        let values = view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
-        tensors.insert(name, (view.shape().to_vec(), values.collect()));
+        let halves = view.data().chunks_exact(2).map(|b| [b[0], b[1]]);
+        let values = match view.dtype() {
+            Dtype::F32 => {
+                view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+            }
+            Dtype::F16 => halves.map(|b| f16::from_le_bytes(b).to_f32()).collect(),
+            Dtype::BF16 => halves.map(|b| bf16::from_le_bytes(b).to_f32()).collect(),
+            other => return Err(damaged(format!("{name} is in {other:?} and not in F32, F16 or BF16"))),
+        };
+        tensors.insert(name, (view.shape().to_vec(), values));
     }
     Ok(tensors)
 }

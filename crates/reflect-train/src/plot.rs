@@ -49,10 +49,10 @@ pub fn html(title: &str, log: &[Record]) -> String {
     if let Some(last) = steps().next_back() {
         let look = looks().next_back().map(|look| {
             format!(
-                "; held out: loss {:.4}, {:.1} % of the tokens and {:.1} % of the answers right",
+                "; held out: loss {:.4}, {:.1} % of the tokens foretold, and {:.1} % of the records token by token",
                 look.loss,
                 100.0 * look.token_accuracy,
-                100.0 * look.answer_accuracy
+                100.0 * look.whole_examples
             )
         });
         // Writing into a string can't fail.
@@ -87,7 +87,7 @@ pub fn html(title: &str, log: &[Record]) -> String {
             by_kind(looks().map(|record| (record.step, &record.by_kind))),
         ),
         (
-            "Held-out accuracy",
+            "Share of held-out tokens and records foretold",
             Axis::Linear,
             vec![
                 Series {
@@ -96,9 +96,9 @@ pub fn html(title: &str, log: &[Record]) -> String {
                     points: looks().map(|record| (record.step as f64, record.token_accuracy)).collect(),
                 },
                 Series {
-                    name: "whole answers".into(),
+                    name: "whole records, token by token".into(),
                     color: RGBColor(42, 145, 71),
-                    points: looks().map(|record| (record.step as f64, record.answer_accuracy)).collect(),
+                    points: looks().map(|record| (record.step as f64, record.whole_examples)).collect(),
                 },
             ],
         ),

@@ -3,7 +3,7 @@
 use reflect_data::loss::LossStrategy;
 use serde::{Deserialize, Serialize};
 
-use crate::parameters::Scope;
+use crate::{TrainError, lora::TARGETS, parameters::Scope};
 
 /// What is trained, and how a step is taken.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -27,6 +27,58 @@ pub struct Settings {
     /// Looks at the held-out examples without a better loss, after which the run ends; 0 for never.
     pub patience: u32,
 }
+
+impl Settings {
+    /// Refuses numbers under which a run can't learn, each in a sentence.
+    ///
+    /// # Errors
+    /// [`TrainError::Setting`].
+    pub fn check(&self) -> Result<(), TrainError> {
+        let OptimizerSettings { rate, final_share, decay, max_norm, .. } = self.optimizer;
+        // AdamW moves each weight by about the rate: one above 1 leaves nothing of what was there.
+        let rate_works = rate > 0.0 && rate <= MAX_RATE;
+        let rules = [
+            (
+                rate_works,
+                format!(
+                    "a learning rate of {rate} teaches nothing; give --rate above 0 and at most {MAX_RATE}, such as 2e-4"
+                ),
+            ),
+            (
+                (0.0..=1.0).contains(&final_share),
+                format!("the last step's share of the rate is {final_share}; give --final-share from 0 to 1"),
+            ),
+            (
+                decay >= 0.0 && rate * decay < 1.0,
+                format!("a decay of {decay} is none; give --decay from 0, such as 0.1"),
+            ),
+            (
+                max_norm > 0.0 && max_norm.is_finite(),
+                format!(
+                    "gradients can't be cut to a length of {max_norm}; give --max-norm above 0, such as 1"
+                ),
+            ),
+            (self.steps > 0, "a run of 0 steps does nothing; give --steps from 1".to_owned()),
+            (
+                self.micro_tokens > 0,
+                "no token can go through the model at a time; give --micro-tokens from 1, such as 4096"
+                    .to_owned(),
+            ),
+            (self.accumulate > 0, "a step of 0 batches does nothing; give --accumulate from 1".to_owned()),
+            (self.save_every > 0, "a checkpoint every 0 steps is none; give --save-every from 1".to_owned()),
+        ];
+        if let Some((_, sentence)) = rules.into_iter().find(|(holds, _)| !holds) {
+            return Err(TrainError::Setting(sentence));
+        }
+        match &self.method {
+            Method::Full => Ok(()),
+            Method::Lora(lora) => lora.check(),
+        }
+    }
+}
+
+/// The highest learning rate.
+const MAX_RATE: f64 = 1.0;
 
 /// Full training, or adapters.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -56,6 +108,52 @@ pub struct LoraSettings {
     /// Whether the model beneath is packed to q4_0 (QLoRA, Dettmers et al. 2023, arXiv 2305.14314).
     #[serde(default)]
     pub packed: bool,
+}
+
+impl LoraSettings {
+    /// Refuses adapters that change nothing, and unknown targets.
+    ///
+    /// # Errors
+    /// [`TrainError::Setting`].
+    pub fn check(&self) -> Result<(), TrainError> {
+        let refuse = |sentence: String| Err(TrainError::Setting(sentence));
+        if self.rank == 0 {
+            return refuse("an adapter of rank 0 changes nothing; give a rank from 1".to_owned());
+        }
+        if !(self.alpha > 0.0 && self.alpha.is_finite() && self.alpha <= MAX_ALPHA) {
+            return refuse(format!(
+                "an alpha of {} makes no adapter; give --alpha above 0 and at most {MAX_ALPHA}, such as twice the rank",
+                self.alpha
+            ));
+        }
+        match self.targets.iter().find(|target| !TARGETS.contains(&target.as_str())) {
+            Some(target) => refuse(format!(
+                "`{target}` is not a projection that can have an adapter; choose from {}",
+                TARGETS.join(", ")
+            )),
+            None if self.targets.is_empty() => {
+                refuse("an adapter needs at least one target projection".to_owned())
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// The largest alpha.
+const MAX_ALPHA: f64 = 1e6;
+
+/// The learning rate that suits most runs: of new weights, of those that were trained before, and of adapters.
+pub fn usual_rate(method: &Method, fresh: bool) -> f64 {
+    match method {
+        Method::Lora(_) => 2e-4,
+        Method::Full if fresh => 1e-3,
+        Method::Full => 3e-5,
+    }
+}
+
+/// The steps that the rate climbs in most runs: a twentieth of them, and no more than 100.
+pub fn usual_warm_up(steps: u64) -> u64 {
+    steps.div_ceil(20).min(100)
 }
 
 /// AdamW with a cosine schedule.
@@ -102,5 +200,80 @@ impl Default for OptimizerSettings {
             decay: 0.1,
             max_norm: 1.0,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings() -> Settings {
+        Settings {
+            method: Method::Lora(LoraSettings {
+                rank: 4,
+                alpha: 8.0,
+                targets: vec!["q_proj".to_owned()],
+                packed: false,
+            }),
+            strategy: LossStrategy::None,
+            steps: 10,
+            micro_tokens: 64,
+            accumulate: 1,
+            optimizer: OptimizerSettings::default(),
+            seed: 0,
+            recompute: false,
+            eval_every: 0,
+            save_every: 1,
+            patience: 0,
+        }
+    }
+
+    #[test]
+    fn each_number_that_makes_no_sense_is_refused_by_its_flag() {
+        assert!(settings().check().is_ok());
+        type Change = fn(&mut Settings, f64);
+        let numbers: [(&str, Change, &[f64]); 4] = [
+            ("--rate", |s, x| s.optimizer.rate = x, &[f64::NAN, f64::INFINITY, -1.0, 0.0, 1e40, 1.5]),
+            ("--final-share", |s, x| s.optimizer.final_share = x, &[f64::NAN, -0.1, 2.0]),
+            ("--decay", |s, x| s.optimizer.decay = x, &[f64::NAN, -0.1, 1e9, f64::INFINITY]),
+            ("--max-norm", |s, x| s.optimizer.max_norm = x, &[f64::NAN, 0.0, -1.0, f64::INFINITY]),
+        ];
+        for (flag, change, values) in numbers {
+            for value in values {
+                let mut settings = settings();
+                change(&mut settings, *value);
+                let said = settings.check().expect_err("a refusal").to_string();
+                assert!(said.contains(flag), "{flag} {value}: {said}");
+            }
+        }
+        let counts: [(&str, fn(&mut Settings)); 4] = [
+            ("--steps", |s| s.steps = 0),
+            ("--micro-tokens", |s| s.micro_tokens = 0),
+            ("--accumulate", |s| s.accumulate = 0),
+            ("--save-every", |s| s.save_every = 0),
+        ];
+        for (flag, change) in counts {
+            let mut settings = settings();
+            change(&mut settings);
+            let said = settings.check().expect_err("a refusal").to_string();
+            assert!(said.contains(flag), "{flag}: {said}");
+        }
+        for alpha in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e30] {
+            let lora = LoraSettings { rank: 4, alpha, targets: vec!["q_proj".to_owned()], packed: false };
+            let said = lora.check().expect_err("a refusal").to_string();
+            assert!(said.contains("--alpha"), "{alpha}: {said}");
+        }
+    }
+
+    #[test]
+    fn rates_and_warm_ups_go_by_method_and_length() {
+        let Settings { method: lora, .. } = settings();
+        let rates =
+            [usual_rate(&Method::Full, true), usual_rate(&Method::Full, false), usual_rate(&lora, false)];
+        assert_eq!(rates, [1e-3, 3e-5, 2e-4]);
+        assert_eq!([1, 20, 24, 400, 2000, 100_000].map(usual_warm_up), [1, 1, 2, 20, 100, 100]);
+        let settings = OptimizerSettings { warm_up: usual_warm_up(20), ..OptimizerSettings::default() };
+        let last = settings.rate_at(20, 20);
+        assert!((last - settings.rate * settings.final_share).abs() < 1e-12, "a short run decays too");
     }
 }

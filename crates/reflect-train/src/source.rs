@@ -46,15 +46,7 @@ impl<S: TensorSource> TensorSource for Widened<'_, S> {
         let Some(info) = self.source.info(name).filter(|info| info.format != Format::F32) else {
             return Ok(bytes);
         };
-        let (format, cols) = (info.format, info.cols());
-        let mut words = vec![0u32; format.row_words(cols)];
-        let mut values = vec![0f32; cols];
-        let mut wide = Vec::with_capacity(bytes.len() * 4 / info.row_bytes().max(1) * cols);
-        for row in bytes.chunks_exact(info.row_bytes().max(1)) {
-            pack_row(format, cols, row, &mut words);
-            unpack_row(format, cols, &words, &mut values);
-            wide.extend(values.iter().flat_map(|value| value.to_le_bytes()));
-        }
+        let wide = widen(info, &bytes).iter().flat_map(|value| value.to_le_bytes()).collect();
         Ok(Cow::Owned(wide))
     }
 
@@ -65,6 +57,18 @@ impl<S: TensorSource> TensorSource for Widened<'_, S> {
     fn release(&self, name: &str) {
         self.source.release(name);
     }
+}
+
+/// The numbers of whole rows of a tensor.
+pub fn widen(info: &TensorInfo, bytes: &[u8]) -> Vec<f32> {
+    let (format, cols, row_bytes) = (info.format, info.cols(), info.row_bytes().max(1));
+    let mut words = vec![0u32; format.row_words(cols)];
+    let mut wide = vec![0f32; bytes.len() / row_bytes * cols];
+    for (row, values) in bytes.chunks_exact(row_bytes).zip(wide.chunks_exact_mut(cols.max(1))) {
+        pack_row(format, cols, row, &mut words);
+        unpack_row(format, cols, &words, values);
+    }
+    wide
 }
 
 /// A checkpoint whose projections are packed to q4_0 while they are read; what is packed already, and

@@ -68,8 +68,10 @@ pub struct HeldOutRecord {
     pub loss: f64,
     /// Share of the learned tokens that the model would have written.
     pub token_accuracy: f64,
-    /// Share of the examples whose learned tokens it would all have written, each after the right ones.
-    pub answer_accuracy: f64,
+    /// Share of the examples at each of whose learned tokens it would have written it, each after the right
+    /// ones. An answer that is right in other words does not count, so it is no share of right answers.
+    #[serde(alias = "answer_accuracy")]
+    pub whole_examples: f64,
     pub examples: usize,
     pub by_kind: BTreeMap<SpanKind, f64>,
 }
@@ -94,6 +96,15 @@ pub enum Ended {
     Stopped,
 }
 
+/// The model that a run begins with.
+#[derive(Clone, Debug, Default)]
+pub struct Base {
+    /// As it was given: a run goes on with no other.
+    pub name: String,
+    /// What adapters name as their model, where PEFT can open it.
+    pub for_peft: Option<String>,
+}
+
 /// A run.
 pub struct Trainer {
     pub model: Llama,
@@ -106,8 +117,8 @@ pub struct Trainer {
     groups: Vec<Vec<usize>>,
     state: State,
     fingerprint: Fingerprint,
-    /// How adapters name the model they were trained on.
-    base: String,
+    /// How adapters name the model they were trained on, where PEFT can open it.
+    base: Option<String>,
     /// On the CPU, where a step has several micro-batches.
     lanes: Option<Lanes>,
 }
@@ -123,14 +134,14 @@ impl Trainer {
         train: Vec<Example>,
         held_out: Vec<Example>,
         settings: Settings,
-        base: String,
+        base: Base,
     ) -> Result<Self, TrainError> {
         if train.is_empty() {
             return Err(TrainError::NoExamples("no record gave an example".to_owned()));
         }
         let scope = settings.method.scope();
         let optimizer = Optimizer::new(&mut model, scope, settings.optimizer, settings.steps);
-        let fingerprint = fingerprint(&settings, &train, &held_out, &base);
+        let fingerprint = fingerprint(&settings, &train, &held_out, &base.name);
         let groups = epoch_groups(&train, &settings, 0);
         let state = State::default();
         let lanes = side_by_side(&settings, device == Device::flex());
@@ -145,7 +156,7 @@ impl Trainer {
             groups,
             state,
             fingerprint,
-            base,
+            base: base.for_peft,
             lanes,
         })
     }
@@ -169,7 +180,8 @@ impl Trainer {
     /// `stop` is asked before each step.
     ///
     /// # Errors
-    /// If the loss is not finite, or the device or the disk fails. The last checkpoint stays.
+    /// If the loss, a gradient or a weight is not finite, or the device or the disk fails. The last checkpoint
+    /// stays.
     pub fn run(
         &mut self,
         run: &Path,
@@ -190,6 +202,10 @@ impl Trainer {
             let mut better = false;
             if look && !self.held_out.is_empty() {
                 let record = self.look()?;
+                if !record.loss.is_finite() {
+                    let samples = self.held_out.iter().take(8).map(|e| e.id.as_str());
+                    return Err(not_finite("held-out loss", step, record.loss, samples));
+                }
                 better = self.state.best.is_none_or(|best| record.loss < best.loss);
                 if better {
                     self.state.best = Some(Best { step, loss: record.loss });
@@ -211,7 +227,28 @@ impl Trainer {
     }
 
     fn save(&self, run: &Path) -> Result<PathBuf, TrainError> {
-        checkpoint::save(run, &self.model, &self.optimizer, &self.state, &self.fingerprint, &self.base)
+        let Self { model, optimizer, state, fingerprint, base, .. } = self;
+        checkpoint::save(run, model, optimizer, state, fingerprint, base.as_deref()).map_err(|error| {
+            match error {
+                TrainError::NotFiniteTensor { tensor } => {
+                    TrainError::NotFiniteWeights { step: state.step, tensor }
+                }
+                error => error,
+            }
+        })
+    }
+
+    /// Whether adapters name a model that PEFT can open.
+    pub fn names_base(&self) -> bool {
+        self.base.is_some()
+    }
+
+    /// Writes what was trained into `folder`.
+    ///
+    /// # Errors
+    /// As [`checkpoint::write_weights`].
+    pub fn write_weights(&self, folder: &Path) -> Result<(), TrainError> {
+        checkpoint::write_weights(folder, &self.model, &self.settings.method, self.base.as_deref())
     }
 
     /// One step.
@@ -268,10 +305,10 @@ impl Trainer {
         let norm = gradient_norm(&gradients)?;
         let loss = tally.loss();
         let step = self.state.step + 1;
-        if !loss.is_finite() || !norm.is_finite() {
+        let wrong = [("loss", loss), ("length of the gradient", norm)];
+        if let Some((what, value)) = wrong.into_iter().find(|(_, value)| !value.is_finite()) {
             let ids = batches.iter().flat_map(|(examples, _)| examples.iter().map(|e| e.id.as_str()));
-            let samples = ids.take(8).collect::<Vec<_>>().join(", ");
-            return Err(TrainError::NotFinite { step, loss, samples });
+            return Err(not_finite(what, step, value, ids));
         }
         let tokens = batches.iter().map(|(_, micro)| micro.weights.len()).sum();
         drop(batches);
@@ -321,11 +358,21 @@ impl Trainer {
             step: self.state.step,
             loss: tally.loss(),
             token_accuracy: tally.hits as f64 / tally.learned.max(1) as f64,
-            answer_accuracy: tally.right as f64 / self.held_out.len().max(1) as f64,
+            whole_examples: tally.right as f64 / self.held_out.len().max(1) as f64,
             examples: self.held_out.len(),
             by_kind: tally.by_kind(),
         })
     }
+}
+
+fn not_finite<'a>(
+    what: &'static str,
+    step: u64,
+    value: f64,
+    samples: impl Iterator<Item = &'a str>,
+) -> TrainError {
+    let samples = samples.take(8).collect::<Vec<_>>().join(", ");
+    TrainError::NotFinite { what, step, value, samples }
 }
 
 /// Whether the micro-batches of a step run side by side, a core each. Large ones use all cores well by

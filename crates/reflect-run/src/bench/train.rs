@@ -11,7 +11,7 @@ use reflect_train::{
     examples::Example,
     settings::{Method, OptimizerSettings, Settings},
     source::Fresh,
-    trainer::Trainer,
+    trainer::{Base, Trainer},
 };
 use serde::Serialize;
 
@@ -64,8 +64,8 @@ pub fn bench(args: &BenchArgs, shape: TrainShape, device: &OpenDevice) -> Result
         patience: 0,
     };
     let examples = (0..shape.batch as u64).map(example).collect();
-    let name = model_name.to_owned();
-    let mut trainer = Trainer::new(model, device.device.clone(), examples, Vec::new(), settings, name)?;
+    let base = Base::default();
+    let mut trainer = Trainer::new(model, device.device.clone(), examples, Vec::new(), settings, base)?;
     for _ in 0..2 {
         trainer.step()?;
     }

@@ -2,9 +2,15 @@
 
 use std::path::PathBuf;
 
+use anyhow::Result;
 use clap::{Args, ValueEnum};
 use reflect_data::loss::LossStrategy;
 use reflect_kernels::device::DeviceChoice;
+
+use crate::input;
+
+/// Tokens that go through the model at a time, where nothing else is asked for.
+pub const MICRO_TOKENS: usize = 4096;
 
 #[derive(Args, Debug)]
 pub struct TrainArgs {
@@ -75,13 +81,19 @@ impl MethodName {
 #[command(next_help_heading = "Length")]
 pub struct LengthArgs {
     /// Passes over the data
-    #[arg(long, value_name = "N", default_value_t = 1.0, conflicts_with = "steps")]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 1.0,
+        conflicts_with = "steps",
+        allow_negative_numbers = true
+    )]
     pub epochs: f64,
     /// Steps, instead of passes
     #[arg(long, value_name = "N")]
     pub steps: Option<u64>,
     /// Tokens that go through the model at a time
-    #[arg(long, value_name = "TOKENS", default_value_t = 4096)]
+    #[arg(long, value_name = "TOKENS", default_value_t = MICRO_TOKENS)]
     pub micro_tokens: usize,
     /// Such batches in a step
     #[arg(long, value_name = "N", default_value_t = 1)]
@@ -106,20 +118,21 @@ pub struct LengthArgs {
 #[derive(Args, Debug)]
 #[command(next_help_heading = "AdamW")]
 pub struct OptimizerArgs {
-    /// Highest learning rate
-    #[arg(long, value_name = "RATE", default_value_t = 1e-3)]
-    pub rate: f64,
+    /// Highest learning rate [default: 3e-5 for all weights of a trained model, 2e-4 for adapters, 1e-3 with
+    /// --fresh]
+    #[arg(long, value_name = "RATE", allow_negative_numbers = true)]
+    pub rate: Option<f64>,
     /// Learning rate of the last step, as a share of the highest
-    #[arg(long, value_name = "SHARE", default_value_t = 0.1)]
+    #[arg(long, value_name = "SHARE", default_value_t = 0.1, allow_negative_numbers = true)]
     pub final_share: f64,
-    /// Steps until the highest rate
-    #[arg(long, value_name = "STEPS", default_value_t = 100)]
-    pub warm_up: u64,
+    /// Steps until the highest rate [default: a twentieth of all steps, and no more than 100]
+    #[arg(long, value_name = "STEPS")]
+    pub warm_up: Option<u64>,
     /// Decay of matrices
-    #[arg(long, value_name = "DECAY", default_value_t = 0.1)]
+    #[arg(long, value_name = "DECAY", default_value_t = 0.1, allow_negative_numbers = true)]
     pub decay: f64,
     /// Longest gradient
-    #[arg(long, value_name = "NORM", default_value_t = 1.0)]
+    #[arg(long, value_name = "NORM", default_value_t = 1.0, allow_negative_numbers = true)]
     pub max_norm: f64,
 }
 
@@ -130,9 +143,37 @@ pub struct LoraArgs {
     #[arg(long, value_name = "N", default_value_t = 16)]
     pub rank: usize,
     /// An adapter's output is scaled by alpha / rank
-    #[arg(long, value_name = "ALPHA", default_value_t = 32.0)]
+    #[arg(long, value_name = "ALPHA", default_value_t = 32.0, allow_negative_numbers = true)]
     pub alpha: f64,
     /// Projections with an adapter
     #[arg(long, value_name = "NAMES", value_delimiter = ',', default_values_t = reflect_train::lora::TARGETS.map(str::to_owned))]
     pub targets: Vec<String>,
 }
+
+impl TrainArgs {
+    /// Refuses what the settings of a run do not tell, each in a sentence.
+    ///
+    /// # Errors
+    /// With the flag, and what to give.
+    pub fn check(&self) -> Result<()> {
+        let length = &self.length;
+        if !(length.epochs > 0.0 && length.epochs <= MAX_EPOCHS) {
+            return Err(input(format!(
+                "{} passes over the data are no training; give --epochs above 0 and at most {MAX_EPOCHS}",
+                length.epochs
+            )));
+        }
+        if length.context.is_some_and(|context| context < 2) {
+            return Err(input("an example of less than 2 tokens teaches nothing; give a longer --context"));
+        }
+        if length.patience > 0 && (self.held_out.is_none() || length.eval_every == 0) {
+            return Err(input(
+                "--patience ends a run by its held-out records; name them with --held-out and look at them with --eval-every",
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// The most passes over the data.
+const MAX_EPOCHS: f64 = 1e6;

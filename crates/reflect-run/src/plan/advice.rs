@@ -1,0 +1,125 @@
+//! What fits where, and what would make a model fit.
+
+use std::ops::Range;
+
+use reflect_kernels::{Format, KvFormat, PAGE};
+use reflect_llm::{
+    LlamaConfig,
+    need::show_bytes,
+    placement::{NoRoom, Parts, Room, place},
+    weights::{TensorSource, expected_shapes},
+};
+use reflect_train::lora::Updates;
+
+use super::Seat;
+use crate::{runtime::add_adapters, synthetic::Synthetic};
+
+/// How a model is to be run.
+#[derive(Clone, Copy)]
+pub struct Wish {
+    pub context: usize,
+    pub kv: KvFormat,
+    /// Whether layers are read from disk for every step.
+    pub stream: bool,
+}
+
+/// What is to be placed where.
+pub struct Question<'a, S> {
+    pub config: &'a LlamaConfig,
+    pub source: &'a S,
+    pub adapters: &'a Updates,
+    pub seats: &'a [Seat],
+    pub sequences: usize,
+}
+
+impl<S: TensorSource> Question<'_, S> {
+    /// What the model holds.
+    pub fn parts(&self, Wish { context, kv, .. }: Wish) -> Parts {
+        let positions = context.next_multiple_of(PAGE) * self.sequences;
+        let mut parts = Parts::of(self.config, self.source, positions, kv, 512.min(context), 1);
+        add_adapters(&mut parts, self.adapters);
+        parts
+    }
+
+    /// The layers of each device.
+    ///
+    /// # Errors
+    /// If there is no room for all.
+    pub fn place(&self, wish: Wish) -> Result<Vec<Range<usize>>, NoRoom> {
+        let parts = self.parts(wish);
+        if !wish.stream {
+            let rooms: Vec<Room> = self.seats.iter().map(Seat::room).collect();
+            return place(&parts, &rooms);
+        }
+        let (need, layers) = (parts.streamed_need().total(), parts.layers.len());
+        match self.seats.first().and_then(|seat| seat.free).filter(|free| *free < need) {
+            Some(free) => Err(NoRoom { fit: 0, layers, missing: show_bytes(need - free) }),
+            None => Ok(std::iter::once(0..layers).collect()),
+        }
+    }
+
+    fn fits(&self, wish: Wish) -> bool {
+        self.place(wish).is_ok()
+    }
+
+    /// Whether it fits with weights in another format.
+    fn fits_in(&self, format: Format, wish: Wish) -> bool {
+        let Ok(source) = Synthetic::new(self.config, format) else { return false };
+        let Self { config, adapters, seats, sequences, .. } = *self;
+        Question { config, source: &source, adapters, seats, sequences }.fits(wish)
+    }
+}
+
+/// What would make the model fit: only what does.
+pub fn advice(error: &NoRoom, question: &Question<'_, impl TensorSource>, wish: Wish) -> String {
+    let mut ways = vec![format!("{} more of memory", error.missing)];
+    let packs = wish.kv != KvFormat::Q8 && question.config.head_dim.is_multiple_of(16);
+    let shorter = |wish: Wish| {
+        let halves = std::iter::successors(Some(wish.context / 2), |context| Some(context / 2));
+        halves
+            .take_while(|context| *context >= 512)
+            .find(|context| question.fits(Wish { context: *context, ..wish }))
+    };
+    let cache = |wish: Wish| match (packs && question.fits(small_of(wish)), shorter(wish)) {
+        (true, Some(context)) => vec!["--kv q8".to_owned(), format!("--context {context}")],
+        (true, None) => vec!["--kv q8".to_owned()],
+        (false, Some(context)) => vec![format!("--context {context}")],
+        (false, None) if packs => shorter(small_of(wish))
+            .map(|context| format!("--kv q8 with --context {context}"))
+            .into_iter()
+            .collect(),
+        (false, None) => Vec::new(),
+    };
+    ways.extend(cache(wish));
+    // From the largest format to the smallest, the first that is smaller than what is there and fits.
+    let now = stored_bytes(question.config, question.source);
+    let fitting =
+        [Format::Q8_0, Format::Q6K, Format::Q5K, Format::Q4K, Format::Q4_0].into_iter().find(|format| {
+            Synthetic::new(question.config, *format).is_ok_and(|source| source.total_bytes() < now)
+                && question.fits_in(*format, wish)
+        });
+    if let Some(format) = fitting {
+        ways.push(format!("weights in {}", format.name()));
+    }
+    let streamed = Wish { stream: true, ..wish };
+    if !wish.stream {
+        let reads = "on one device, which reads the layers from disk for every token";
+        if question.fits(streamed) {
+            ways.push(format!("--stream {reads}"));
+        } else if let Some(way) = cache(streamed).into_iter().next() {
+            ways.push(format!("--stream and {way} {reads}"));
+        }
+    }
+    ways.join(", or ")
+}
+
+/// The same with a cache in bytes.
+fn small_of(wish: Wish) -> Wish {
+    Wish { kv: KvFormat::Q8, ..wish }
+}
+
+/// Bytes of the tensors of a model in their files.
+fn stored_bytes(config: &LlamaConfig, source: &impl TensorSource) -> u64 {
+    let infos = expected_shapes(config);
+    infos.iter().filter_map(|(name, _)| source.info(name)).map(|info| info.byte_len()).sum()
+}

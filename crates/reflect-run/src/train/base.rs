@@ -1,0 +1,172 @@
+//! The model that a run begins with, and the memory that training it takes.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use indicatif::{ProgressBar, ProgressStyle};
+use pollster::block_on;
+use reflect_kernels::{Format, device::OpenDevice};
+use reflect_llm::{
+    Llama, LlamaConfig, Texts, load_model, need::weight_bytes, safetensors_dir::open_dir,
+    weights::TensorSource,
+};
+use reflect_train::{
+    lora,
+    settings::{LoraSettings, Method, Settings},
+    source::{Fresh, Packed, Widened},
+    trainer::side_by_side,
+};
+
+use super::{MethodName, TrainArgs};
+use crate::{input, memory::TrainingNeed, runtime::Checkpoint};
+
+/// Rows of the head whose logits exist at a time.
+pub const HEAD_ROWS: usize = 16_384;
+
+/// What is trained, before its weights are read.
+pub enum Base {
+    /// A folder with configuration and tokenizer, and new weights.
+    Fresh {
+        folder: PathBuf,
+        texts: Box<Texts>,
+    },
+    Checkpoint(Box<Checkpoint>),
+}
+
+impl Base {
+    /// Opens the model of a run.
+    ///
+    /// # Errors
+    /// If it can't be read, or is not one that the method can begin with.
+    pub fn open(args: &TrainArgs) -> Result<Self> {
+        if !args.fresh {
+            let checkpoint = Checkpoint::open_named(&args.model, false)?;
+            if args.method == MethodName::Full && !checkpoint.path.is_dir() {
+                return Err(input(
+                    "full training writes a Hugging Face folder and needs one to begin with; use --method lora for \
+                     a .gguf file, or make a folder of it with `reflect-run convert --to f32`",
+                ));
+            }
+            return Ok(Self::Checkpoint(Box::new(checkpoint)));
+        }
+        let folder = PathBuf::from(&args.model);
+        if !folder.is_dir() {
+            return Err(input("--fresh wants a folder with config.json and tokenizer.json in --model"));
+        }
+        if args.method != MethodName::Full {
+            return Err(input("adapters on random weights teach nothing; use --method full with --fresh"));
+        }
+        let texts = Texts::open(&folder)?;
+        Ok(Self::Fresh { folder, texts: Box::new(texts) })
+    }
+
+    /// What the model says about itself.
+    pub fn texts(&self) -> &Texts {
+        match self {
+            Self::Fresh { texts, .. } => texts,
+            Self::Checkpoint(checkpoint) => &checkpoint.texts,
+        }
+    }
+
+    /// The folder whose other files a trained model needs.
+    pub fn folder(&self) -> Option<&Path> {
+        match self {
+            Self::Fresh { folder, .. } => Some(folder),
+            Self::Checkpoint(checkpoint) => Some(checkpoint.path.as_path()).filter(|path| path.is_dir()),
+        }
+    }
+
+    /// The model that an adapter is to name: PEFT opens folders and names of its own, and no GGUF.
+    pub fn for_peft(&self) -> Option<String> {
+        self.folder().map(|folder| folder.display().to_string())
+    }
+
+    /// Memory that the run takes.
+    pub fn need(&self, settings: &Settings, device: &OpenDevice) -> TrainingNeed {
+        let config = &self.texts().config;
+        let (frozen, trained) = match (&settings.method, self) {
+            (Method::Lora(lora), Self::Checkpoint(checkpoint)) => beneath(config, &checkpoint.weights, lora),
+            _ => (0, config.param_count()),
+        };
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let lanes = match side_by_side(settings, device.profile.is_none()) {
+            true => settings.accumulate.min(threads),
+            false => 1,
+        };
+        TrainingNeed::of(config, frozen, trained, settings.micro_tokens, settings.recompute, lanes)
+    }
+
+    /// The model of a run with its adapters, as it began or as its last checkpoint has it.
+    ///
+    /// # Errors
+    /// If its weights can't be read.
+    pub fn model(
+        &self,
+        args: &TrainArgs,
+        settings: &Settings,
+        last: Option<&Path>,
+        device: &OpenDevice,
+    ) -> Result<Llama> {
+        let config = &self.texts().config;
+        match (&settings.method, last) {
+            (Method::Full, Some(last)) => load(config, &block_on(open_dir(last))?, device),
+            (Method::Full, None) => match self {
+                Self::Fresh { .. } => load(config, &Fresh::new(config, args.seed), device),
+                Self::Checkpoint(checkpoint) => load(config, &Widened::new(&checkpoint.weights), device),
+            },
+            (Method::Lora(lora_settings), last) => {
+                let Self::Checkpoint(checkpoint) = self else {
+                    return Err(input("adapters need a model with weights"));
+                };
+                let mut model = match lora_settings.packed {
+                    true => load(config, &Packed::new(&checkpoint.weights), device)?,
+                    false => load(config, &checkpoint.weights, device)?,
+                };
+                match last {
+                    Some(last) => lora::load(&mut model, last, &device.device)?,
+                    None => lora::attach(&mut model, lora_settings, args.seed, &device.device)?,
+                }
+                Ok(model)
+            }
+        }
+    }
+}
+
+fn load(config: &LlamaConfig, source: &impl TensorSource, device: &OpenDevice) -> Result<Llama> {
+    let bar = ProgressBar::new(source.total_bytes());
+    bar.set_style(ProgressStyle::with_template("loading {bar:32} {bytes} of {total_bytes}, {elapsed}")?);
+    let head = 4 * HEAD_ROWS as u64 * Format::F32.row_words(config.hidden_size) as u64;
+    let limit = device.profile.map_or(u64::MAX, |profile| profile.max_binding_bytes).min(head);
+    let model =
+        block_on(load_model(config.clone(), source, &device.device, limit, |done| bar.set_position(done)));
+    bar.finish_and_clear();
+    Ok(model?)
+}
+
+/// Bytes of the weights beneath adapters, and numbers of the adapters.
+fn beneath(config: &LlamaConfig, source: &impl TensorSource, settings: &LoraSettings) -> (u64, u64) {
+    let frozen = match settings.packed {
+        true => weight_bytes(config, &Packed::new(source)),
+        false => weight_bytes(config, source),
+    };
+    (frozen, lora::numbers(config, settings))
+}
+
+/// The memory of training by a method with the settings that `train` has where nothing else is asked for.
+pub fn planned_need(
+    config: &LlamaConfig,
+    source: &impl TensorSource,
+    method: MethodName,
+    rows: usize,
+    recompute: bool,
+) -> TrainingNeed {
+    let (frozen, trained) = match method {
+        MethodName::Full => (0, config.param_count()),
+        method => {
+            let targets = lora::TARGETS.map(str::to_owned).into();
+            let packed = method == MethodName::Qlora;
+            beneath(config, source, &LoraSettings { rank: 16, alpha: 32.0, targets, packed })
+        }
+    };
+    TrainingNeed::of(config, frozen, trained, rows, recompute, 1)
+}

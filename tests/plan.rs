@@ -1,0 +1,97 @@
+//! What `reflect-run plan` promises and recommends.
+
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+fn plan(args: &[&str]) -> Output {
+    let test = std::env::current_exe().expect("a test has a path");
+    let release = test.ancestors().nth(2).expect("tests lie in a target folder");
+    let mut command = Command::new(release.join(format!("reflect-run{}", std::env::consts::EXE_SUFFIX)));
+    command.arg("plan").args(args).output().expect("the program starts")
+}
+
+fn report(args: &[&str]) -> Value {
+    let output = plan(&[args, &["--json"]].concat());
+    let said = String::from_utf8_lossy(&output.stderr);
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("one JSON object: {said}"))
+}
+
+#[test]
+fn a_streamed_plan_is_one_of_a_streamed_run() {
+    let shape = ["--config", "8b", "--format", "q4_0", "--memory", "4GiB", "--context", "2048"];
+    let (whole, streamed) = (report(&shape), report(&[&shape[..], &["--stream"]].concat()));
+    assert_eq!((&whole["fits"], &whole["streamed"]), (&false.into(), &false.into()));
+    assert_eq!((&streamed["fits"], &streamed["streamed"]), (&true.into(), &true.into()));
+    assert_eq!(streamed["devices"][0]["total_bytes"], whole["streamed_bytes"]);
+    // 6.98 billion numbers in layers, at 4.5 bits.
+    let disk = streamed["disk_per_token_bytes"].as_f64().expect("bytes");
+    assert!((disk / (6.98e9 * 4.5 / 8.0) - 1.0).abs() < 0.01, "{disk}");
+    assert!(streamed["bottleneck"].as_str().is_some_and(|text| text.starts_with("the disk")), "{streamed}");
+    let output = plan(&["--config", "8b", "--format", "q4_0", "--memory", "4GiB,4GiB", "--stream"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("on one device"));
+}
+
+#[test]
+fn advice_is_what_fits_and_nothing_else() {
+    let advice = |args: &[&str]| {
+        let report = report(args);
+        assert_eq!(report["fits"], Value::Bool(false), "{report}");
+        report["advice"].as_str().expect("advice").to_owned()
+    };
+    // A cache in bytes is enough.
+    let long = ["--config", "8b", "--format", "q4_0", "--memory", "8GB", "--context", "32768"];
+    assert!(advice(&long).contains("--kv q8"), "{}", advice(&long));
+    let packed = report(&[&long[..], &["--kv", "q8"]].concat());
+    assert_eq!(packed["fits"], Value::Bool(true));
+    // Layers from disk don't help where the cache alone is too large.
+    let huge = ["--config", "70b", "--format", "q4_0", "--memory", "8GB", "--context", "131072"];
+    let said = advice(&huge);
+    let (_, stream) = said.split_once("--stream").unwrap_or_default();
+    assert!(!said.contains("--stream on one device"), "{said}");
+    assert!(stream.is_empty() || stream.contains("--context") || stream.contains("--kv"), "{said}");
+    // Every way fits when it is taken alone.
+    for shape in [&long[..], &huge, &["--config", "8b", "--format", "bf16", "--memory", "10GB"]] {
+        for way in advice(shape).split(", or ").skip(1) {
+            let words: Vec<&str> = way.split([' ', ',']).collect();
+            let value = |flag: &str| words.iter().skip_while(|word| **word != flag).nth(1).copied();
+            let mut args: Vec<String> = shape.iter().map(|arg| (*arg).to_owned()).collect();
+            for flag in ["--context", "--kv"] {
+                if let Some(value) = value(flag) {
+                    args.retain(|arg| {
+                        flag != "--context" || !["--context", "32768", "131072"].contains(&arg.as_str())
+                    });
+                    args.extend([flag.to_owned(), value.to_owned()]);
+                }
+            }
+            if words.contains(&"--stream") {
+                args.push("--stream".to_owned());
+            }
+            if let Some(format) = way.strip_prefix("weights in ") {
+                args[3] = format.to_owned();
+            }
+            let args: Vec<&str> = args.iter().map(String::as_str).collect();
+            assert_eq!(report(&args)["fits"], Value::Bool(true), "{way}: {args:?}");
+        }
+    }
+}
+
+#[test]
+fn a_context_longer_than_the_model_s_is_cut_aloud() {
+    let output = plan(&["--config", "8b", "--format", "q4_0", "--memory", "80GiB", "--context", "200000"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("131072") && said.contains("200000"), "{said}");
+}
+
+#[test]
+fn the_memory_of_training_is_that_of_the_settings_of_train() {
+    let shape = ["--config", "8b", "--format", "bf16", "--memory", "400GiB", "--train", "lora"];
+    let (kept, again) = (report(&shape), report(&[&shape[..], &["--recompute"]].concat()));
+    assert_eq!((&kept["recompute"], &again["recompute"]), (&false.into(), &true.into()));
+    assert_eq!(kept["micro_tokens"], 4096);
+    let bytes = |report: &Value| report["activations_bytes"].as_f64().expect("bytes");
+    assert!(bytes(&kept) > 5.0 * bytes(&again), "{kept} {again}");
+    let text = String::from_utf8(plan(&shape).stdout).expect("UTF-8");
+    assert!(text.contains("--recompute"), "{text}");
+}

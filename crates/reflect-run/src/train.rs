@@ -11,8 +11,9 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use pollster::block_on;
-use reflect_data::import::Record as DataRecord;
-use reflect_data::io::{read_numbered, write_jsonl};
+use reflect_data::import::ImportReport;
+use reflect_data::io::write_jsonl;
+use reflect_data::records::read_records;
 use reflect_kernels::{Format, device::OpenDevice};
 use reflect_llm::{
     Llama, LlamaConfig, Texts, load_model, need::weight_bytes, safetensors_dir::open_dir,
@@ -31,6 +32,7 @@ use reflect_train::{
 
 pub use self::args::{MethodName, TrainArgs};
 use crate::{
+    data::say_complaints,
     input,
     interrupt::Answering,
     memory::{TrainingNeed, keep_freed_memory},
@@ -72,7 +74,12 @@ pub fn train(args: &TrainArgs) -> Result<ExitCode> {
     };
     let limits = Limits { context, vocab: texts.config.vocab_size };
     let read = |file: &Path, purpose: Purpose, count: usize| -> Result<(Vec<Example>, Report)> {
-        let mut records: Vec<(usize, DataRecord)> = read_numbered(file)?;
+        let mut found = read_records(file)?;
+        let written = found.write_answers();
+        if let Some(report) = &found.imported {
+            say_import(report, written);
+        }
+        let mut records = found.records;
         records.truncate(count);
         let bar = ProgressBar::new(records.len() as u64);
         bar.set_style(ProgressStyle::with_template("rendering {bar:32} {pos} of {len}, {eta} left")?);
@@ -281,6 +288,21 @@ fn settings(args: &TrainArgs, train: &[Example]) -> Settings {
     }
 }
 
+/// What rows that are no records were taken for, and which of them were dropped.
+fn say_import(report: &ImportReport, written: usize) {
+    eprintln!("note: {}", report.shape_sentence());
+    say_complaints(report);
+    let (read, kept) = (report.read, report.kept);
+    if kept < read {
+        eprintln!("{}: {read} rows, {kept} kept, {} dropped", report.file, read - kept);
+    }
+    if written > 0 {
+        eprintln!(
+            "note: {written} answers were written from the known steps; `data reflect` writes some with reflections"
+        );
+    }
+}
+
 /// What became of the records of a file; nothing is dropped silently.
 fn say_report(file: &Path, report: &Report) {
     let file = file.display();
@@ -449,7 +471,7 @@ impl Show {
             kinds.collect::<Vec<_>>().join(", ")
         };
         let line = format!(
-            "step {}: held out {:.4}, {:.1} % of tokens and {:.1} % of answers right ({})",
+            "step {}: held out {:.4}, {:.1} % of tokens right, {:.1} % of answers right in every token ({})",
             record.step,
             record.loss,
             100.0 * record.token_accuracy,

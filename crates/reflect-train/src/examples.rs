@@ -34,7 +34,7 @@ pub enum Skipped {
     HeldOut,
     /// A problem without an answer.
     NoAnswer,
-    /// The answer holds no text.
+    /// The answer says nothing to the user: it holds no text, or its output is empty.
     EmptyAnswer,
     /// The tags of the answer do not pair up.
     UnbalancedTags,
@@ -168,6 +168,9 @@ fn of_record(
     }
     if !reflect_data::check::is_balanced(&answer) {
         return Err(Skipped::UnbalancedTags);
+    }
+    if reflect_data::check::says_nothing(&answer) {
+        return Err(Skipped::EmptyAnswer);
     }
     let mut messages = record.problem.messages.clone();
     messages.push(Message::new("assistant", answer));

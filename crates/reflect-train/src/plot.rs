@@ -49,7 +49,7 @@ pub fn html(title: &str, log: &[Record]) -> String {
     if let Some(last) = steps().next_back() {
         let look = looks().next_back().map(|look| {
             format!(
-                "; held out: loss {:.4}, {:.1} % of the tokens and {:.1} % of the answers right",
+                "; held out: loss {:.4}, {:.1} % of the tokens right, {:.1} % of the answers right in every token",
                 look.loss,
                 100.0 * look.token_accuracy,
                 100.0 * look.answer_accuracy

@@ -8,7 +8,8 @@ use reflect_kernels::device::DeviceChoice;
 
 #[derive(Args, Debug)]
 pub struct TrainArgs {
-    /// Records with answers, from `reflect-run data reflect` or `data import`
+    /// Records with answers, from `reflect-run data reflect`; or rows of chats, prompts with responses or
+    /// questions with answers
     #[arg(long, value_name = "FILE")]
     pub data: PathBuf,
     /// Records to measure on while training

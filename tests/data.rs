@@ -41,6 +41,7 @@ fn run(args: &[&str]) -> Output {
     Command::new(program)
         .args(args)
         .env("OPENAI_API_KEY", "sk-secret-key")
+        .env("REFLECT_CACHE", std::env::temp_dir().join(format!("reflect-cache-{}", std::process::id())))
         .output()
         .expect("the program starts")
 }
@@ -163,7 +164,7 @@ fn what_people_have_is_imported_and_named() {
     let message = stderr(&output);
     assert_eq!(output.status.code(), Some(2), "{message}");
     assert!(message.contains("`text`") && message.contains("`prompt` and `response`"), "{message}");
-    assert!(!Path::new(&none).exists());
+    assert!(lines(&none).is_empty());
 }
 
 #[test]
@@ -293,4 +294,124 @@ fn what_can_not_be_written_fails_with_one_code() {
     assert_eq!(output.status.code(), Some(1));
     let output = data(&["stats", "--in", &nowhere]);
     assert_eq!(output.status.code(), Some(2));
+}
+
+/// The folder of a tiny model without weights, whose tokenizer knows the texts of `rows`.
+fn model(folder: &Folder, rows: &str) -> String {
+    let model = folder.file("model");
+    report(&["tokenizer", "--in", rows, "--vocab", "320", "--out", &model]);
+    let config = serde_json::json!({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 32,
+        "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
+        "head_dim": 16, "vocab_size": 320, "max_position_embeddings": 512, "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0, "tie_word_embeddings": true, "bos_token_id": 0, "eos_token_id": 4,
+    });
+    std::fs::write(folder.0.join("model/config.json"), config.to_string()).expect("a configuration");
+    model
+}
+
+#[test]
+fn rows_of_any_shape_are_trained_on_and_evaluated() {
+    let folder = Folder::new("straight");
+    let rows = folder.file("rows.jsonl");
+    let question =
+        |n: usize| format!("{{\"question\": \"What is {n} and {n}?\", \"answer\": \"{}\"}}\r\n", 2 * n);
+    std::fs::write(&rows, (0..8).map(question).collect::<String>()).expect("rows");
+    let model = model(&folder, &rows);
+    let train = |out: &str| {
+        let out = folder.file(out);
+        let args = [
+            "train", "--data", &rows, "--model", &model, "--fresh", "--out", &out, "--device", "cpu",
+            "--steps", "1",
+        ];
+        run(&args)
+    };
+    let output = train("questions");
+    let message = stderr(&output);
+    assert!(output.status.success(), "{message}");
+    assert!(
+        message.contains("columns (`question`, `answer`)") && message.contains("8 records, 8 kept"),
+        "{message}"
+    );
+
+    // GSM8K's steps are an answer; a bad row and an empty output are counted.
+    let solved = r#"{"question": "q?", "answer": "1+1 = <<1+1=2>>2\n#### 2"}"#;
+    std::fs::write(&rows, format!("{solved}\n{{\"question\": \"q?\", \"answer\": \"none\"}}\n"))
+        .expect("rows");
+    let output = train("gsm8k");
+    let message = stderr(&output);
+    assert!(output.status.success(), "{message}");
+    for said in
+        ["gsm8k", "rows.jsonl:2", "2 rows, 1 kept, 1 dropped", "1 answers were written", "1 records, 1 kept"]
+    {
+        assert!(message.contains(said), "{said}: {message}");
+    }
+    std::fs::write(&rows, "{\"text\": \"a\"}\n").expect("rows");
+    let output = train("unknown");
+    let message = stderr(&output);
+    assert_eq!(output.status.code(), Some(2), "{message}");
+    assert!(message.contains("`text`") && message.contains("`messages`"), "{message}");
+
+    // An evaluation keeps its answers without being told where.
+    std::fs::write(&rows, (0..8).map(question).collect::<String>()).expect("rows");
+    let tuned = folder.file("questions");
+    let args = [
+        "eval",
+        "--model",
+        &tuned,
+        "--tasks",
+        &rows,
+        "--count",
+        "3",
+        "--seed",
+        "5",
+        "--device",
+        "cpu",
+        "--max-tokens",
+        "4",
+        "--context",
+        "256",
+        "--arms",
+        "tuned,majority",
+        "--checker",
+        "contains",
+        "--json",
+    ];
+    let output = run(&args);
+    let message = stderr(&output);
+    assert!(output.status.success(), "{message}");
+    let told: Value = serde_json::from_slice(&output.stdout).expect("one line of JSON");
+    assert_eq!((&told["count"], &told["findings"][0]["decision"]), (&3.into(), &"too_few".into()), "{told}");
+    let place = message.lines().last().and_then(|line| line.rsplit_once(" in ")).expect("a place").1;
+    let outcomes = lines(&format!("{place}/outcomes.jsonl"));
+    assert_eq!(outcomes.len(), 6);
+    let votes = outcomes.iter().filter(|outcome| outcome["arm"] == "majority");
+    assert!(
+        votes.clone().count() == 3 && votes.into_iter().all(|outcome| outcome["votes"]["cast"].is_array())
+    );
+    std::fs::write(&rows, "{\"question\": \"a\", \"answer\": \"many\"}\n").expect("rows");
+    let output = run(&["eval", "--model", &tuned, "--tasks", &rows, "--checker", "number"]);
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+}
+
+#[test]
+fn an_empty_output_is_an_empty_answer() {
+    let folder = Folder::new("empty");
+    let (problems, samples) = (folder.file("problems.jsonl"), folder.file("samples.jsonl"));
+    report(&["generate", "--out", &problems, "--count", "9"]);
+    report(&["reflect", "--in", &problems, "--out", &samples]);
+    let mut rows = lines(&samples);
+    rows[1]["spans"] = serde_json::json!([{"kind": "output", "text": "<output></output>"}]);
+    rows[2]["spans"] = serde_json::json!([{"kind": "thinking", "text": "<thinking>x</thinking>"}, {"kind": "output", "text": "<output> </output>"}]);
+    let text: Vec<String> = rows.iter().map(Value::to_string).collect();
+    std::fs::write(&samples, text.join("\n")).expect("samples");
+    let model = model(&folder, &problems);
+    let out = folder.file("run");
+    let args = [
+        "train", "--data", &samples, "--model", &model, "--fresh", "--out", &out, "--device", "cpu",
+        "--steps", "1",
+    ];
+    let output = run(&args);
+    let message = stderr(&output);
+    assert!(output.status.success() && message.contains("2 skipped: empty answer; in line 2 ("), "{message}");
 }

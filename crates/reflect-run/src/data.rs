@@ -160,9 +160,8 @@ fn run_import(args: &ImportArgs) -> Result<()> {
     let count = args.files.common.count.unwrap_or(usize::MAX);
     let (records, report) =
         import::import_first(file, &name, format, count).map_err(|error| unreadable(path, &error))?;
-    if !records.is_empty() {
-        write_jsonl(&args.files.out, &records)?;
-    }
+    // Without any record too: an older file would be taken for this one's.
+    write_jsonl(&args.files.out, &records)?;
     bar.finish_and_clear();
     eprintln!("note: {}", report.shape_sentence());
     say_complaints(&report);

@@ -7,7 +7,7 @@ use super::{DropReason, Record, Refusal, name, text_field};
 use crate::arithmetic::{evaluate, same};
 use crate::checker::Checker;
 use crate::number;
-use crate::sample::{Category, Difficulty, Problem, Split, Step};
+use crate::sample::{Category, Difficulty, LEAP, Problem, Split, Step};
 use crate::words::template_of;
 use reflect_text::Message;
 
@@ -152,7 +152,8 @@ fn steps(lines: &[Line]) -> Vec<Step> {
     steps
 }
 
-/// From 1, for a sum of small numbers, to 5, for several operations with long numbers.
+/// From 1, for a sum of small numbers, to 3, for divisions and for several operations with long numbers.
+/// None is a leap: whoever wrote the step did it in one go.
 fn risk(expression: &str) -> u8 {
     let operations = expression.chars().filter(|symbol| "+-*/".contains(*symbol)).count();
     let hardest = if expression.contains('/') {
@@ -165,7 +166,7 @@ fn risk(expression: &str) -> u8 {
     let long = expression
         .split(|symbol: char| !symbol.is_ascii_digit())
         .any(|digits| digits.trim_end_matches('0').len() > 2);
-    hardest + u8::from(operations > 1) + u8::from(long)
+    (hardest + u8::from(operations > 1) + u8::from(long)).min(LEAP - 1)
 }
 
 fn operands(expression: &str) -> impl Iterator<Item = f64> + '_ {

@@ -214,7 +214,9 @@ fn gsm8k(injected: bool) -> Vec<Record> {
         .collect();
     let (mut records, _) = crate::import::import(rows.join("\n").as_bytes(), "train.jsonl", None).unwrap();
     if injected {
-        records.iter_mut().for_each(|record| drop(crate::inject::inject_seeded(&mut record.problem, 1)));
+        for record in &mut records {
+            crate::inject::inject_seeded(&mut record.problem, 1);
+        }
     }
     records
 }
@@ -253,6 +255,9 @@ fn a_confirming_reflection_checks_another_way() {
                 assert!(!span.text.contains(line.text.trim()), "{} {}", line.text, span.text);
             }
         }
+        // No step of others is written again after its reflection.
+        let lines: Vec<&str> = sample.spans.iter().map(|span| span.text.as_str()).collect();
+        assert!((1..lines.len()).all(|at| !lines[..at].contains(&lines[at])), "{lines:?}");
         // What nothing checks is not confirmed.
         assert!(!sample.answer_text().contains("(2/3) = 144.\n<reflection>"));
         assert!(sample.answer_text().contains("<reflection>24*2 = 48. So 48/2 = 24, right</reflection>"));

@@ -46,24 +46,25 @@ pub struct Equation {
 /// each part is compared with the number at the end of its neighbour; what can't be worked out is
 /// left out.
 pub fn equations(line: &str) -> Vec<Equation> {
-    let sides: Vec<&str> = line.split('=').collect();
-    let pairs = sides.windows(2).filter_map(|pair| match pair {
-        [left, right] => equation(left, right),
-        _ => None,
-    });
-    pairs.collect()
+    let equation = |(left, right): (&str, &str)| {
+        let value = evaluate(left)?;
+        // `3/4*100 = 75%` and `3/4 = 75%` are both said.
+        let percent = right.strip_suffix('%').is_some_and(|number| states(number, value));
+        Some(Equation { value, holds: percent || states(right, value) })
+    };
+    sides_of_equations(line).into_iter().filter_map(equation).collect()
 }
 
-fn equation(left: &str, right: &str) -> Option<Equation> {
-    let left = trailing_expression(left)?;
-    let right = leading_number(right.trim_start().trim_start_matches('$'))?;
-    if !left.trim_start_matches(['-', '−']).contains(['+', '-', '−', '*', '×', 'x', '/', '÷']) {
-        return None;
-    }
-    let value = evaluate(left)?;
-    // `3/4*100 = 75%` and `3/4 = 75%` are both said.
-    let percent = right.strip_suffix('%').is_some_and(|number| states(number, value));
-    Some(Equation { value, holds: percent || states(right, value) })
+/// The expressions with an operator in a line, each with the number that it is said to come to.
+pub(crate) fn sides_of_equations(line: &str) -> Vec<(&str, &str)> {
+    let sides: Vec<&str> = line.split('=').collect();
+    let sides = sides.windows(2).filter_map(|pair| {
+        let left = trailing_expression(pair[0])?;
+        let right = leading_number(pair[1].trim_start().trim_start_matches('$'))?;
+        let operator = ['+', '-', '−', '*', '×', 'x', '/', '÷'];
+        left.trim_start_matches(['-', '−']).contains(operator).then_some((left, right))
+    });
+    sides.collect()
 }
 
 /// The longest end of a text that could be an expression; `None` when something before it belongs

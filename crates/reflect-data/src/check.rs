@@ -73,6 +73,13 @@ pub fn is_balanced(text: &str) -> bool {
     Answer::parse(text).balanced
 }
 
+/// Whether an answer has nothing for the user: an empty output, or thinking alone.
+pub fn says_nothing(text: &str) -> bool {
+    let answer = Answer::parse(text);
+    let said = if answer.outputs > 0 { answer.text(Role::Output) } else { answer.text(Role::Outside) };
+    said.trim().is_empty()
+}
+
 fn says(problem: &Problem, output: &str) -> bool {
     if normal(output) == normal(&problem.answer) {
         return true;

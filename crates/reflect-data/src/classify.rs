@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::completions::Completions;
 use crate::import::Record;
 use crate::resume::{Output, ResumeError};
-use crate::rounds::{Rounds, RoundsError, ask_each};
+use crate::rounds::{Asked, Rounds, RoundsError, ask_each};
 use crate::sample::{Difficulty, Problem};
 
 /// Where the classes end, as shares of right answers.
@@ -41,21 +41,22 @@ impl Thresholds {
     }
 }
 
-/// What was done: `read` is `skipped` plus `classified`, and that is the sum of the classes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+/// What was done: `read` is `skipped` plus `asked` plus `unanswered`; `classified` is the sum of the classes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct ClassifyReport {
     pub read: usize,
-    /// Written by an earlier run.
-    pub skipped: usize,
+    /// Without a model nothing is asked, and `asked` are the records that were written.
+    #[serde(flatten)]
+    pub asked: Asked,
     pub classified: usize,
     pub easy: usize,
     pub moderate: usize,
     pub hard: usize,
     /// Problems that changed their class.
     pub changed: usize,
-    /// Answers, and right ones among them; none without a model.
-    pub answers: usize,
+    /// Of the answers the right and the wrong ones; none without a model.
     pub right: usize,
+    pub wrong: usize,
 }
 
 impl ClassifyReport {
@@ -85,15 +86,15 @@ pub fn classify_by_model(
     progress: &mut dyn FnMut(usize),
 ) -> Result<ClassifyReport, RoundsError> {
     let mut report = ClassifyReport { read: records.len(), ..ClassifyReport::default() };
-    let skipped = ask_each(records, model, rounds, output, progress, &mut |record, answers| {
+    let asked = ask_each(records, model, rounds, output, progress, &mut |record, answers| {
         let right = answers.iter().filter(|answer| is_right(&record.problem, answer)).count();
-        report.answers += answers.len();
         report.right += right;
+        report.wrong += answers.len() - right;
         let class = thresholds.class(right as f64 / answers.len().max(1) as f64);
         report.add(record.problem.difficulty, class);
         with_class(record, class)
     })?;
-    report.skipped = skipped;
+    report.asked = asked;
     Ok(report)
 }
 
@@ -105,7 +106,8 @@ pub fn classify_by_model(
 pub fn classify_by_structure(records: &[Record], output: &mut Output) -> Result<ClassifyReport, ResumeError> {
     let mut report = ClassifyReport { read: records.len(), ..ClassifyReport::default() };
     let open = output.open_of(records)?;
-    report.skipped = records.len() - open.len();
+    report.asked.skipped = records.len() - open.len();
+    report.asked.asked = open.len();
     for record in open {
         report.add(record.problem.difficulty, record.problem.difficulty);
         output.push(record)?;
@@ -125,7 +127,7 @@ mod tests {
     use super::*;
     use crate::completions::testing::Scripted;
     use crate::import::import;
-    use crate::resume::testing::scratch;
+    use crate::resume::testing::{remove, scratch};
 
     fn records() -> Vec<Record> {
         let lines: Vec<String> =
@@ -134,7 +136,7 @@ mod tests {
     }
 
     fn adds_up(report: &ClassifyReport) -> bool {
-        report.read == report.skipped + report.classified
+        report.read == report.asked.skipped + report.classified
             && report.classified == report.easy + report.moderate + report.hard
     }
 
@@ -158,7 +160,7 @@ mod tests {
         let rounds = Rounds { samples: 5, batch: 2, ..Rounds::default() };
         let is_right = |problem: &Problem, answer: &str| problem.answer == answer;
         let run = |records: &[Record], model: &mut dyn Completions| {
-            let mut output = Output::open(&path).unwrap();
+            let mut output = Output::open(&path, &()).unwrap();
             classify_by_model(
                 records,
                 model,
@@ -175,20 +177,20 @@ mod tests {
         assert!(adds_up(&report) && report.hard == 3 && report.changed == 3, "{report:?}");
         let report = run(&records, &mut model);
         assert_eq!(model.asked, 6);
-        assert!(adds_up(&report) && report.skipped == 3);
+        assert!(adds_up(&report) && report.asked.skipped == 3);
         assert_eq!((report.moderate, report.easy, report.changed), (2, 1, 2));
-        assert_eq!((report.answers, report.right), (15, 12));
+        assert_eq!((report.asked.answers, report.right, report.wrong), (15, 12, 3));
         let written = std::fs::read_to_string(&path).unwrap();
         assert_eq!(written.lines().count(), 6);
         assert!(written.lines().next().unwrap().contains("\"difficulty\":\"hard\""));
-        std::fs::remove_file(path).unwrap();
+        remove(&path);
     }
 
     #[test]
     fn structure_keeps_the_class() {
         let path = scratch("structure");
-        let report = classify_by_structure(&records(), &mut Output::open(&path).unwrap()).unwrap();
+        let report = classify_by_structure(&records(), &mut Output::open(&path, &()).unwrap()).unwrap();
         assert!(adds_up(&report) && report.easy == 6 && report.changed == 0);
-        std::fs::remove_file(path).unwrap();
+        remove(&path);
     }
 }

@@ -1,29 +1,44 @@
 //! How this crate asks a model: [`Completions`], implemented by an engine of ours or by a client
 //! for somebody else's server.
 
+pub mod mask;
 #[cfg(feature = "http")]
 pub mod openai;
+pub mod reply;
 
 use reflect_text::Message;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 /// Anything that answers conversations.
 pub trait Completions {
-    /// The answers to each request, in the order of the requests: as many texts as it wants samples.
-    /// A text is the whole assistant message with its tags, without the end of the turn.
+    /// The answers to each request, in the order of the requests: as many texts as it wants samples, or
+    /// fewer where some could not be had. A text is the whole assistant message with its tags, without the
+    /// end of the turn.
     ///
-    /// Callers give many requests at once so that an engine can batch them.
-    ///
-    /// # Errors
-    /// The first failure; answers that were complete by then are lost, so callers keep batches
-    /// small enough to repeat.
-    fn complete(&mut self, requests: &[CompletionRequest]) -> Result<Vec<Vec<String>>, CompletionError>;
+    /// Callers give many requests at once so that an engine can batch them. A request that fails costs
+    /// no other its answers.
+    fn complete(&mut self, requests: &[CompletionRequest]) -> Vec<Result<Vec<String>, CompletionError>>;
 
-    /// Prompts so far that did not fit the context of the model and have empty answers. A server refuses
-    /// them instead.
-    fn too_long(&self) -> usize {
-        0
+    /// What went wrong with replies so far and was made good, or not.
+    fn troubles(&self) -> Troubles {
+        Troubles::default()
     }
+}
+
+/// Replies that were no answers, by their kind; each was asked for again while there were attempts left.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Troubles {
+    /// Requests that were sent again.
+    pub retries: usize,
+    /// No reply, or one that says that the server is busy or broken.
+    pub failed: usize,
+    /// Replies that are no completion: a page, no JSON, no choices.
+    pub malformed: usize,
+    /// Choices without a text or a call.
+    pub empty: usize,
+    /// Prompts that did not fit the context of our own engine. A server refuses them instead.
+    pub too_long: usize,
 }
 
 /// A conversation to continue, and how.
@@ -70,19 +85,53 @@ pub enum CompletionError {
     /// Nobody answered, even after repeating.
     #[error("no answer from {url} after {attempts} attempts ({reason}); check that the server is up")]
     Unreachable { url: String, attempts: usize, reason: String },
-    /// The server refused the request.
-    #[error(
-        "{url} refused the request with status {status} ({reason}); check the model's name and OPENAI_API_KEY"
-    )]
+    /// The server refused the request, or failed at it.
+    #[error("{url} answered with status {status} ({reason}); {}", advice(.status))]
     Refused { url: String, status: u16, reason: String },
     /// The answer is not what the protocol says.
     #[error(
-        "the answer of {url} can't be used ({reason}); check that it speaks the chat completions protocol"
+        "the answer of {url} can't be used after {attempts} attempts ({reason}); check that it speaks the chat completions protocol"
     )]
-    Malformed { url: String, reason: String },
+    Malformed { url: String, attempts: usize, reason: String },
+    /// Every choice was empty.
+    #[error(
+        "{url} gave nothing but empty answers in {attempts} attempts; raise --max-tokens, or look at the model's template"
+    )]
+    Empty { url: String, attempts: usize },
     /// Another implementation failed, in its own words.
     #[error("the model failed: {0}")]
     Model(String),
+}
+
+/// What to do about a status.
+fn advice(status: &u16) -> &'static str {
+    match status {
+        401 | 403 => "check OPENAI_API_KEY and what it may do",
+        404 => "check the URL and the model's name",
+        408 | 429 => "try again later, or with a smaller --parallel",
+        500.. => "the server is at fault: look at its log, or try again later",
+        _ => "check the model's name and the settings of the request",
+    }
+}
+
+impl CompletionError {
+    /// Whether every other request would fail in the same way.
+    pub fn concerns_all(&self) -> bool {
+        match self {
+            Self::Address { .. } | Self::Unreachable { .. } => true,
+            Self::Refused { status, .. } => matches!(status, 401 | 402 | 403 | 404),
+            Self::Malformed { .. } | Self::Empty { .. } | Self::Model(_) => false,
+        }
+    }
+}
+
+/// A call of a tool as Llama 3.1 writes it: `{"name": …, "parameters": …}`.
+pub(crate) fn call_text(call: &Value) -> String {
+    let function = call.get("function").cloned().unwrap_or_default();
+    let arguments = function.get("arguments").or(function.get("parameters")).cloned().unwrap_or_default();
+    let parsed = arguments.as_str().and_then(|text| serde_json::from_str(text).ok());
+    let name = function.get("name").cloned().unwrap_or_default();
+    json!({"name": name, "parameters": parsed.unwrap_or(arguments)}).to_string()
 }
 
 #[cfg(test)]
@@ -103,12 +152,12 @@ pub(crate) mod testing {
     }
 
     impl<F: FnMut(&CompletionRequest, usize) -> String> Completions for Scripted<F> {
-        fn complete(&mut self, requests: &[CompletionRequest]) -> Result<Vec<Vec<String>>, CompletionError> {
+        fn complete(&mut self, requests: &[CompletionRequest]) -> Vec<Result<Vec<String>, CompletionError>> {
             self.asked += requests.len();
             let answers = |request: &CompletionRequest| {
-                (0..request.samples).map(|sample| (self.answer)(request, sample)).collect()
+                Ok((0..request.samples).map(|sample| (self.answer)(request, sample)).collect())
             };
-            Ok(requests.iter().map(answers).collect())
+            requests.iter().map(answers).collect()
         }
     }
 }

@@ -204,6 +204,8 @@ pub fn generate(request: &Request, index: u64) -> Result<Problem, GenerateError>
                 tools: None,
                 steps: draft.steps,
                 answer: draft.answer,
+                checker: None,
+                setup: String::new(),
             });
         }
     }

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::import::rows::unmarked;
+
 /// Why a file can't be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum IoError {
@@ -42,10 +44,11 @@ pub fn read_numbered<T: DeserializeOwned>(path: &Path) -> Result<Vec<(usize, T)>
         if reader.read_until(b'\n', &mut bytes).map_err(failed)? == 0 {
             break;
         }
-        if bytes.iter().all(u8::is_ascii_whitespace) {
+        let text = unmarked(&bytes);
+        if text.iter().all(u8::is_ascii_whitespace) {
             continue;
         }
-        let record = serde_json::from_slice(&bytes);
+        let record = serde_json::from_slice(text);
         let record = record.map_err(|source| IoError::Line { path: path.to_owned(), line, source })?;
         records.push((line, record));
     }
@@ -129,6 +132,8 @@ mod tests {
         assert!(error.to_string().contains("bad.jsonl:4 "));
         fs::write(&path, "1\n\n2\n").unwrap();
         assert_eq!(read_numbered::<u32>(&path).unwrap(), [(1, 1), (3, 2)]);
+        fs::write(&path, b"\xef\xbb\xbf1\r\n\r\n2\r\n\xef\xbb\xbf3\r\n").unwrap();
+        assert_eq!(read_numbered::<u32>(&path).unwrap(), [(1, 1), (3, 2), (4, 3)]);
         fs::write(&path, b"\xff\n").unwrap();
         assert!(matches!(read_jsonl::<u32>(&path), Err(IoError::Line { line: 1, .. })));
         assert!(matches!(read_jsonl::<u32>(&folder.0.join("none")), Err(IoError::Read { .. })));

@@ -3,29 +3,27 @@
 
 use reflect_text::{Closed, SegmentKind, TagEvent, TagParser};
 
-use crate::arithmetic::{equations, evaluate, same};
+use crate::arithmetic::{equations, same};
 use crate::check::{check_answer, check_steps};
+use crate::checker::{is_number, numbers_agree};
 use crate::families::Family;
 use crate::line::normal;
 use crate::mine::{Judged, WrongStep};
 use crate::sample::Problem;
 use crate::words::words;
 
-/// Whether the output of an answer says what the problem's answer says: the same last number, or,
-/// for answers in words, the same words. An answer without tags is all output.
+/// Whether the output of an answer says what the problem's answer says, by the problem's checker. Without
+/// one, problems of our families are judged by their own rules; else an answer that is a number is
+/// compared as one, and one in words by its words. An answer without tags is all output.
 pub fn is_right(problem: &Problem, answer: &str) -> bool {
     if is_generated(problem) {
         return check_answer(problem, answer).right;
     }
     let (_, output) = thinking_and_output(answer);
-    // `1/2` and `50%` are more than their last number.
-    if normal(&output) == normal(&problem.answer) {
-        return true;
-    }
-    match evaluate(&problem.answer) {
-        Some(known) => {
-            evaluate(&output).or_else(|| last_number(&output)).is_some_and(|said| same(said, known))
-        }
+    match problem.checker {
+        Some(checker) => checker.is_right(problem, &output),
+        None if normal(&output) == normal(&problem.answer) => true,
+        None if is_number(&problem.answer) => numbers_agree(&problem.answer, &output),
         None => words(&output) == words(&problem.answer),
     }
 }
@@ -97,12 +95,6 @@ fn thinking_and_output(answer: &str) -> (String, String) {
     (thinking, output)
 }
 
-fn last_number(text: &str) -> Option<f64> {
-    let numbers = text.split(|symbol: char| !symbol.is_ascii_digit() && !matches!(symbol, '.' | ',' | '-'));
-    let trimmed = numbers.map(|number| number.trim_end_matches(['.', ',', '-']).replace(',', ""));
-    trimmed.filter_map(|number| number.parse().ok()).next_back()
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -125,9 +117,15 @@ mod tests {
         for wrong in ["", "71", "72 or 73", "<thinking>72</thinking><output>71</output>", "<thinking>72"] {
             assert!(!is_right(&problem, wrong), "{wrong}");
         }
+        let problem = Problem { checker: None, ..problem };
         let half = Problem { answer: "1/2".to_owned(), ..problem.clone() };
         assert!(["1/2", " 1/2 ", "0.5", "50%"].iter().all(|right| is_right(&half, right)));
         assert!(!is_right(&half, "2") && !is_right(&half, "1/3"));
+        for answer in ["29", "$29", "29.", "29.00", "$29.00", "29%"] {
+            let problem = Problem { answer: answer.to_owned(), ..problem.clone() };
+            assert!(is_right(&problem, "<output>It is 29.</output>"), "{answer}");
+            assert!(!is_right(&problem, "<output>It is 30.</output>"), "{answer}");
+        }
         let words = Problem { answer: "Rome, Italy".to_owned(), ..problem };
         assert!(is_right(&words, "rome Italy.") && !is_right(&words, "Milan, Italy"));
     }

@@ -5,6 +5,7 @@
 
 pub mod arithmetic;
 pub mod check;
+pub mod checker;
 pub mod classify;
 pub mod completions;
 pub mod decontaminate;
@@ -18,10 +19,14 @@ pub mod judge;
 mod line;
 pub mod loss;
 pub mod mine;
+mod number;
+mod recheck;
+pub mod records;
 pub mod reflect;
 pub mod resume;
 pub mod rounds;
 pub mod sample;
+pub mod sandbox;
 pub mod stats;
 pub mod words;
 

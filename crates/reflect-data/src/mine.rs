@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::completions::Completions;
 use crate::import::Record;
 use crate::resume::Output;
-use crate::rounds::{Rounds, RoundsError, ask_each};
+use crate::rounds::{Asked, Rounds, RoundsError, ask_each};
 use crate::sample::{Mistake, MistakeKind, Problem};
 
 /// A line of an answer that is wrong, and the step whose place it takes.
@@ -26,16 +26,15 @@ pub struct Judged {
     pub wrong_steps: Vec<WrongStep>,
 }
 
-/// What was mined: `read` is `skipped` plus `asked`; `wrong_steps` is `kept` plus `repeated` plus
-/// `misplaced`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+/// What was mined: `read` is `skipped` plus `asked` plus `unanswered`; `answers` is `right_answers` plus
+/// `wrong_answers`; `wrong_steps` is `kept` plus `repeated` plus `misplaced`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct MineReport {
     pub read: usize,
-    /// Written by an earlier run.
-    pub skipped: usize,
-    pub asked: usize,
-    pub answers: usize,
+    #[serde(flatten)]
+    pub asked: Asked,
     pub right_answers: usize,
+    pub wrong_answers: usize,
     pub wrong_steps: usize,
     /// New mistakes.
     pub kept: usize,
@@ -48,7 +47,7 @@ pub struct MineReport {
 }
 
 /// Lets the model solve each problem several times and keeps the wrong steps that `judge` finds.
-/// Every record goes to the output, with what was mined. `progress` learns how many are done.
+/// Every record that is answered goes to the output, with what was mined. `progress` learns how many are done.
 ///
 /// # Errors
 /// [`RoundsError`]; what was mined by then is in the output.
@@ -61,14 +60,13 @@ pub fn mine(
     progress: &mut dyn FnMut(usize),
 ) -> Result<MineReport, RoundsError> {
     let mut report = MineReport { read: records.len(), ..MineReport::default() };
-    let skipped = ask_each(records, model, rounds, output, progress, &mut |record, answers| {
-        report.asked += 1;
-        report.answers += answers.len();
+    let asked = ask_each(records, model, rounds, output, progress, &mut |record, answers| {
         let mut record = record.clone();
         let before = report.kept;
         for answer in answers {
             let judged = judge(&record.problem, answer);
             report.right_answers += usize::from(judged.right);
+            report.wrong_answers += usize::from(!judged.right);
             for wrong in judged.wrong_steps {
                 keep(&mut record.problem, wrong, &mut report);
             }
@@ -76,7 +74,7 @@ pub fn mine(
         report.problems_with_mistakes += usize::from(report.kept > before);
         record
     })?;
-    report.skipped = skipped;
+    report.asked = asked;
     Ok(report)
 }
 
@@ -105,7 +103,7 @@ mod tests {
     use super::*;
     use crate::completions::testing::Scripted;
     use crate::import::import;
-    use crate::resume::testing::scratch;
+    use crate::resume::testing::{remove, scratch};
 
     #[test]
     fn wrong_steps_become_mistakes_once() {
@@ -127,26 +125,28 @@ mod tests {
         records[0].problem.steps[1].mistakes.push(made_up);
         let rounds = Rounds { samples: 4, ..Rounds::default() };
         let mut run = || {
-            let mut output = Output::open(&path).unwrap();
+            let mut output = Output::open(&path, &()).unwrap();
             mine(&records, &mut model, &rounds, &judge, &mut output, &mut |_| {}).unwrap()
         };
         let expected = MineReport {
             read: 1,
-            asked: 1,
-            answers: 4,
+            asked: Asked { asked: 1, answers: 4, ..Asked::default() },
             right_answers: 1,
+            wrong_answers: 3,
             wrong_steps: 3,
             kept: 1,
             repeated: 1,
             misplaced: 1,
             problems_with_mistakes: 1,
-            skipped: 0,
         };
         assert_eq!(run(), expected);
-        assert_eq!(run(), MineReport { read: 1, skipped: 1, ..MineReport::default() });
+        assert_eq!(
+            run(),
+            MineReport { read: 1, asked: Asked { skipped: 1, ..Asked::default() }, ..MineReport::default() }
+        );
         let written: Record = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
         let mined = Mistake { kind: MistakeKind::Mined, text: "2+2 = 5".to_owned() };
         assert_eq!(written.problem.steps[1].mistakes, [mined]);
-        std::fs::remove_file(path).unwrap();
+        remove(&path);
     }
 }

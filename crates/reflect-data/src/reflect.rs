@@ -1,11 +1,13 @@
 //! Answers written for problems: plain, with reflections, or with mistakes left in.
 //!
 //! A reflection stands on a line of its own, right after the step it is about. It works the step
-//! out once more and states the value. If that differs from the step, the right step follows at
+//! out another way and states the value: a right step that can't be checked so is not confirmed, since
+//! repeating it teaches nothing. If that differs from the step, the right step follows at
 //! once; if not, the chain goes on. What it did can therefore be seen from the statements alone. The
 //! reflection on a [leap](LEAP) ends with the value alone, and the line always follows once more: there
 //! is nothing to compare.
 
+use std::borrow::Cow;
 use std::cmp::Reverse;
 
 use rand::seq::{IndexedRandom, SliceRandom};
@@ -16,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::families::Random;
 use crate::import::Record;
 use crate::line::{claim, is_open};
+use crate::recheck::other_way;
 use crate::sample::{Difficulty, LEAP, Mistake, MistakeKind, Problem, Sample, Span, SpanKind, Step};
 use crate::words::{fingerprint, mix};
 
@@ -35,6 +38,8 @@ pub struct Settings {
     pub max_mistakes: usize,
     /// At most so many reflections in an answer.
     pub max_reflections: usize,
+    /// Whether easy problems are answered by their output alone, without their steps.
+    pub direct_easy: bool,
     /// Instead of all this, the style of retry data: before each step, with this probability and
     /// again after each, a mistake that is taken back without a word, and no confirming reflections.
     pub retry: Option<f64>,
@@ -50,19 +55,28 @@ impl Default for Settings {
             corrective_share: 0.5,
             max_mistakes: 2,
             max_reflections: 3,
+            direct_easy: false,
             retry: None,
         }
     }
 }
 
 /// What became of problems: `samples` is the number of problems.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct ReflectReport {
     pub samples: usize,
     /// Samples with at least one reflection.
     pub reflecting: usize,
     pub corrective: usize,
     pub confirming: usize,
+    /// Corrective ones among the reflections; 0 without any.
+    pub corrective_share: f64,
+    /// Reflections that would have corrected if their step had a usable mistake.
+    pub without_mistake: usize,
+    /// Reflections that would have corrected if their answer had not had all its mistakes.
+    pub at_mistake_limit: usize,
+    /// Confirming reflections that were not written: nothing checks their step another way.
+    pub without_other_way: usize,
     /// Known mistakes that no reflection of ours would be seen to correct, and that were not used.
     pub unusable_mistakes: usize,
     /// Samples whose answer stays as it was: it came with the problem, and there are no known steps to
@@ -70,60 +84,122 @@ pub struct ReflectReport {
     pub kept_answers: usize,
 }
 
+impl ReflectReport {
+    /// Why the corrective share is not the one that was asked for, as a sentence; `None` where it is.
+    pub fn shortfall(&self, asked: f64) -> Option<String> {
+        const CLOSE: f64 = 0.02;
+        if self.corrective + self.confirming == 0 || (self.corrective_share - asked).abs() <= CLOSE {
+            return None;
+        }
+        let mut reasons = Vec::new();
+        if self.without_mistake > 0 {
+            let count = self.without_mistake;
+            reasons.push(format!(
+                "{count} stand on steps without a usable mistake (`data inject` and `data mine` find some)"
+            ));
+        }
+        if self.at_mistake_limit > 0 {
+            reasons.push(format!("{} would have been more than --max-mistakes", self.at_mistake_limit));
+        }
+        if reasons.is_empty() {
+            reasons
+                .push("steps that are done in one go get half as many, and few reflections vary".to_owned());
+        }
+        let (share, asked) = (100.0 * self.corrective_share, 100.0 * asked);
+        let reasons = reasons.join(", ");
+        Some(format!(
+            "{share:.0} % of the reflections are corrective where {asked:.0} % were asked for: {reasons}"
+        ))
+    }
+}
+
 /// How an answer is written.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Style {
     Reflections(Settings),
-    /// [`twin`]
-    Twin,
+    /// [`twin`], with whether easy problems are answered directly.
+    Twin(bool),
     /// [`direct`]
     Direct,
     /// [`noisy`], with a rate and a seed.
     Noisy(f64, u64),
 }
 
-/// Writes an answer for each record.
+/// The corrective share so far: what was asked for and what was written.
+#[derive(Clone, Copy, Debug, Default)]
+struct Balance {
+    asked: f64,
+    corrective: f64,
+}
+
+/// How strongly a share that fell behind is made up for.
+const PULL: f64 = 0.5;
+
+impl Balance {
+    /// The chance that the next reflection corrects.
+    fn chance(self, share: f64) -> f64 {
+        let owed = PULL * (self.asked - self.corrective);
+        // What was not asked for at all is never owed.
+        if share <= 0.0 { 0.0 } else { (share + owed).clamp(0.0, 1.0) }
+    }
+
+    fn add(&mut self, share: f64, corrective: bool) {
+        self.asked += share;
+        self.corrective += f64::from(u8::from(corrective));
+    }
+}
+
+/// Writes an answer for each record. With reflections, answers make up for each other's corrective share.
 pub fn write_all(records: Vec<Record>, style: &Style) -> (Vec<Sample>, ReflectReport) {
     let mut report = ReflectReport::default();
-    let samples = records.into_iter().map(|Record { problem, spans }| {
-        for step in &problem.steps {
-            report.unusable_mistakes += step.mistakes.len() - usable(&problem, step).len();
-        }
-        let sample = match style {
-            _ if problem.steps.is_empty() && !spans.is_empty() => {
-                report.kept_answers += 1;
-                Sample { problem, spans }
+    let mut balance = Balance::default();
+    let samples: Vec<Sample> = records
+        .into_iter()
+        .map(|Record { problem, spans }| {
+            for step in &problem.steps {
+                report.unusable_mistakes += step.mistakes.len() - usable(&problem, step).len();
             }
-            Style::Reflections(settings) => reflect(problem, settings),
-            Style::Twin => twin(problem),
-            Style::Direct => direct(problem),
-            Style::Noisy(rate, seed) => noisy(problem, *rate, *seed),
-        };
-        let count = |kind| sample.spans.iter().filter(|span| span.kind == kind).count();
-        let corrective = count(SpanKind::CorrectiveReflection);
-        let confirming = count(SpanKind::ConfirmingReflection);
-        report.samples += 1;
-        report.reflecting += usize::from(corrective + confirming > 0);
-        report.corrective += corrective;
-        report.confirming += confirming;
-        sample
-    });
-    let samples = samples.collect();
+            let sample = match style {
+                _ if problem.steps.is_empty() && !spans.is_empty() => {
+                    report.kept_answers += 1;
+                    Sample { problem, spans }
+                }
+                Style::Reflections(settings) => write(problem, settings, &mut balance, &mut report),
+                Style::Twin(direct_easy) => twin(problem, *direct_easy),
+                Style::Direct => direct(problem),
+                Style::Noisy(rate, seed) => noisy(problem, *rate, *seed),
+            };
+            let count = |kind| sample.spans.iter().filter(|span| span.kind == kind).count();
+            let corrective = count(SpanKind::CorrectiveReflection);
+            let confirming = count(SpanKind::ConfirmingReflection);
+            report.samples += 1;
+            report.reflecting += usize::from(corrective + confirming > 0);
+            report.corrective += corrective;
+            report.confirming += confirming;
+            sample
+        })
+        .collect();
+    let reflections = report.corrective + report.confirming;
+    report.corrective_share = report.corrective as f64 / reflections.max(1) as f64;
     (samples, report)
 }
 
 /// Writes an answer with reflections where the settings want them. It depends on nothing but the
 /// problem and the settings.
 pub fn reflect(problem: Problem, settings: &Settings) -> Sample {
+    write(problem, settings, &mut Balance::default(), &mut ReflectReport::default())
+}
+
+fn write(problem: Problem, settings: &Settings, balance: &mut Balance, report: &mut ReflectReport) -> Sample {
     // What a model got wrong itself was hard for it, whatever it looked like.
     if !settings.difficulties.contains(&problem.difficulty) && !problem.steps.iter().any(is_own) {
-        return twin(problem);
+        return twin(problem, settings.direct_easy);
     }
     let mut rng = random(&problem, settings.seed);
     if let Some(rate) = settings.retry {
         return retry(problem, rate, settings.max_mistakes, &mut rng);
     }
-    let plan = plan(&problem, settings, &mut rng);
+    let plan = plan(&problem, settings, &mut rng, balance, report);
     let mut spans = Vec::new();
     for (index, (step, reflection)) in problem.steps.iter().zip(&plan).enumerate() {
         match reflection {
@@ -131,7 +207,7 @@ pub fn reflect(problem: Problem, settings: &Settings) -> Sample {
             Plan::Confirm => {
                 spans.push(line(SpanKind::Thinking, &step.text, index));
                 let verdict = if is_leap(step) { "" } else { ", right" };
-                let text = tagged(&format!("{}{verdict}", check(step)));
+                let text = tagged(&format!("{}{verdict}", check(step).unwrap_or_default()));
                 spans.push(line(SpanKind::ConfirmingReflection, &text, index));
                 if is_leap(step) {
                     spans.push(line(SpanKind::Thinking, &step.text, index));
@@ -148,9 +224,10 @@ pub fn reflect(problem: Problem, settings: &Settings) -> Sample {
     finish(problem, spans)
 }
 
-/// The same answer without any reflection: right steps only, and where it is easy the output alone.
-pub fn twin(problem: Problem) -> Sample {
-    if problem.difficulty == Difficulty::Easy {
+/// The same answer without any reflection: right steps only, and of an easy problem perhaps the output
+/// alone.
+pub fn twin(problem: Problem, direct_easy: bool) -> Sample {
+    if direct_easy && problem.difficulty == Difficulty::Easy {
         return direct(problem);
     }
     let lines = problem.steps.iter().enumerate();
@@ -185,8 +262,55 @@ enum Plan<'a> {
     Correct(&'a Mistake),
 }
 
-fn plan<'a>(problem: &'a Problem, settings: &Settings, rng: &mut Random) -> Vec<Plan<'a>> {
+fn plan<'a>(
+    problem: &'a Problem,
+    settings: &Settings,
+    rng: &mut Random,
+    balance: &mut Balance,
+    report: &mut ReflectReport,
+) -> Vec<Plan<'a>> {
     let mut plan: Vec<Plan> = problem.steps.iter().map(|_| Plan::Plain).collect();
+    // A mistake takes a right version out of what is learned, and leaps have to be learned too.
+    let share = |step: &Step| settings.corrective_share / if is_leap(step) { 2.0 } else { 1.0 };
+    let (mut mistakes, mut told) = (0, *balance);
+    for index in chosen(problem, settings, rng) {
+        let step = &problem.steps[index];
+        let wants_mistake = rng.random_bool(told.chance(share(step)));
+        let usable = usable(problem, step);
+        plan[index] = match wants_mistake {
+            true if mistakes >= settings.max_mistakes => {
+                report.at_mistake_limit += 1;
+                Plan::Confirm
+            }
+            true => choose_mistake(&usable, rng).map_or(Plan::Confirm, Plan::Correct),
+            false => Plan::Confirm,
+        };
+        report.without_mistake += usize::from(wants_mistake && usable.is_empty());
+        mistakes += usize::from(matches!(plan[index], Plan::Correct(_)));
+        told.add(share(step), matches!(plan[index], Plan::Correct(_)));
+    }
+    // A mistake in the next line may restate a part of this one: then this reflection would be taken
+    // for a correction.
+    for (index, step) in problem.steps.iter().enumerate() {
+        let next = match plan.get(index + 1) {
+            _ if is_leap(step) => step.text.as_str(),
+            Some(Plan::Correct(mistake)) => mistake.text.as_str(),
+            _ => problem.steps.get(index + 1).map(|step| step.text.as_str()).unwrap_or_default(),
+        };
+        match plan[index] {
+            Plan::Confirm if !confirms(step, next) => {
+                report.without_other_way += usize::from(check(step).is_none());
+                plan[index] = Plan::Plain;
+            }
+            Plan::Plain => {}
+            _ => balance.add(share(step), matches!(plan[index], Plan::Correct(_))),
+        }
+    }
+    plan
+}
+
+/// The steps that get a reflection, the ones that a model got wrong itself and the riskiest first.
+fn chosen(problem: &Problem, settings: &Settings, rng: &mut Random) -> Vec<usize> {
     let rate = |step: &Step| match is_own(step) {
         true => 1.0,
         false => settings.rates[usize::from(step.risk).min(settings.rates.len() - 1)].clamp(0.0, 1.0),
@@ -195,7 +319,7 @@ fn plan<'a>(problem: &'a Problem, settings: &Settings, rng: &mut Random) -> Vec<
         let step = &problem.steps[*index];
         rate(step) > 0.0 && (confirms(step, "") || !usable(problem, step).is_empty())
     };
-    let candidates: Vec<usize> = (0..plan.len()).filter(can_reflect).collect();
+    let candidates: Vec<usize> = (0..problem.steps.len()).filter(can_reflect).collect();
     let mut chosen: Vec<usize> =
         candidates.iter().copied().filter(|index| rng.random_bool(rate(&problem.steps[*index]))).collect();
     let confirmable = |index: &usize| confirms(&problem.steps[*index], "");
@@ -211,33 +335,7 @@ fn plan<'a>(problem: &'a Problem, settings: &Settings, rng: &mut Random) -> Vec<
         Reverse((is_own(step), step.risk))
     });
     chosen.truncate(settings.max_reflections);
-    let mut mistakes = 0;
-    for index in chosen {
-        let step = &problem.steps[index];
-        // A mistake takes a right version out of what is learned, and leaps have to be learned too.
-        let share = settings.corrective_share / if is_leap(step) { 2.0 } else { 1.0 };
-        let correct = rng.random_bool(share.clamp(0.0, 1.0));
-        let wrong = if correct && mistakes < settings.max_mistakes {
-            choose_mistake(&usable(problem, step), rng)
-        } else {
-            None
-        };
-        mistakes += usize::from(wrong.is_some());
-        plan[index] = wrong.map_or(Plan::Confirm, Plan::Correct);
-    }
-    // A mistake in the next line may restate a part of this one: then this reflection would be taken
-    // for a correction.
-    for (index, step) in problem.steps.iter().enumerate() {
-        let next = match plan.get(index + 1) {
-            _ if is_leap(step) => step.text.as_str(),
-            Some(Plan::Correct(mistake)) => mistake.text.as_str(),
-            _ => problem.steps.get(index + 1).map(|step| step.text.as_str()).unwrap_or_default(),
-        };
-        if matches!(plan[index], Plan::Confirm) && !confirms(step, next) {
-            plan[index] = Plan::Plain;
-        }
-    }
-    plan
+    chosen
 }
 
 fn is_leap(step: &Step) -> bool {
@@ -275,21 +373,33 @@ fn usable<'a>(problem: &Problem, step: &'a Step) -> Vec<&'a Mistake> {
     step.mistakes.iter().filter(corrects).collect()
 }
 
-/// Whether a reflection on a right step is seen to confirm it when this line follows.
+/// Whether a reflection on a right step checks it another way and is seen to confirm it when this line
+/// follows.
 fn confirms(step: &Step, next: &str) -> bool {
-    verdict(&step.text, check(step), next).kind == VerdictKind::Confirmed
+    check(step).is_some_and(|check| verdict(&step.text, &check, next).kind == VerdictKind::Confirmed)
 }
 
-/// A step worked out once more.
-fn check(step: &Step) -> &str {
-    let text = if step.check.is_empty() { &step.text } else { &step.check };
+/// A step worked out another way, where there is one.
+fn check(step: &Step) -> Option<Cow<'_, str>> {
+    if step.check.is_empty() {
+        return other_way(&step.text).map(Cow::Owned);
+    }
+    Some(Cow::Borrowed(trimmed(&step.check)))
+}
+
+/// A step worked out another way, or else once more.
+fn check_or_again(step: &Step) -> Cow<'_, str> {
+    check(step).unwrap_or_else(|| Cow::Borrowed(trimmed(&step.text)))
+}
+
+fn trimmed(text: &str) -> &str {
     text.trim().trim_end_matches('.')
 }
 
 /// What a reflection says about a mistake: the step worked out, and which value it does not have. A
 /// line about a later step, made too early, is answered with that step as well.
 fn correction(problem: &Problem, step: &Step, mistake: &Mistake) -> String {
-    let mut text = check(step).to_owned();
+    let mut text = check_or_again(step).into_owned();
     if is_leap(step) {
         return text;
     }
@@ -299,8 +409,8 @@ fn correction(problem: &Problem, step: &Step, mistake: &Mistake) -> String {
         && let Some(meant) = problem.steps.iter().find(|step| restates(&step.text))
     {
         // What is looked up there may be all there is to say about this step.
-        let again = check(meant);
-        text = if again.contains(&text) { again.to_owned() } else { format!("{text}, {again}") };
+        let again = check_or_again(meant);
+        text = if again.contains(&text) { again.into_owned() } else { format!("{text}, {again}") };
     }
     format!("{text}, not {}", wrong.value)
 }

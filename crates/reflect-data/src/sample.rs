@@ -6,6 +6,8 @@ use std::fmt;
 use reflect_text::Message;
 use serde::{Deserialize, Serialize};
 
+use crate::checker::Checker;
+
 /// A problem with a known answer and, where its family allows it, known steps.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Problem {
@@ -28,6 +30,12 @@ pub struct Problem {
     pub steps: Vec<Step>,
     /// What the output must say.
     pub answer: String,
+    /// The rule by which an output says it; without one, that of its family or the kind of the answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checker: Option<Checker>,
+    /// Of a problem whose answer is code: what stands before the output's code when both are run.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub setup: String,
 }
 
 /// The risk of a step that is more than can be done surely in one go. Its reflection works it out the

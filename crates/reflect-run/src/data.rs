@@ -3,7 +3,7 @@
 mod args;
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, IsTerminal, Write, stdout};
+use std::io::{IsTerminal, Write, stdout};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
 use reflect_data::Problem;
+use reflect_data::checker::ready;
 use reflect_data::classify::{Thresholds, classify_by_model, classify_by_structure};
 use reflect_data::completions::openai::{OpenAi, OpenAiSettings};
 use reflect_data::completions::{Completions, Sampling};
@@ -18,16 +19,17 @@ use reflect_data::decontaminate::{
     Measurement, Settings, TestIndex, choose_thresholds, decontaminate, measure, text_of,
 };
 use reflect_data::families::{Family, Request, generate};
-use reflect_data::import::{self, Format, Record};
+use reflect_data::import::{self, Format, ImportReport, Record};
 use reflect_data::inject::inject_seeded;
 use reflect_data::inspect;
 use reflect_data::io::{read_jsonl, write_jsonl};
 use reflect_data::judge::{is_right, judge};
 use reflect_data::loss::span_weights;
 use reflect_data::mine::mine;
+use reflect_data::records::read_records;
 use reflect_data::reflect::{self, Style, write_all};
 use reflect_data::resume::Output;
-use reflect_data::rounds::Rounds;
+use reflect_data::rounds::{Asked, Rounds};
 use reflect_data::stats::Stats;
 use reflect_text::{Message, special_tokens, train_bpe};
 use reflect_train::checkpoint;
@@ -40,7 +42,11 @@ use self::args::{
     AskArgs, ClassifyArgs, Common, DecontaminateArgs, GenerateArgs, ImportArgs, ImportFormat, InjectArgs,
     InspectArgs, MineArgs, ReflectArgs, StatsArgs, Step, StyleName, TokenizerArgs,
 };
-use crate::{input, runtime::answerer};
+use crate::{
+    input,
+    progress::Progress,
+    runtime::{Checkpoint, answerer},
+};
 
 /// Dropped lines that are named on the terminal; all of them are in the JSON.
 const SHOWN_COMPLAINTS: usize = 20;
@@ -71,7 +77,7 @@ fn run_generate(args: &GenerateArgs) -> Result<()> {
     }
     let system = args.system.as_ref().map(|text| Message::new("system", text.as_str()));
     let difficulties = [args.mix[0], args.mix[1], args.mix[2]];
-    let bar = bar("generating", args.count)?;
+    let mut bar = Progress::new("generating", args.count)?;
     let mut problems = Vec::with_capacity(args.count);
     for index in 0..args.count {
         let family = families[index % families.len()];
@@ -79,10 +85,10 @@ fn run_generate(args: &GenerateArgs) -> Result<()> {
         let mut problem = generate(&request, (index / families.len()) as u64)?;
         problem.messages.splice(..0, system.clone());
         problems.push(problem);
-        bar.inc(1);
+        bar.inc();
     }
     let written = write_jsonl(&args.out, &problems)?;
-    bar.finish_and_clear();
+    bar.finish();
     let mut counts = std::collections::BTreeMap::<String, usize>::new();
     for problem in &problems {
         *counts.entry(problem.family.clone()).or_default() += 1;
@@ -91,7 +97,7 @@ fn run_generate(args: &GenerateArgs) -> Result<()> {
 }
 
 fn run_inject(args: &InjectArgs) -> Result<()> {
-    let mut records: Vec<Record> = rows(&args.files.input, &args.files.common)?;
+    let mut records = records(&args.files.input, &args.files.common)?;
     let (mut steps, mut given, mut mistakes) = (0, 0, 0);
     for record in &mut records {
         steps += record.problem.steps.len();
@@ -107,7 +113,7 @@ fn run_inject(args: &InjectArgs) -> Result<()> {
 }
 
 fn run_reflect(args: &ReflectArgs) -> Result<()> {
-    let records: Vec<Record> = rows(&args.files.input, &args.files.common)?;
+    let records = records(&args.files.input, &args.files.common)?;
     let shares = args.rates.iter().chain([&args.corrective_share, &args.mistake_rate]);
     if shares.into_iter().any(|share| !(0.0..=1.0).contains(share)) {
         return Err(input("--rates, --corrective-share and --mistake-rate must lie between 0 and 1"));
@@ -120,11 +126,12 @@ fn run_reflect(args: &ReflectArgs) -> Result<()> {
         corrective_share: args.corrective_share,
         max_mistakes: args.max_mistakes,
         max_reflections: args.max_reflections,
+        direct_easy: args.direct_easy,
         retry: (args.style == StyleName::Retry).then_some(args.mistake_rate),
     };
     let style = match args.style {
         StyleName::Reflections | StyleName::Retry => Style::Reflections(settings),
-        StyleName::Twin => Style::Twin,
+        StyleName::Twin => Style::Twin(args.direct_easy),
         StyleName::Direct => Style::Direct,
         StyleName::Noisy => Style::Noisy(args.mistake_rate, seed),
     };
@@ -132,6 +139,9 @@ fn run_reflect(args: &ReflectArgs) -> Result<()> {
     let (samples, report) = write_all(records, &style);
     write_jsonl(&args.files.out, &samples)?;
     bar.finish_and_clear();
+    if let (StyleName::Reflections, Some(why)) = (args.style, report.shortfall(args.corrective_share)) {
+        eprintln!("note: {why}");
+    }
     print_report(args.files.common.json, &report)
 }
 
@@ -143,90 +153,124 @@ fn run_import(args: &ImportArgs) -> Result<()> {
         ImportFormat::Gsm8k => Format::Gsm8k,
         ImportFormat::Solutions => Format::Solutions,
         ImportFormat::Chat => Format::Chat,
+        ImportFormat::Code => Format::Code,
         ImportFormat::Columns => Format::Columns,
     });
     let name = path.display().to_string();
-    let reader = BufReader::new(file);
-    let imported = match args.files.common.count {
-        None => import::import(reader, &name, format),
-        Some(count) => first_rows(reader, count).and_then(|rows| import::import(&rows[..], &name, format)),
-    };
-    let (records, report) = imported.map_err(|error| unreadable(path, &error))?;
+    let count = args.files.common.count.unwrap_or(usize::MAX);
+    let (records, report) =
+        import::import_first(file, &name, format, count).map_err(|error| unreadable(path, &error))?;
+    // Without any record too: an older file would be taken for this one's.
     write_jsonl(&args.files.out, &records)?;
     bar.finish_and_clear();
+    eprintln!("note: {}", report.shape_sentence());
+    say_complaints(&report);
+    print_report(args.files.common.json, &report)?;
+    match report.complaints.first() {
+        _ if !records.is_empty() => Ok(()),
+        Some(first) => {
+            Err(input(format!("no row could be imported: {name}:{}: {}", first.line, first.detail)))
+        }
+        None => Err(input(format!("{name} holds no rows; give another file"))),
+    }
+}
+
+/// Names the first rows of a file that were dropped, and counts the rest.
+pub(crate) fn say_complaints(report: &ImportReport) {
     report.complaint_lines().take(SHOWN_COMPLAINTS).for_each(|line| eprintln!("note: {line}"));
     if report.complaints.len() > SHOWN_COMPLAINTS {
         eprintln!(
-            "note: {} more lines were dropped; --json names them all",
+            "note: {} more rows were dropped; `data import --json` names them all",
             report.complaints.len() - SHOWN_COMPLAINTS
         );
     }
-    print_report(args.files.common.json, &report)
-}
-
-/// The start of a file with this many lines that are not empty.
-fn first_rows(mut reader: impl BufRead, count: usize) -> std::io::Result<Vec<u8>> {
-    let mut rows = Vec::new();
-    let mut found = 0;
-    while found < count {
-        let start = rows.len();
-        if reader.read_until(b'\n', &mut rows)? == 0 {
-            break;
-        }
-        found += usize::from(!rows[start..].iter().all(u8::is_ascii_whitespace));
-    }
-    Ok(rows)
 }
 
 fn run_classify(args: &ClassifyArgs) -> Result<()> {
-    let records: Vec<Record> = rows(&args.files.input, &args.files.common)?;
-    let mut output = Output::open(&args.files.out)?;
-    let report = match client(&args.ask)? {
-        None => classify_by_structure(&records, &mut output)?,
-        Some(mut model) => {
-            let bar = bar("classifying", records.len())?;
-            let thresholds = Thresholds { easy: args.easy, hard: args.hard };
-            if !(0.0..=1.0).contains(&args.hard) || !(args.hard..=1.0).contains(&args.easy) {
-                return Err(input("--hard must not lie above --easy, and both between 0 and 1"));
-            }
-            let rounds = rounds(&args.ask, &args.files.common);
-            let mut progress = |done| bar.set_position(done as u64);
-            let report = classify_by_model(
-                &records,
-                model.as_mut(),
-                &rounds,
-                thresholds,
-                &is_right,
-                &mut output,
-                &mut progress,
-            );
-            bar.finish_and_clear();
-            say_too_long(model.as_ref());
-            report?
-        }
+    let records = records(&args.files.input, &args.files.common)?;
+    let out = &args.files.out;
+    let Some(mut model) = client(&args.ask)? else {
+        let mut output = Output::open(out, &json!({"step": "classify", "by": "structure"}))?;
+        return print_report(args.files.common.json, &classify_by_structure(&records, &mut output)?);
     };
-    print_report(args.files.common.json, &report)
+    if !(0.0..=1.0).contains(&args.hard) || !(args.hard..=1.0).contains(&args.easy) {
+        return Err(input("--hard must not lie above --easy, and both between 0 and 1"));
+    }
+    ready(records.iter().map(|record| &record.problem))?;
+    let thresholds = Thresholds { easy: args.easy, hard: args.hard };
+    let mut settings = asked_with(&args.ask, &args.files.common, "classify")?;
+    settings["easy"] = json!(args.easy);
+    settings["hard"] = json!(args.hard);
+    let mut output = Output::open(out, &settings)?;
+    let mut bar = Progress::new("classifying", records.len())?;
+    let rounds = rounds(&args.ask, &args.files.common);
+    let mut progress = |done| bar.set(done);
+    let report = classify_by_model(
+        &records,
+        model.as_mut(),
+        &rounds,
+        thresholds,
+        &is_right,
+        &mut output,
+        &mut progress,
+    );
+    bar.finish();
+    let report = report?;
+    print_report(args.files.common.json, &report)?;
+    say_troubles(&report.asked)
 }
 
 fn run_mine(args: &MineArgs) -> Result<()> {
     let mut model = client(&args.ask)?
         .ok_or_else(|| input("mine needs a model: give --model, or --url and --name of a server"))?;
-    let records: Vec<Record> = rows(&args.files.input, &args.files.common)?;
-    let mut output = Output::open(&args.files.out)?;
-    let bar = bar("mining", records.len())?;
-    let mut progress = |done| bar.set_position(done as u64);
+    let records = records(&args.files.input, &args.files.common)?;
+    ready(records.iter().map(|record| &record.problem))?;
+    let mut output = Output::open(&args.files.out, &asked_with(&args.ask, &args.files.common, "mine")?)?;
+    let mut bar = Progress::new("mining", records.len())?;
+    let mut progress = |done| bar.set(done);
     let rounds = rounds(&args.ask, &args.files.common);
     let report = mine(&records, model.as_mut(), &rounds, &judge, &mut output, &mut progress);
-    bar.finish_and_clear();
-    say_too_long(model.as_ref());
-    print_report(args.files.common.json, &report?)
+    bar.finish();
+    let report = report?;
+    print_report(args.files.common.json, &report)?;
+    say_troubles(&report.asked)
 }
 
-fn say_too_long(model: &dyn Completions) {
-    if model.too_long() > 0 {
-        let count = model.too_long();
+/// What decides the answers of a step, for the next run into the same file.
+fn asked_with(args: &AskArgs, common: &Common, step: &str) -> Result<Value> {
+    let weights = args.model.as_ref().map(|model| Checkpoint::open_named(model, false)?.weights_hash());
+    Ok(json!({
+        "step": step, "by": "model", "model": args.model, "weights": weights.transpose()?,
+        "context": args.model.as_ref().map(|_| args.context), "url": args.url, "name": args.name,
+        "samples": args.samples, "temperature": args.temperature, "top_p": args.top_p,
+        "max_tokens": args.max_tokens, "seed": common.seed,
+    }))
+}
+
+/// Says what was not answered, and fails where the same command can ask it again.
+fn say_troubles(asked: &Asked) -> Result<()> {
+    let replies = &asked.replies;
+    if replies.too_long > 0 {
+        let count = replies.too_long;
         eprintln!("note: {count} prompts did not fit the context and have empty answers; raise --context");
     }
+    if replies.failed + replies.malformed + replies.empty > 0 {
+        eprintln!(
+            "note: {} requests failed, {} replies were no completions, {} answers were empty; {} requests were sent again",
+            replies.failed, replies.malformed, replies.empty, replies.retries
+        );
+    }
+    if asked.missing_answers > 0 {
+        eprintln!("note: {} answers could not be had; their problems have fewer", asked.missing_answers);
+    }
+    if asked.unanswered > 0 {
+        let why = asked.first_failure.as_deref().unwrap_or("every answer was empty");
+        let count = asked.unanswered;
+        anyhow::bail!(
+            "{count} problems got no answer and were not written ({why}); the same command asks them again"
+        );
+    }
+    Ok(())
 }
 
 fn run_decontaminate(args: &DecontaminateArgs) -> Result<()> {
@@ -234,19 +278,19 @@ fn run_decontaminate(args: &DecontaminateArgs) -> Result<()> {
     let tests: Vec<Value> = rows(&args.against, &Common { count: None, ..args.files.common })?;
     let texts = texts(&args.files.input, &training)?;
     let tests = self::texts(&args.against, &tests)?;
-    let settings = Settings { minhash: args.minhash, edit: args.edit, ..Settings::default() };
+    let settings = Settings { overlap: args.overlap, edit: args.edit, ..Settings::default() };
     if args.pairs {
         return measure_pairs(args, tests, texts);
     }
-    let bar = bar("comparing", texts.len())?;
+    let mut bar = Progress::new("comparing", texts.len())?;
     let index = TestIndex::new(&tests, settings);
     let mut kept: Vec<&Value> = Vec::with_capacity(training.len());
     let report = decontaminate(&texts, &index, |row, keep| {
         kept.extend(training.get(row).filter(|_| keep));
-        bar.inc(1);
+        bar.inc();
     });
     write_jsonl(&args.files.out, &kept)?;
-    bar.finish_and_clear();
+    bar.finish();
     print_report(args.files.common.json, &report)
 }
 
@@ -285,7 +329,7 @@ fn measure_pairs(args: &DecontaminateArgs, originals: Vec<String>, rephrased: Ve
 }
 
 fn run_tokenizer(args: &TokenizerArgs) -> Result<()> {
-    let records: Vec<Record> = rows(&args.input, &args.common)?;
+    let records = records(&args.input, &args.common)?;
     let bar = spinner("training")?;
     // Tags are tokens of their own and teach nothing about pairs.
     let tags: Vec<String> = special_tokens();
@@ -311,7 +355,7 @@ fn run_tokenizer(args: &TokenizerArgs) -> Result<()> {
 
 fn run_inspect(args: &InspectArgs) -> Result<()> {
     let count = args.common.count.unwrap_or(if args.out.is_some() { 100 } else { 3 });
-    let records: Vec<Record> = rows(&args.input, &Common { count: Some(count), ..args.common })?;
+    let records = records(&args.input, &Common { count: Some(count), ..args.common })?;
     let weighted: Vec<(Record, Vec<f32>)> = records
         .into_iter()
         .map(|record| (span_weights(&args.loss, &record.problem.messages, &record.spans), record))
@@ -335,7 +379,7 @@ fn run_inspect(args: &InspectArgs) -> Result<()> {
 }
 
 fn run_stats(args: &StatsArgs) -> Result<()> {
-    let records: Vec<Record> = rows(&args.input, &args.common)?;
+    let records = records(&args.input, &args.common)?;
     let stats = Stats::of(&records);
     if let Some(path) = &args.out {
         let page = stats.html(&args.input.display().to_string());
@@ -356,6 +400,19 @@ fn rows<T: DeserializeOwned>(path: &Path, common: &Common) -> Result<Vec<T>> {
     Ok(rows)
 }
 
+/// The records of a file, as many as wanted, or those that rows of another shape make.
+fn records(path: &Path, common: &Common) -> Result<Vec<Record>> {
+    let bar = spinner("reading")?;
+    let found = read_records(path)?;
+    bar.finish_and_clear();
+    if let Some(report) = &found.imported {
+        eprintln!("note: {}", report.shape_sentence());
+    }
+    let mut records = found.whole(path)?;
+    records.truncate(common.count.unwrap_or(usize::MAX));
+    Ok(records)
+}
+
 /// What is compared of each row.
 fn texts(path: &Path, rows: &[Value]) -> Result<Vec<String>> {
     let text = |(row, value): (usize, &Value)| {
@@ -374,7 +431,12 @@ fn client(args: &AskArgs) -> Result<Option<Box<dyn Completions>>> {
         return Ok(Some(Box::new(answerer(model, &args.device, args.context, args.parallel)?)));
     }
     let (Some(url), Some(name)) = (&args.url, &args.name) else { return Ok(None) };
-    let settings = OpenAiSettings { parallel: args.parallel, ..OpenAiSettings::new(url, name) };
+    let settings = OpenAiSettings {
+        parallel: args.parallel,
+        timeout: Duration::from_secs(args.timeout.get()),
+        retries: args.retries,
+        ..OpenAiSettings::new(url, name)
+    };
     Ok(Some(Box::new(OpenAi::new(settings)?)))
 }
 
@@ -386,11 +448,6 @@ fn rounds(args: &AskArgs, common: &Common) -> Rounds {
         ..Sampling::default()
     };
     Rounds { samples: args.samples.get(), batch: args.batch, sampling, seed: common.seed }
-}
-
-fn bar(what: &str, rows: usize) -> Result<ProgressBar> {
-    let style = ProgressStyle::with_template("{msg} {bar:32} {pos} of {len}, {elapsed}, {eta} left")?;
-    Ok(ProgressBar::new(rows as u64).with_style(style).with_message(what.to_owned()))
 }
 
 fn spinner(what: &str) -> Result<ProgressBar> {
@@ -418,6 +475,7 @@ fn print_report(json: bool, report: &impl Serialize) -> Result<()> {
 fn shown(value: &Value) -> String {
     match value {
         Value::Array(items) => format!("{} (see --json)", items.len()),
+        Value::Null => "none".to_owned(),
         Value::Object(fields) if fields.is_empty() => "none".to_owned(),
         Value::Object(fields) => {
             let field =
@@ -435,5 +493,5 @@ fn unreadable(path: &Path, error: &std::io::Error) -> anyhow::Error {
 }
 
 fn unwritable(path: &Path, error: &std::io::Error) -> anyhow::Error {
-    input(format!("{} can't be written ({error}); check the folder and its rights", path.display()))
+    anyhow::anyhow!("{} can't be written ({error}); check the folder and its rights", path.display())
 }

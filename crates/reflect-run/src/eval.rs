@@ -5,19 +5,26 @@ use std::fs;
 use std::io::{IsTerminal, Write, stdout};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
-use indicatif::{ProgressBar, ProgressStyle};
-use reflect_data::Split;
+use reflect_data::{Split, checker::Checker};
 use reflect_kernels::device::DeviceChoice;
 use reflect_train::{
     TrainError, checkpoint,
-    eval::{Arm, Model, Outcome, Outcomes, Settings, report::Report, run_arm, tasks::problems},
+    eval::{
+        Arm, Model, Outcome, Outcomes, Settings,
+        report::Report,
+        run_arm,
+        tasks::{Tasks, problems},
+    },
 };
 
 use crate::{
+    catalogue::cache,
     input,
+    progress::Progress,
     runtime::{Checkpoint, answerer_of},
 };
 
@@ -35,19 +42,24 @@ pub struct EvalArgs {
     /// The model before tuning
     #[arg(long, value_name = "MODEL")]
     pub base: Option<String>,
-    /// default, the name of a family, or a file of records
+    /// default, the name of a family, or a file: records, chats, prompts with responses, GSM8K, HumanEval
     #[arg(long, value_name = "TASKS", default_value = "default")]
     pub tasks: String,
     /// Problems
     #[arg(long, value_name = "N", default_value_t = 1000)]
     pub count: usize,
-    /// The same seed gives the same problems
+    /// The same seed gives the same problems; of a file it chooses the rows
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
     /// Who answers [default: all that --twin and --base allow]
     #[arg(long, value_enum, value_name = "ARMS", value_delimiter = ',')]
     pub arms: Vec<ArmName>,
+    /// How the answers of a file are judged: number, exact, contains, choice, regex or code; a row's own
+    /// `checker` comes first [default: by the kind of the answer]
+    #[arg(long, value_name = "NAME")]
+    pub checker: Option<Checker>,
     /// Folder for outcomes, report.md and report.html; an interrupted evaluation goes on from there
+    /// [default: a new one in the cache, which is named at the end]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
     /// auto (a GPU, else the CPU), cpu, gpu, or a number from `reflect-run devices`
@@ -99,26 +111,31 @@ impl From<ArmName> for Arm {
 
 /// Runs the command.
 pub fn eval(args: &EvalArgs) -> Result<ExitCode> {
-    let problems = problems(&args.tasks, args.count, args.seed).map_err(input)?;
+    let Tasks { problems, shape } = problems(&args.tasks, args.count, args.seed, args.checker)?;
     if problems.is_empty() {
         return Err(input("there is no problem to answer; raise --count"));
     }
+    // Rows of others don't say what they are for.
     let trained = problems.iter().filter(|problem| problem.split == Split::Train).count();
-    if trained > 0 {
-        let of = problems.len();
-        eprintln!("note: {trained} of {of} problems are marked for training: a model may know them by heart");
+    match shape {
+        Some(shape) => eprintln!("note: {shape}"),
+        None if trained > 0 => {
+            let of = problems.len();
+            eprintln!(
+                "note: {trained} of {of} problems are marked for training: a model may know them by heart"
+            );
+        }
+        None => {}
     }
     let arms = arms(args)?;
     let settings = Settings { max_tokens: args.max_tokens, temperature: args.temperature, seed: args.seed };
-    let mut outcomes = match &args.out {
-        None => Outcomes::default(),
-        Some(folder) => {
-            let failed = |source| TrainError::Write { path: folder.clone(), source };
-            fs::create_dir_all(folder).map_err(failed)?;
-            remember_settings(args, folder)?;
-            Outcomes::open(&folder.join("outcomes.jsonl"))?
-        }
+    let folder = match &args.out {
+        Some(folder) => folder.clone(),
+        None => new_folder()?,
     };
+    fs::create_dir_all(&folder).map_err(|source| TrainError::Write { path: folder.clone(), source })?;
+    remember_settings(args, &folder)?;
+    let mut outcomes = Outcomes::open(&folder.join("outcomes.jsonl"))?;
 
     for model in [Model::Tuned, Model::Twin, Model::Base] {
         let of_model: Vec<Arm> = arms.iter().copied().filter(|arm| arm.model() == model).collect();
@@ -132,11 +149,9 @@ pub fn eval(args: &EvalArgs) -> Result<ExitCode> {
         let checkpoint = if model == Model::Tuned { checkpoint.with(&args.adapter)? } else { checkpoint };
         let mut answerer = answerer_of(checkpoint, &args.device, args.context, args.parallel)?;
         for arm in of_model {
-            let bar = ProgressBar::new(problems.len() as u64);
-            bar.set_style(ProgressStyle::with_template("{msg:12} {bar:32} {pos} of {len}, {eta} left")?);
-            bar.set_message(arm.name());
-            run_arm(arm, &problems, &mut answerer, &settings, &mut outcomes, || bar.inc(1))?;
-            bar.finish_and_clear();
+            let mut bar = Progress::new(arm.name(), problems.len())?;
+            run_arm(arm, &problems, &mut answerer, &settings, &mut outcomes, || bar.inc())?;
+            bar.finish();
         }
         if answerer.too_long > 0 {
             let count = answerer.too_long;
@@ -154,21 +169,25 @@ pub fn eval(args: &EvalArgs) -> Result<ExitCode> {
     let name = Checkpoint::open_named(&args.model, false)?.with(&args.adapter)?.name;
     let report = Report::new(&name, &args.tasks, args.seed, &found);
     let line = report.line();
-    if let Some(folder) = &args.out {
-        checkpoint::write(&folder.join("report.md"), report.markdown().as_bytes())?;
-        checkpoint::write(&folder.join("report.html"), report.html().as_bytes())?;
-        checkpoint::write_json(&folder.join("report.json"), &line)?;
-    }
+    checkpoint::write(&folder.join("report.md"), report.markdown().as_bytes())?;
+    checkpoint::write(&folder.join("report.html"), report.html().as_bytes())?;
+    checkpoint::write_json(&folder.join("report.json"), &line)?;
     let mut out = stdout().lock();
     if args.json {
         writeln!(out, "{line}")?;
     } else {
         writeln!(out, "{}", report.markdown())?;
-        if let (Some(folder), true) = (&args.out, std::io::stderr().is_terminal()) {
-            eprintln!("the page is {}", folder.join("report.html").display());
-        }
+    }
+    if args.out.is_none() || std::io::stderr().is_terminal() {
+        eprintln!("the answers are in outcomes.jsonl and the page is report.html in {}", folder.display());
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// A folder of its own for an evaluation that names none.
+fn new_folder() -> Result<PathBuf> {
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
+    Ok(cache()?.join("eval").join(format!("{seconds}-{}", std::process::id())))
 }
 
 /// The arms asked for, with a complaint where their model is missing.
@@ -214,6 +233,9 @@ fn remember_settings(args: &EvalArgs, folder: &std::path::Path) -> Result<()> {
     if !args.adapter.is_empty() {
         let adapters = Checkpoint::open_named(&args.model, false)?.with(&args.adapter)?.adapters;
         settings["adapters"] = adapters.hash().into();
+    }
+    if let Some(checker) = args.checker {
+        settings["checker"] = serde_json::json!(checker);
     }
     let path = folder.join("settings.json");
     if let Ok(text) = fs::read(&path) {

@@ -19,6 +19,7 @@ mod memory;
 mod merge;
 mod models;
 mod plan;
+mod progress;
 mod prompt;
 mod run;
 mod runtime;
@@ -35,11 +36,14 @@ use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
-use reflect_data::{families::GenerateError, io::IoError, resume::ResumeError};
+use reflect_data::{
+    checker::CheckerError, completions::CompletionError, families::GenerateError, io::IoError,
+    records::RecordsError, resume::ResumeError, rounds::RoundsError,
+};
 use reflect_kernels::device::DeviceError;
 use reflect_llm::{EngineError, config::ConfigError, sampler::SampleError, weights::LoadError};
 use reflect_text::TextError;
-use reflect_train::TrainError;
+use reflect_train::{TrainError, eval::tasks::TasksError};
 
 use crate::args::{Args, Command};
 
@@ -160,16 +164,30 @@ fn exit_code(error: &anyhow::Error) -> u8 {
             | None => false,
             Some(_) => true,
         };
+        let io = matches!(cause.downcast_ref::<IoError>(), Some(IoError::Read { .. } | IoError::Line { .. }));
+        // What wraps another error without a word of its own hides it from the chain.
+        let rounds = cause.downcast_ref::<RoundsError>();
+        let resume = match rounds {
+            Some(RoundsError::Output(error)) => Some(error),
+            _ => cause.downcast_ref::<ResumeError>(),
+        };
+        let resume = resume.is_some_and(|e| !matches!(e, ResumeError::Write { .. } | ResumeError::Json(_)));
+        let address =
+            matches!(cause.downcast_ref::<CompletionError>(), Some(CompletionError::Address { .. }));
         let device = matches!(cause.downcast_ref::<DeviceError>(), Some(DeviceError::NoSuchAdapter { .. }));
         engine
             || train
             || device
+            || io
+            || resume
+            || address
+            || cause.is::<RecordsError>()
+            || cause.is::<TasksError>()
             || cause.is::<Input>()
             || cause.is::<LoadError>()
             || cause.is::<ConfigError>()
             || cause.is::<TextError>()
-            || cause.is::<IoError>()
-            || cause.is::<ResumeError>()
+            || cause.is::<CheckerError>()
             || cause.is::<GenerateError>()
     });
     if mendable { MISUSED } else { FAILED }

@@ -11,8 +11,9 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
-use reflect_data::import::Record as DataRecord;
-use reflect_data::io::{read_numbered, write_jsonl};
+use reflect_data::import::ImportReport;
+use reflect_data::io::write_jsonl;
+use reflect_data::records::read_records;
 use reflect_llm::need::show_bytes;
 use reflect_train::{
     TrainError,
@@ -33,6 +34,7 @@ use self::{
     show::{Log, Show},
 };
 use crate::{
+    data::say_complaints,
     input,
     interrupt::Answering,
     memory::{TrainingNeed, free_disk, keep_freed_memory},
@@ -73,7 +75,12 @@ pub fn train(args: &TrainArgs) -> Result<ExitCode> {
     };
     let limits = Limits { context, vocab: texts.config.vocab_size };
     let read = |file: &Path, purpose: Purpose, count: usize| -> Result<(Vec<Example>, Report)> {
-        let mut records: Vec<(usize, DataRecord)> = read_numbered(file)?;
+        let mut found = read_records(file)?;
+        let written = found.write_answers();
+        if let Some(report) = &found.imported {
+            say_import(report, written);
+        }
+        let mut records = found.records;
         records.truncate(count);
         if !stderr().is_terminal() {
             eprintln!("rendering {} records of {}", records.len(), file.display());
@@ -243,6 +250,21 @@ fn check_disk(out: &Path, need: u64) -> Result<()> {
             show_bytes(free)
         ))),
         _ => Ok(()),
+    }
+}
+
+/// What rows that are no records were taken for, and which of them were dropped.
+fn say_import(report: &ImportReport, written: usize) {
+    eprintln!("note: {}", report.shape_sentence());
+    say_complaints(report);
+    let (read, kept) = (report.read, report.kept);
+    if kept < read {
+        eprintln!("{}: {read} rows, {kept} kept, {} dropped", report.file, read - kept);
+    }
+    if written > 0 {
+        eprintln!(
+            "note: {written} answers were written from the known steps; `data reflect` writes some with reflections"
+        );
     }
 }
 

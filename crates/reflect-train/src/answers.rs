@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use pollster::block_on;
-use reflect_data::completions::{CompletionError, CompletionRequest, Completions};
+use reflect_data::completions::{CompletionError, CompletionRequest, Completions, Troubles};
 use reflect_llm::{
     Engine, EngineError, Generation, GenerationOptions, Request, SequenceId,
     engine::TokenFilter,
@@ -189,7 +189,7 @@ fn failed(error: EngineError) -> CompletionError {
 const TOP_K: usize = 64;
 
 impl Completions for Answerer {
-    fn complete(&mut self, requests: &[CompletionRequest]) -> Result<Vec<Vec<String>>, CompletionError> {
+    fn complete(&mut self, requests: &[CompletionRequest]) -> Vec<Result<Vec<String>, CompletionError>> {
         let prompts: Vec<Prompt> = requests
             .iter()
             .flat_map(|request| {
@@ -210,11 +210,20 @@ impl Completions for Answerer {
                 })
             })
             .collect();
-        let mut answers = self.answers(&prompts, |_, _| {})?.into_iter().map(|answer| answer.text);
-        Ok(requests.iter().map(|request| answers.by_ref().take(request.samples).collect()).collect())
+        let mut texts: Vec<Option<String>> = prompts.iter().map(|_| None).collect();
+        let failure = self.answers(&prompts, |index, answer| texts[index] = Some(answer.text.clone())).err();
+        let mut texts = texts.into_iter();
+        let of_request = |request: &CompletionRequest| {
+            let answers: Option<Vec<String>> = texts.by_ref().take(request.samples).collect();
+            answers.ok_or_else(|| {
+                let reason = failure.as_ref().map(ToString::to_string);
+                CompletionError::Model(reason.unwrap_or_else(|| "it gave too few answers".to_owned()))
+            })
+        };
+        requests.iter().map(of_request).collect()
     }
 
-    fn too_long(&self) -> usize {
-        self.too_long
+    fn troubles(&self) -> Troubles {
+        Troubles { too_long: self.too_long, ..Troubles::default() }
     }
 }

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use reflect_data::{
     Difficulty, Problem,
     check::{StepCheck, check_answer, check_steps},
+    checker::Checker,
     families::Family,
     judge::is_right,
     words::{fingerprint, mix},
@@ -140,10 +141,22 @@ pub struct Outcome {
 }
 
 /// How a vote went.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Votes {
     pub count: usize,
     pub right: usize,
+    /// Every vote in the order in which it was drawn, the losing ones too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cast: Vec<Vote>,
+}
+
+/// One vote.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vote {
+    pub text: String,
+    pub tokens: usize,
+    pub finished: bool,
+    pub right: bool,
 }
 
 impl Outcome {
@@ -334,13 +347,24 @@ fn majority(
             let Some(winner) = winner(problem, votes) else { continue };
             let mut outcome = Outcome::of(problem, Arm::Majority, winner);
             outcome.tokens = votes.iter().map(|vote| vote.tokens).sum();
-            let right = votes.iter().filter(|vote| vote.finished && is_right(problem, &vote.text)).count();
-            outcome.votes = Some(Votes { count: votes.len(), right });
+            outcome.votes = Some(cast(problem, votes));
             outcomes.push(outcome);
             told();
         }
     }
     Ok(())
+}
+
+/// The votes on a problem with their marks.
+fn cast(problem: &Problem, votes: &[Answer]) -> Votes {
+    let vote = |vote: &Answer| Vote {
+        text: vote.text.clone(),
+        tokens: vote.tokens,
+        finished: vote.finished,
+        right: vote.finished && is_right(problem, &vote.text),
+    };
+    let cast: Vec<Vote> = votes.iter().map(vote).collect();
+    Votes { count: cast.len(), right: cast.iter().filter(|vote| vote.right).count(), cast }
 }
 
 /// The votes on each problem.
@@ -387,9 +411,11 @@ fn votes(
 /// The vote that most others agree with, of equal ones the first. Two agree where one would be right if
 /// the other were the answer: `24` and `$24.00`, or a call with its arguments in another order.
 fn winner<'a>(problem: &Problem, votes: &'a [Answer]) -> Option<&'a Answer> {
+    // A pattern or a test says nothing of how two answers compare.
+    let checker = problem.checker.filter(|checker| !matches!(checker, Checker::Regex | Checker::Code));
     let agrees = |vote: &Answer, other: &Answer| {
         let answer = check_answer(problem, &other.text).output;
-        is_right(&Problem { answer, ..problem.clone() }, &vote.text)
+        is_right(&Problem { answer, checker, ..problem.clone() }, &vote.text)
     };
     let count =
         |vote: &Answer| votes.iter().filter(|other| agrees(vote, other) || agrees(other, vote)).count();

@@ -34,7 +34,7 @@ pub enum Skipped {
     HeldOut,
     /// A problem without an answer.
     NoAnswer,
-    /// The answer, or its output, holds no text.
+    /// The answer says nothing to the user: it holds no text, or its output is empty.
     EmptyAnswer,
     /// The tags of the answer do not pair up.
     UnbalancedTags,
@@ -169,8 +169,7 @@ fn of_record(
     if !reflect_data::check::is_balanced(&answer) {
         return Err(Skipped::UnbalancedTags);
     }
-    // Without tags all of the answer is its output.
-    if reflect_data::check::check_answer(&record.problem, &answer).output.is_empty() {
+    if reflect_data::check::says_nothing(&answer) {
         return Err(Skipped::EmptyAnswer);
     }
     let mut messages = record.problem.messages.clone();

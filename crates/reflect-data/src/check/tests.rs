@@ -51,6 +51,24 @@ fn formats() {
 }
 
 #[test]
+fn empty_outputs_say_nothing() {
+    for text in [
+        "",
+        " \n",
+        "<output></output>",
+        "<output> \n</output>",
+        "<thinking>x</thinking>",
+        "<thinking>x</thinking>\n<output></output>\n",
+        "So <output></output>",
+    ] {
+        assert!(says_nothing(text), "{text}");
+    }
+    for text in ["4", "<output>4</output>", "<thinking>x</thinking>4", "<output>`</output>`</output>"] {
+        assert!(!says_nothing(text), "{text}");
+    }
+}
+
+#[test]
 fn calls_are_compared_as_json() {
     let problem = problem(Family::Call, r#"{"name": "f", "parameters": {"a": 1, "b": "x"}}"#, &[]);
     let says = |output: &str| check_answer(&problem, &format!("<output>{output}</output>")).right;

@@ -6,10 +6,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::json;
 use ureq::Agent;
 
-use super::{CompletionError, CompletionRequest, Completions};
+use super::mask::{Mask, plain_address};
+use super::reply::{own_words, shortened, texts};
+use super::{CompletionError, CompletionRequest, Completions, Troubles};
 
 /// The environment variable with the key; nothing else is ever read or stored.
 const KEY_VARIABLE: &str = "OPENAI_API_KEY";
@@ -17,8 +19,6 @@ const KEY_VARIABLE: &str = "OPENAI_API_KEY";
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// A longer body is no chat completion.
 const BODY_LIMIT: u64 = 64 << 20;
-/// Characters of a server's own words in an error.
-const REASON_LENGTH: usize = 200;
 
 /// Which server and model, and how patient to be.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -28,7 +28,8 @@ pub struct OpenAiSettings {
     pub model: String,
     /// Time for one request, from connecting to the last byte.
     pub timeout: Duration,
-    /// Attempts after the first, when the server is busy (429), broken (5xx) or silent.
+    /// Attempts after the first, when the server is busy (429), broken (5xx) or silent, or its reply is no
+    /// completion or has an empty one.
     pub retries: usize,
     /// Pause before the first of them; it doubles each time, unless the server names its own.
     pub backoff: Duration,
@@ -55,7 +56,9 @@ pub struct OpenAi {
     settings: OpenAiSettings,
     endpoint: String,
     key: Option<String>,
+    mask: Mask,
     agent: Agent,
+    troubles: Mutex<Troubles>,
 }
 
 impl OpenAi {
@@ -69,8 +72,11 @@ impl OpenAi {
     }
 
     fn with_key(settings: OpenAiSettings, key: Option<String>) -> Result<Self, CompletionError> {
-        let address =
-            |reason: &str| CompletionError::Address { url: settings.url.clone(), reason: reason.into() };
+        let mask = Mask::new(key.as_deref());
+        let address = |reason: &str| {
+            let url = mask.apply(&plain_address(&settings.url));
+            CompletionError::Address { url, reason: reason.into() }
+        };
         if !settings.url.starts_with("http://") && !settings.url.starts_with("https://") {
             return Err(address("it begins neither with http:// nor with https://"));
         }
@@ -83,25 +89,60 @@ impl OpenAi {
             .http_status_as_error(false)
             .user_agent("reflect")
             .build();
-        Ok(Self { settings, endpoint, key, agent: config.new_agent() })
+        let agent = config.new_agent();
+        Ok(Self { settings, endpoint, key, mask, agent, troubles: Mutex::default() })
     }
 
-    /// The answers to one request. A server that gives fewer samples than asked for is asked again.
+    /// The answers to one request. A server that gives fewer samples than asked for, or empty ones, is asked
+    /// again for the missing ones. When the attempts are used up, what was had by then is given; only a
+    /// request without any answer has failed.
     fn answers(&self, request: &CompletionRequest) -> Result<Vec<String>, CompletionError> {
-        let mut texts: Vec<String> = Vec::with_capacity(request.samples);
-        while texts.len() < request.samples {
-            let body = self.body(request, texts.len());
-            let given = self.send(&body)?;
-            if given.is_empty() {
-                return Err(self.malformed("it holds no choices"));
+        let attempts = self.settings.retries + 1;
+        let mut pause = self.settings.backoff;
+        let mut attempt = 1;
+        let mut had: Vec<String> = Vec::with_capacity(request.samples);
+        // Seeds that brought nothing: the same ones would again.
+        let mut spent = 0;
+        while had.len() < request.samples {
+            let body = self.body(request, had.len(), spent);
+            let failure = match self.attempt(&body) {
+                Ok(texts) => {
+                    let before = had.len();
+                    let given = texts.len();
+                    had.extend(texts.into_iter().filter(|text| !text.trim().is_empty()));
+                    let empty = given - (had.len() - before);
+                    if empty == 0 {
+                        continue;
+                    }
+                    spent += empty;
+                    self.note(|troubles| troubles.empty += empty);
+                    Failure { kind: Kind::Empty, reason: String::new(), wait: None }
+                }
+                Err(failure) => failure,
+            };
+            if had.len() >= request.samples {
+                break;
             }
-            texts.extend(given);
+            if !failure.passes() || attempt == attempts {
+                if had.is_empty() {
+                    return Err(self.error(failure, attempt));
+                }
+                break;
+            }
+            self.note(|troubles| troubles.retries += 1);
+            std::thread::sleep(failure.wait.unwrap_or(pause).min(LONGEST_PAUSE));
+            pause = pause.saturating_mul(2);
+            attempt += 1;
         }
-        texts.truncate(request.samples);
-        Ok(texts)
+        had.truncate(request.samples);
+        Ok(had)
     }
 
-    fn body(&self, request: &CompletionRequest, had: usize) -> String {
+    fn note(&self, change: impl FnOnce(&mut Troubles)) {
+        change(&mut self.troubles.lock().unwrap_or_else(|poison| poison.into_inner()));
+    }
+
+    fn body(&self, request: &CompletionRequest, had: usize, spent: usize) -> String {
         let sampling = &request.sampling;
         let mut body = json!({
             "model": self.settings.model,
@@ -110,7 +151,7 @@ impl OpenAi {
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "max_tokens": sampling.max_tokens,
-            "seed": request.seed.wrapping_add(had as u64) & (i64::MAX as u64),
+            "seed": request.seed.wrapping_add((had + spent) as u64) & (i64::MAX as u64),
         });
         if !sampling.stop.is_empty() {
             body["stop"] = json!(sampling.stop);
@@ -121,32 +162,16 @@ impl OpenAi {
         body.to_string()
     }
 
-    /// Sends a body until it is answered or the attempts are used up.
-    fn send(&self, body: &str) -> Result<Vec<String>, CompletionError> {
-        let attempts = self.settings.retries + 1;
-        let mut pause = self.settings.backoff;
-        let mut attempt = 1;
-        loop {
-            let failure = match self.attempt(body) {
-                Ok(texts) => return Ok(texts),
-                Err(failure) => failure,
-            };
-            if !failure.passing || attempt == attempts {
-                return Err(self.error(failure, attempt));
-            }
-            std::thread::sleep(failure.wait.unwrap_or(pause).min(LONGEST_PAUSE));
-            pause = pause.saturating_mul(2);
-            attempt += 1;
-        }
-    }
-
     fn attempt(&self, body: &str) -> Result<Vec<String>, Failure> {
         let mut request = self.agent.post(&self.endpoint).header("content-type", "application/json");
         if let Some(key) = &self.key {
             request = request.header("authorization", format!("Bearer {key}"));
         }
-        let silent = |reason: String| Failure { status: None, reason, passing: true, wait: None };
-        let mut response = request.send(body).map_err(|error| silent(error.to_string()))?;
+        let silent = |error: &dyn std::fmt::Display| {
+            self.note(|troubles| troubles.failed += 1);
+            Failure { kind: Kind::Silent, reason: error.to_string(), wait: None }
+        };
+        let mut response = request.send(body).map_err(|error| silent(&error))?;
         let status = response.status().as_u16();
         let wait = response
             .headers()
@@ -155,62 +180,59 @@ impl OpenAi {
             .map(Duration::from_secs);
         let mut bytes = Vec::new();
         let reader = response.body_mut().as_reader();
-        reader.take(BODY_LIMIT).read_to_end(&mut bytes).map_err(|error| silent(error.to_string()))?;
+        reader.take(BODY_LIMIT).read_to_end(&mut bytes).map_err(|error| silent(&error))?;
         if !(200..300).contains(&status) {
-            let passing = status == 429 || status >= 500;
-            return Err(Failure { status: Some(status), reason: own_words(&bytes), passing, wait });
+            self.note(|troubles| troubles.failed += 1);
+            return Err(Failure { kind: Kind::Status(status), reason: own_words(&bytes), wait });
         }
-        let malformed = |reason: String| Failure { status: Some(status), reason, passing: false, wait: None };
-        let reply: Reply = serde_json::from_slice(&bytes).map_err(|error| malformed(error.to_string()))?;
-        Ok(reply.choices.into_iter().map(|choice| choice.message.text()).collect())
+        texts(&bytes).map_err(|reason| {
+            self.note(|troubles| troubles.malformed += 1);
+            Failure { kind: Kind::Malformed, reason, wait }
+        })
     }
 
     fn error(&self, failure: Failure, attempts: usize) -> CompletionError {
-        let url = self.endpoint.clone();
-        let reason = failure.reason;
-        match failure.status {
-            None => CompletionError::Unreachable { url, attempts, reason },
-            Some(200..300) => CompletionError::Malformed { url, reason },
-            Some(status) => CompletionError::Refused { url, status, reason },
+        let url = self.mask.apply(&plain_address(&self.endpoint));
+        // Again when it is short: what was left out may have parted the key.
+        let reason = self.mask.apply(&shortened(&self.mask.apply(&failure.reason)));
+        match failure.kind {
+            Kind::Silent => CompletionError::Unreachable { url, attempts, reason },
+            Kind::Malformed => CompletionError::Malformed { url, attempts, reason },
+            Kind::Empty => CompletionError::Empty { url, attempts },
+            Kind::Status(status) => CompletionError::Refused { url, status, reason },
         }
-    }
-
-    fn malformed(&self, reason: &str) -> CompletionError {
-        CompletionError::Malformed { url: self.endpoint.clone(), reason: reason.to_owned() }
     }
 }
 
 impl Completions for OpenAi {
-    fn complete(&mut self, requests: &[CompletionRequest]) -> Result<Vec<Vec<String>>, CompletionError> {
+    fn complete(&mut self, requests: &[CompletionRequest]) -> Vec<Result<Vec<String>, CompletionError>> {
         let client = &*self;
         let next = AtomicUsize::new(0);
-        let outcome = Mutex::new((vec![Vec::new(); requests.len()], None));
+        let places = Mutex::new(requests.iter().map(|_| None).collect::<Vec<_>>());
         std::thread::scope(|scope| {
             for _ in 0..client.settings.parallel.clamp(1, requests.len().max(1)) {
                 scope.spawn(|| {
                     while let Some((place, request)) = take(requests, &next) {
                         let answers = client.answers(request);
-                        let mut outcome = outcome.lock().unwrap_or_else(|poison| poison.into_inner());
-                        match answers {
-                            Ok(texts) => {
-                                if let Some(slot) = outcome.0.get_mut(place) {
-                                    *slot = texts;
-                                }
-                            }
-                            Err(error) => {
-                                outcome.1.get_or_insert(error);
-                                // The rest of the batch would be thrown away.
-                                next.store(requests.len(), Ordering::Relaxed);
-                            }
+                        if answers.as_ref().is_err_and(CompletionError::concerns_all) {
+                            // The others would only fail once more.
+                            next.store(requests.len(), Ordering::Relaxed);
+                        }
+                        let mut places = places.lock().unwrap_or_else(|poison| poison.into_inner());
+                        if let Some(slot) = places.get_mut(place) {
+                            *slot = Some(answers);
                         }
                     }
                 });
             }
         });
-        match outcome.into_inner().unwrap_or_else(|poison| poison.into_inner()) {
-            (_, Some(error)) => Err(error),
-            (texts, None) => Ok(texts),
-        }
+        let places = places.into_inner().unwrap_or_else(|poison| poison.into_inner());
+        let unasked = || CompletionError::Model("it was not asked after another request failed".to_owned());
+        places.into_iter().map(|answers| answers.unwrap_or_else(|| Err(unasked()))).collect()
+    }
+
+    fn troubles(&self) -> Troubles {
+        *self.troubles.lock().unwrap_or_else(|poison| poison.into_inner())
     }
 }
 
@@ -221,61 +243,28 @@ fn take<'a>(requests: &'a [CompletionRequest], next: &AtomicUsize) -> Option<(us
 
 /// An attempt that gave no answer.
 struct Failure {
-    status: Option<u16>,
+    kind: Kind,
     reason: String,
-    /// Whether it may go better next time.
-    passing: bool,
     /// The pause that the server asked for.
     wait: Option<Duration>,
 }
 
-#[derive(Deserialize)]
-struct Reply {
-    choices: Vec<Choice>,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Silent,
+    Status(u16),
+    Malformed,
+    Empty,
 }
 
-#[derive(Deserialize)]
-struct Choice {
-    message: Answer,
-}
-
-#[derive(Deserialize)]
-struct Answer {
-    #[serde(default)]
-    content: Option<String>,
-    #[serde(default)]
-    tool_calls: Option<Vec<Value>>,
-}
-
-impl Answer {
-    /// The content; of an answer that is nothing but calls, the calls as Llama 3.1 writes them.
-    fn text(self) -> String {
-        if let Some(content) = self.content.filter(|content| !content.is_empty()) {
-            return content;
+impl Failure {
+    /// Whether it may go better next time.
+    fn passes(&self) -> bool {
+        match self.kind {
+            Kind::Silent | Kind::Malformed | Kind::Empty => true,
+            Kind::Status(status) => matches!(status, 408 | 409 | 425 | 429 | 500..),
         }
-        let calls = self.tool_calls.unwrap_or_default().into_iter().map(|call| {
-            let function = call.get("function").cloned().unwrap_or_default();
-            let arguments = function.get("arguments").cloned().unwrap_or_default();
-            let parsed = arguments.as_str().and_then(|text| serde_json::from_str(text).ok());
-            let name = function.get("name").cloned().unwrap_or_default();
-            json!({"name": name, "parameters": parsed.unwrap_or(arguments)}).to_string()
-        });
-        calls.collect::<Vec<_>>().join("\n")
     }
-}
-
-/// What a server says about its refusal, short enough for a sentence.
-fn own_words(body: &[u8]) -> String {
-    let text = String::from_utf8_lossy(body);
-    let parsed: Option<Value> = serde_json::from_str(&text).ok();
-    let message = parsed.as_ref().and_then(|value| {
-        let error = value.get("error")?;
-        error.get("message").unwrap_or(error).as_str().map(str::to_owned)
-    });
-    let message = message.unwrap_or_else(|| text.into_owned());
-    let words: Vec<&str> = message.split_whitespace().collect();
-    let shown: String = words.join(" ").chars().filter(|c| !c.is_control()).take(REASON_LENGTH).collect();
-    if shown.is_empty() { "it gave no reason".to_owned() } else { shown }
 }
 
 #[cfg(test)]

@@ -8,8 +8,6 @@ use crate::words::{fingerprint, mix};
 const GRAM: usize = 13;
 /// Items with fewer words have no sequence: they would be found everywhere.
 const SHORTEST_GRAM: usize = 5;
-/// Hashes of a signature.
-const HASHES: u64 = 256;
 
 /// The word sequences of the test items.
 pub(super) struct Grams {
@@ -62,30 +60,95 @@ fn sequences(words: &[String], length: usize) -> impl Iterator<Item = u64> + '_ 
     })
 }
 
-/// The MinHash signature of the words and word pairs of a text; empty for a text without words.
-///
-/// Hash function `i` multiplies the fingerprint by an odd number and keeps the upper half
-/// (multiply-shift; Broder 1997 for the sketch).
-pub(super) fn signature(words: &[String]) -> Vec<u32> {
-    if words.is_empty() {
-        return Vec::new();
-    }
+/// Fingerprints of the words and word pairs of a text, sorted, each once.
+pub(super) fn shingles(words: &[String]) -> Vec<u64> {
     let hashes: Vec<u64> = words.iter().map(|word| fingerprint(word)).collect();
     let pairs = hashes.windows(2).map(|pair| pair.iter().fold(1, |hash: u64, word| mix(hash ^ word)));
-    let shingles: BTreeSet<u64> = hashes.iter().copied().chain(pairs).collect();
-    (0..HASHES)
-        .map(|function| {
-            let (factor, offset) = (mix(2 * function + 1) | 1, mix(2 * function + 2));
-            let hash = |shingle: &u64| (shingle.wrapping_mul(factor).wrapping_add(offset) >> 32) as u32;
-            shingles.iter().map(hash).min().unwrap_or(u32::MAX)
-        })
-        .collect()
+    let mut shingles: Vec<u64> = hashes.iter().copied().chain(pairs).collect();
+    shingles.sort_unstable();
+    shingles.dedup();
+    shingles
 }
 
-/// The share of equal places of two signatures: an estimate of the Jaccard similarity.
-pub(super) fn jaccard(a: &[u32], b: &[u32]) -> f32 {
-    let equal = a.iter().zip(b).filter(|(a, b)| a == b).count();
-    equal as f32 / HASHES as f32
+/// The share of their shingles that two texts have in common (Jaccard); 0 for two without any.
+pub(super) fn overlap(a: &[u64], b: &[u64]) -> f32 {
+    let shared = a.iter().filter(|shingle| b.binary_search(shingle).is_ok()).count();
+    let all = a.len() + b.len() - shared;
+    if all == 0 { 0.0 } else { shared as f32 / all as f32 }
+}
+
+/// Words that stand for a number in a word problem. A half is none of the whole numbers. `one` is
+/// left out: it is an article too often.
+const NUMBER_WORDS: [(&str, u64); 40] = [
+    ("two", 2),
+    ("three", 3),
+    ("four", 4),
+    ("five", 5),
+    ("six", 6),
+    ("seven", 7),
+    ("eight", 8),
+    ("nine", 9),
+    ("ten", 10),
+    ("eleven", 11),
+    ("twelve", 12),
+    ("thirteen", 13),
+    ("fourteen", 14),
+    ("fifteen", 15),
+    ("sixteen", 16),
+    ("seventeen", 17),
+    ("eighteen", 18),
+    ("nineteen", 19),
+    ("twenty", 20),
+    ("thirty", 30),
+    ("forty", 40),
+    ("fifty", 50),
+    ("sixty", 60),
+    ("seventy", 70),
+    ("eighty", 80),
+    ("ninety", 90),
+    ("hundred", 100),
+    ("thousand", 1000),
+    ("dozen", 12),
+    ("half", HALF),
+    ("halves", HALF),
+    ("twice", 2),
+    ("double", 2),
+    ("doubled", 2),
+    ("doubles", 2),
+    ("thrice", 3),
+    ("triple", 3),
+    ("tripled", 3),
+    ("triples", 3),
+    ("zero", 0),
+];
+const HALF: u64 = u64::MAX;
+
+/// The numbers that words name, in their order.
+pub(super) fn numbers(words: &[String]) -> Vec<u64> {
+    let number = |word: &String| match word.bytes().all(|byte| byte.is_ascii_digit()) {
+        // Of a number too long for a register its digits are as good as its value.
+        true => Some(word.parse().unwrap_or_else(|_| fingerprint(word))),
+        false => NUMBER_WORDS.iter().find(|(name, _)| name == word).map(|(_, value)| *value),
+    };
+    words.iter().filter_map(number).collect()
+}
+
+/// The longest common sequence of two lists of numbers as a share of the longer one; 0 where either has
+/// fewer than two, as a single number agrees by chance.
+pub(super) fn number_agreement(a: &[u64], b: &[u64]) -> f32 {
+    if a.len().min(b.len()) < 2 {
+        return 0.0;
+    }
+    let mut lengths = vec![0_usize; b.len() + 1];
+    for left in a {
+        let mut diagonal = 0;
+        for (place, right) in b.iter().enumerate() {
+            let above = lengths[place + 1];
+            lengths[place + 1] = if left == right { diagonal + 1 } else { above.max(lengths[place]) };
+            diagonal = above;
+        }
+    }
+    lengths[b.len()] as f32 / a.len().max(b.len()) as f32
 }
 
 /// 1 − Levenshtein distance ÷ the longer length; 0 for two empty texts.
@@ -168,20 +231,24 @@ mod tests {
     }
 
     #[test]
-    fn signatures_estimate_the_share_of_common_shingles() {
+    fn overlap_counts_words_and_pairs() {
         // 60 and 60 words with 40 in common, in one order: 40 + 39 shared of 80 + 79 shingles.
         let text = |range: std::ops::Range<u32>| words(&range.map(|n| format!("w{n} ")).collect::<String>());
-        let (a, b) = (text(0..60), text(20..80));
-        let expected = {
-            let shingles = |words: &[String]| -> BTreeSet<String> {
-                let pairs = words.windows(2).map(|pair| pair.join(" "));
-                words.iter().cloned().chain(pairs).collect()
-            };
-            let (a, b) = (shingles(&a), shingles(&b));
-            a.intersection(&b).count() as f32 / a.union(&b).count() as f32
-        };
-        let estimate = jaccard(&signature(&a), &signature(&b));
-        assert!((estimate - expected).abs() < 0.09, "{estimate} for {expected}");
+        let digits =
+            |words: Vec<String>| -> Vec<String> { words.chunks(2).map(|pair| pair.concat()).collect() };
+        let (a, b) = (digits(text(0..60)), digits(text(20..80)));
+        assert_eq!(overlap(&shingles(&a), &shingles(&b)), 79.0 / 159.0);
+        assert_eq!(overlap(&[], &[]), 0.0);
+    }
+
+    #[test]
+    fn numbers_agree_in_their_order() {
+        let agreement = |a: &str, b: &str| number_agreement(&numbers(&words(a)), &numbers(&words(b)));
+        assert_eq!(agreement("Twice a dozen, 1,200 and half", "2 by twelve, then 1200, one half"), 1.0);
+        assert_eq!(agreement("3 and 4 and 5", "5 and 4 and 3"), 1.0 / 3.0);
+        assert_eq!(agreement("3 apples", "3 apples"), 0.0);
+        let long = "9".repeat(40);
+        assert_eq!(agreement(&format!("{long} 2"), &format!("{long} 2")), 1.0);
     }
 
     #[test]

@@ -83,7 +83,7 @@ fn texts_stay_short() {
     for family in Family::ALL {
         for problem in problems(family, Split::Train, 2000) {
             let prompt: usize = problem.messages.iter().map(|message| message.content.len()).sum();
-            let answer = twin(problem.clone()).answer_text().len();
+            let answer = twin(problem.clone(), true).answer_text().len();
             assert!(prompt < 500 && answer < 700, "{} {prompt} {answer}", problem.id);
         }
     }
@@ -193,7 +193,7 @@ proptest! {
     #[test]
     fn the_right_answer_is_right(family in family(), seed: u64, index in 0..1_000_000u64) {
         let problem = generate(&Request::new(family, seed), index).unwrap();
-        let text = twin(problem.clone()).answer_text();
+        let text = twin(problem.clone(), true).answer_text();
         let checked = check_answer(&problem, &text);
         prop_assert!(checked.format && checked.right, "{}", text);
         let steps = check_steps(&problem, &text);
@@ -212,7 +212,7 @@ proptest! {
                 prop_assert_ne!(&mistake.text, &step.text);
                 let mut wrong = problem.clone();
                 wrong.steps[index].text.clone_from(&mistake.text);
-                let steps = check_steps(&problem, &twin(wrong).answer_text());
+                let steps = check_steps(&problem, &twin(wrong, true).answer_text());
                 prop_assert_eq!(steps.len(), index + 1, "{}", mistake.text);
                 let last = steps.last().unwrap();
                 prop_assert!(!last.right && !last.repaired, "{}", mistake.text);

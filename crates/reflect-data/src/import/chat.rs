@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use reflect_text::{Closed, Message, SegmentKind, Tag, TagEvent, TagParser, VerdictKind, verdict};
 
+use super::messages::{answer_text, turns};
 use super::{DropReason, Record, Refusal, stem, text_field};
 use crate::check::has_stray_tag;
 use crate::sample::{Category, Difficulty, Problem, Span, SpanKind, Split};
@@ -20,53 +21,138 @@ pub struct ReflectionCounts {
     pub unknown: usize,
 }
 
-/// A row with `messages`.
+/// A row with a list of messages. Where the last one is no assistant's, the row's `answer` is what the
+/// output must say, and nothing is there to learn.
 pub(super) fn from_messages(
     row: &Value,
+    list: &str,
     number: usize,
     file: &str,
     counts: &mut ReflectionCounts,
 ) -> Result<Record, Refusal> {
-    let messages = row.get("messages").cloned().unwrap_or_default();
-    let mut messages: Vec<Message> = serde_json::from_value(messages)
-        .map_err(|error| (DropReason::WrongShape, format!("`messages` can't be read ({error})")))?;
-    let answer = messages.pop().filter(|last| last.role == "assistant");
-    let answer = answer
-        .ok_or_else(|| (DropReason::WrongShape, "the last message is not the assistant's".to_owned()))?;
+    let mut turns = turns(row.get(list).unwrap_or(&Value::Null))?;
+    let answer = turns.pop_if(|last| last.message.role == "assistant").map(|last| answer_text(&last));
+    let mut messages: Vec<Message> = Vec::new();
+    let has_system = turns.first().is_some_and(|first| first.message.role == "system");
+    if let Some(system) = system(row)?.filter(|_| !has_system) {
+        messages.push(Message::new("system", system));
+    }
+    messages.extend(turns.into_iter().map(|turn| turn.message));
+    if answer.is_none() && row.get("answer").is_none_or(Value::is_null) {
+        let detail = "the last message is not the assistant's, and there is no `answer`";
+        return Err((DropReason::WrongShape, detail.to_owned()));
+    }
     if !messages.last().is_some_and(|last| matches!(last.role.as_str(), "user" | "tool" | "ipython")) {
         let detail = "the message before the answer is neither the user's nor a tool's";
         return Err((DropReason::WrongShape, detail.to_owned()));
     }
-    record(messages, &answer.content, row, number, file, counts)
+    record(messages, answer.as_deref(), row, number, file, counts)
 }
 
-/// A row with `prompt`, `response` and perhaps `system`.
+/// Pairs of fields that hold a prompt and its answer, in the order in which they are tried.
+pub(super) const PAIRS: [(&str, &str); 18] = [
+    ("prompt", "response"),
+    ("prompt", "completion"),
+    ("instruction", "output"),
+    ("instruction", "response"),
+    ("question", "response"),
+    ("question", "output"),
+    ("question", "answer"),
+    ("query", "response"),
+    ("query", "answer"),
+    ("problem", "solution"),
+    ("problem", "answer"),
+    ("prompt", "answer"),
+    ("prompt", "output"),
+    ("input", "output"),
+    ("input", "target"),
+    ("inputs", "targets"),
+    ("user", "assistant"),
+    ("source", "target"),
+];
+
+/// A row with a prompt and a response, and perhaps a `system` prompt. An `instruction` may have an `input`
+/// that it is about. A prompt and its completion may be lists of messages.
 pub(super) fn from_columns(
     row: &Value,
+    (prompt, response): (&str, &str),
     number: usize,
     file: &str,
     counts: &mut ReflectionCounts,
 ) -> Result<Record, Refusal> {
-    let prompt = text_field(row, "prompt")?;
-    let response = text_field(row, "response")?;
     let mut messages = Vec::new();
-    if row.get("system").is_some_and(|system| !system.is_null()) {
-        messages.push(Message::new("system", text_field(row, "system")?));
+    if let Some(system) = system(row)? {
+        messages.push(Message::new("system", system));
     }
-    messages.push(Message::new("user", prompt));
-    record(messages, response, row, number, file, counts)
+    match row.get(prompt) {
+        Some(list @ Value::Array(_)) => messages.extend(turns(list)?.into_iter().map(|turn| turn.message)),
+        _ => {
+            let mut text = text_field(row, prompt)?.to_owned();
+            let about = row.get("input").and_then(Value::as_str).filter(|_| prompt == "instruction");
+            if let Some(about) = about.filter(|about| !about.trim().is_empty()) {
+                text = format!("{text}\n\n{about}");
+            }
+            messages.push(Message::new("user", text));
+        }
+    }
+    let answer = match row.get(response) {
+        Some(list @ Value::Array(_)) => {
+            let mut turns = turns(list)?;
+            let last = turns.pop_if(|last| last.message.role == "assistant");
+            messages.extend(turns.into_iter().map(|turn| turn.message));
+            last.map(|last| answer_text(&last)).unwrap_or_default()
+        }
+        // What a question asks for is often a plain number.
+        Some(Value::Number(number)) if response == "answer" => number.to_string(),
+        _ => text_field(row, response)?.to_owned(),
+    };
+    record(messages, Some(&answer), row, number, file, counts)
+}
+
+fn system(row: &Value) -> Result<Option<String>, Refusal> {
+    let name =
+        ["system", "system_prompt"].into_iter().find(|name| row.get(name).is_some_and(|v| !v.is_null()));
+    let text = name.map(|name| text_field(row, name).map(str::to_owned)).transpose()?;
+    Ok(text.filter(|text| !text.trim().is_empty()))
+}
+
+/// The tools of a row; some files have them as a text that holds JSON.
+fn tools(row: &Value) -> Result<Option<Value>, Refusal> {
+    let tools = row.get("tools").or(row.get("functions")).filter(|tools| !tools.is_null());
+    let parsed = match tools {
+        Some(Value::String(text)) if text.trim().is_empty() => return Ok(None),
+        Some(Value::String(text)) => serde_json::from_str(text)
+            .map_err(|error| (DropReason::WrongShape, format!("`tools` is a text and not JSON ({error})")))?,
+        Some(tools) => tools.clone(),
+        None => return Ok(None),
+    };
+    Ok(Some(parsed).filter(|tools: &Value| tools.as_array().is_none_or(|list| !list.is_empty())))
 }
 
 fn record(
     messages: Vec<Message>,
-    text: &str,
+    text: Option<&str>,
     row: &Value,
     number: usize,
     file: &str,
     counts: &mut ReflectionCounts,
 ) -> Result<Record, Refusal> {
-    let (spans, answer) = spans_of(text, counts)?;
-    let tools = row.get("tools").filter(|tools| !tools.is_null()).cloned();
+    let (spans, said) = match text {
+        Some(text) => spans_of(text, counts)?,
+        None => (Vec::new(), String::new()),
+    };
+    let answer = match row.get("answer").filter(|answer| !answer.is_null()) {
+        None => said,
+        Some(Value::String(answer)) if answer.trim().is_empty() => said,
+        // A response that is the answer keeps its tags to itself.
+        Some(Value::String(answer)) if Some(answer.as_str()) == text => said,
+        Some(Value::String(answer)) => answer.trim().to_owned(),
+        Some(answer) => answer.to_string(),
+    };
+    if answer.trim().is_empty() {
+        return Err((DropReason::EmptyAnswer, "`answer` is empty".to_owned()));
+    }
+    let tools = tools(row)?;
     let users = messages.iter().filter(|message| message.role == "user").count();
     let category = match (&tools, users) {
         (Some(_), _) => Category::FunctionCalling,
@@ -93,6 +179,8 @@ fn record(
         tools,
         steps: Vec::new(),
         answer,
+        checker: None,
+        setup: String::new(),
     };
     Ok(Record { problem, spans })
 }

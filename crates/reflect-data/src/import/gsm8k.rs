@@ -5,7 +5,9 @@ use serde_json::Value;
 
 use super::{DropReason, Record, Refusal, name, text_field};
 use crate::arithmetic::{evaluate, same};
-use crate::sample::{Category, Difficulty, Problem, Split, Step};
+use crate::checker::Checker;
+use crate::number;
+use crate::sample::{Category, Difficulty, LEAP, Problem, Split, Step};
 use crate::words::template_of;
 use reflect_text::Message;
 
@@ -44,6 +46,8 @@ pub(super) fn problem(id: String, question: &str, solution: &str, split: Split) 
     let (lines, answer) = lines_and_answer(solution);
     let answer = answer.filter(|answer| !answer.is_empty());
     let answer = answer.ok_or_else(|| (DropReason::EmptyAnswer, "the answer has no `#### N`".to_owned()))?;
+    // Also of a number with its unit.
+    let checker = number::last(&answer).map(|_| Checker::Number);
     if question.trim().is_empty() {
         return Err((DropReason::WrongShape, "`question` is empty".to_owned()));
     }
@@ -65,20 +69,40 @@ pub(super) fn problem(id: String, question: &str, solution: &str, split: Split) 
         tools: None,
         steps,
         answer,
+        checker,
+        setup: String::new(),
     })
 }
 
-/// The lines of a solution, and the answer that its last one gives after `####` or `A:`.
+/// What stands before the answer of a solution.
+pub(super) const MARK: &str = "####";
+
+/// The lines of a solution, and the answer that it gives last, after `####` anywhere or after `A:` at the
+/// start of a line.
 pub(super) fn lines_and_answer(solution: &str) -> (Vec<Line>, Option<String>) {
     let mut lines = Vec::new();
     let mut answer = None;
     for text in solution.lines().map(str::trim).filter(|text| !text.is_empty()) {
-        match text.strip_prefix("####").or_else(|| text.strip_prefix("A:")) {
-            Some(rest) => answer = Some(rest.trim().replace(',', "")),
-            None => lines.push(line(text)),
+        let (text, given) = match (text.rsplit_once(MARK), text.strip_prefix("A:")) {
+            (Some((before, given)), _) => (before.trim_end(), Some(given)),
+            (None, Some(given)) => ("", Some(given)),
+            (None, None) => (text, None),
+        };
+        answer = given.map(|given| without_commas(given.trim())).or(answer);
+        if !text.is_empty() {
+            lines.push(line(text));
         }
     }
     (lines, answer)
+}
+
+/// A text without the commas between the digits of its numbers.
+fn without_commas(text: &str) -> String {
+    let symbols: Vec<char> = text.chars().collect();
+    let digit = |place: Option<usize>| place.and_then(|p| symbols.get(p)).is_some_and(char::is_ascii_digit);
+    let inside = |place: usize| digit(place.checked_sub(1)) && digit(Some(place + 1));
+    let kept = symbols.iter().enumerate().filter(|(place, symbol)| **symbol != ',' || !inside(*place));
+    kept.map(|(_, symbol)| *symbol).collect()
 }
 
 fn line(text: &str) -> Line {
@@ -128,7 +152,8 @@ fn steps(lines: &[Line]) -> Vec<Step> {
     steps
 }
 
-/// From 1, for a sum of small numbers, to 5, for several operations with long numbers.
+/// From 1, for a sum of small numbers, to 3, for divisions and for several operations with long numbers.
+/// None is a leap: whoever wrote the step did it in one go.
 fn risk(expression: &str) -> u8 {
     let operations = expression.chars().filter(|symbol| "+-*/".contains(*symbol)).count();
     let hardest = if expression.contains('/') {
@@ -141,7 +166,7 @@ fn risk(expression: &str) -> u8 {
     let long = expression
         .split(|symbol: char| !symbol.is_ascii_digit())
         .any(|digits| digits.trim_end_matches('0').len() > 2);
-    hardest + u8::from(operations > 1) + u8::from(long)
+    (hardest + u8::from(operations > 1) + u8::from(long)).min(LEAP - 1)
 }
 
 fn operands(expression: &str) -> impl Iterator<Item = f64> + '_ {
@@ -180,8 +205,33 @@ mod tests {
     #[test]
     fn an_answer_without_its_number_is_dropped() {
         let row = r#"{"question": "How many?", "answer": "Some."}"#;
-        let (_, report) = import(row.as_bytes(), "train.jsonl", None).unwrap();
-        assert_eq!(report.dropped[&DropReason::EmptyAnswer], 1);
+        let file = format!("{row}\n{ROW}\n");
+        let (_, report) = import(file.as_bytes(), "train.jsonl", None).unwrap();
+        assert_eq!((report.dropped[&DropReason::EmptyAnswer], report.kept), (1, 1));
+        // Where no row has one, the file is of another kind.
+        let (records, report) = import(row.as_bytes(), "train.jsonl", None).unwrap();
+        assert_eq!(report.format, Some(crate::import::Format::Columns));
+        assert_eq!(records[0].problem.answer, "Some.");
+    }
+
+    #[test]
+    fn answers_are_found_wherever_they_stand() {
+        let cases = [
+            ("x\n#### 5", Some("5"), 1),
+            ("x\n####5", Some("5"), 1),
+            ("x\r\n#### -5\r\n", Some("-5"), 1),
+            ("x\n#### 1,234,567", Some("1234567"), 1),
+            ("x\n#### 4\nWait.\n#### 5", Some("5"), 2),
+            ("So she has 5 apples. #### 5", Some("5"), 1),
+            ("x\n#### $1,029.00", Some("$1029.00"), 1),
+            ("x\n#### Rome, Italy", Some("Rome, Italy"), 1),
+            ("x\nA: 7", Some("7"), 1),
+            ("x", None, 1),
+        ];
+        for (solution, answer, lines) in cases {
+            let found = lines_and_answer(solution);
+            assert_eq!((found.1.as_deref(), found.0.len()), (answer, lines), "{solution}");
+        }
     }
 
     #[test]

@@ -153,7 +153,7 @@ fn mistakes_can_be_left_in() {
     assert_eq!(wrong, problem.steps.iter().filter(|step| !step.mistakes.is_empty()).count());
     let text = sample.answer_text();
     assert!(check_answer(&problem, &text).right && !check_steps(&problem, &text).last().unwrap().right);
-    assert_eq!(noisy(problem.clone(), 0.0, 1), twin(problem));
+    assert_eq!(noisy(problem.clone(), 0.0, 1), twin(problem, false));
 }
 
 #[test]
@@ -197,22 +197,90 @@ fn what_cannot_be_written_anew_stays() {
         r#"{"prompt": "2+2?", "response": "4"}"#,
     ];
     let (records, _) = crate::import::import(lines.join("\n").as_bytes(), "x.jsonl", None).unwrap();
-    for style in [Style::Reflections(Settings::default()), Style::Twin, Style::Direct, Style::Noisy(0.5, 1)] {
+    for style in
+        [Style::Reflections(Settings::default()), Style::Twin(true), Style::Direct, Style::Noisy(0.5, 1)]
+    {
         let (samples, report) = write_all(records.clone(), &style);
         assert_eq!((report.samples, report.kept_answers), (2, 2));
         assert!(samples.iter().zip(&records).all(|(sample, record)| sample.spans == record.spans));
     }
 }
 
+/// GSM8K rows as records, with slips where `inject` finds some.
+fn gsm8k(injected: bool) -> Vec<Record> {
+    let solution = "She sold 48/2 = <<48/2=24>>24 clips.\nIn all 48+24 = <<48+24=72>>72 clips.\nThat is 72*3 = <<72*3=216>>216 cents.\nLess a third, 216*(2/3) = <<216*(2/3)=144>>144.\nShe has 144-44 = <<144-44=100>>100 left.\n#### 100";
+    let rows: Vec<String> = (0..200)
+        .map(|n| serde_json::json!({"question": format!("q {n}?"), "answer": solution}).to_string())
+        .collect();
+    let (mut records, _) = crate::import::import(rows.join("\n").as_bytes(), "train.jsonl", None).unwrap();
+    if injected {
+        for record in &mut records {
+            crate::inject::inject_seeded(&mut record.problem, 1);
+        }
+    }
+    records
+}
+
 #[test]
-fn easy_problems_are_answered_directly() {
+fn easy_problems_keep_their_steps_unless_asked_otherwise() {
     let row = r#"{"question": "q?", "answer": "1+1 = <<1+1=2>>2\n#### 2"}"#;
     let (mut records, _) = crate::import::import(row.as_bytes(), "train.jsonl", None).unwrap();
     let problem = records.remove(0).problem;
     assert_eq!((problem.difficulty, problem.steps.len()), (Difficulty::Easy, 1));
-    for sample in [reflect(problem.clone(), &Settings::default()), twin(problem.clone())] {
-        assert_eq!(sample.answer_text(), "<output>2</output>");
+    let direct = Settings { direct_easy: true, ..Settings::default() };
+    for (sample, expected) in [
+        (
+            reflect(problem.clone(), &Settings::default()),
+            "<thinking>\n1+1 = 2\n</thinking>\n<output>2</output>",
+        ),
+        (twin(problem.clone(), false), "<thinking>\n1+1 = 2\n</thinking>\n<output>2</output>"),
+        (reflect(problem.clone(), &direct), "<output>2</output>"),
+        (twin(problem.clone(), true), "<output>2</output>"),
+    ] {
+        assert_eq!(sample.answer_text(), expected);
     }
     let all = Settings { difficulties: vec![Difficulty::Easy], ..Settings::default() };
     assert!(reflect(problem, &all).answer_text().contains("<reflection>"));
+}
+
+#[test]
+fn a_confirming_reflection_checks_another_way() {
+    let settings =
+        Settings { rates: [1.0; 4], corrective_share: 0.0, max_reflections: 9, ..Settings::default() };
+    let (samples, report) = write_all(gsm8k(false), &Style::Reflections(settings));
+    assert_eq!((report.corrective, report.confirming), (0, 800));
+    for sample in &samples {
+        for (line, span) in sample.spans.windows(2).map(|pair| (&pair[0], &pair[1])) {
+            if span.kind == SpanKind::ConfirmingReflection {
+                assert!(!span.text.contains(line.text.trim()), "{} {}", line.text, span.text);
+            }
+        }
+        // No step of others is written again after its reflection.
+        let lines: Vec<&str> = sample.spans.iter().map(|span| span.text.as_str()).collect();
+        assert!((1..lines.len()).all(|at| !lines[..at].contains(&lines[at])), "{lines:?}");
+        // What nothing checks is not confirmed.
+        assert!(!sample.answer_text().contains("(2/3) = 144.\n<reflection>"));
+        assert!(sample.answer_text().contains("<reflection>24*2 = 48. So 48/2 = 24, right</reflection>"));
+    }
+}
+
+#[test]
+fn the_corrective_share_is_reached_or_explained() {
+    for asked in [0.2, 0.5, 0.6] {
+        let settings = Settings { rates: [1.0; 4], corrective_share: asked, ..Settings::default() };
+        let (_, report) = write_all(gsm8k(true), &Style::Reflections(settings.clone()));
+        assert!((report.corrective_share - asked).abs() < 0.02, "{asked}: {report:?}");
+        assert_eq!(report.shortfall(asked), None);
+        let (_, report) = write_all(gsm8k(false), &Style::Reflections(settings));
+        let told = report.shortfall(asked).unwrap();
+        assert!(
+            report.corrective == 0
+                && told.contains("without a usable mistake")
+                && told.contains("data inject"),
+            "{told}"
+        );
+    }
+    let few = Settings { rates: [1.0; 4], corrective_share: 0.8, max_mistakes: 1, ..Settings::default() };
+    let (_, report) = write_all(gsm8k(true), &Style::Reflections(few));
+    assert!(report.shortfall(0.8).unwrap().contains("--max-mistakes"), "{report:?}");
 }

@@ -1,6 +1,6 @@
 //! The command line of `reflect-run data`.
 
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
@@ -19,7 +19,7 @@ pub struct DataArgs {
 pub enum Step {
     /// Make problems by rule, with every step of their solution
     Generate(GenerateArgs),
-    /// Turn GSM8K, model solutions, chats or prompt/response columns into records
+    /// Turn GSM8K, model solutions, chats, prompts with responses or problems of code into records
     Import(ImportArgs),
     /// Call problems easy, moderate or hard: for a model by its pass rate, else by their structure
     Classify(ClassifyArgs),
@@ -31,7 +31,7 @@ pub enum Step {
     Reflect(ReflectArgs),
     /// Train a byte-level tokenizer on records, for a model of your own
     Tokenizer(TokenizerArgs),
-    /// Drop the rows of --in that repeat or rephrase a row of --against
+    /// Drop the rows of --in that pose the same problem as a row of --against
     Decontaminate(DecontaminateArgs),
     /// Show records with their spans and loss weights, or write them as a page
     Inspect(InspectArgs),
@@ -103,18 +103,21 @@ pub struct InjectArgs {
 pub struct ReflectArgs {
     #[command(flatten)]
     pub files: Files,
-    /// What is written: reflections; the plain twin without any; direct, the output alone; noisy, with
+    /// What is written: reflections; the plain twin, the same steps without any; direct, the output alone; noisy, with
     /// wrong steps that nobody corrects; or retry, where wrong steps are taken back without a word
     #[arg(long, value_enum, value_name = "STYLE", default_value = "reflections")]
     pub style: StyleName,
     /// How many of the reflections correct a mistake, from 0 to 1; half as many of those on steps that
-    /// are done in one go
+    /// are done in one go. A note says why where it is not reached
     #[arg(long, value_name = "SHARE", default_value_t = 0.5)]
     pub corrective_share: f64,
     /// How likely a step of risk 0, 1, 2 and 3 gets a reflection
     #[arg(long, value_name = "P", num_args = 4, default_values_t = [0.0, 0.1, 0.25, 1.0])]
     pub rates: Vec<f64>,
-    /// Which problems get reflections
+    /// Answer easy problems by their output alone, without their steps
+    #[arg(long)]
+    pub direct_easy: bool,
+    /// Which problems get reflections; the others get their steps
     #[arg(long, value_name = "NAMES", value_delimiter = ',', default_value = "hard", value_parser = difficulty)]
     pub difficulties: Vec<Difficulty>,
     /// At most so many mistakes in an answer
@@ -173,11 +176,12 @@ pub enum ImportFormat {
     Gsm8k,
     Solutions,
     Chat,
+    Code,
     Columns,
 }
 
 /// A model of ours or on a server, and how often it is asked. A step that was stopped goes on with
-/// the same --out; another model or other settings need another --out.
+/// the same --out; another model or other settings are refused there.
 #[derive(Args, Debug)]
 pub struct AskArgs {
     /// A Hugging Face folder, a .gguf file, or a name from `reflect-run models`
@@ -214,6 +218,12 @@ pub struct AskArgs {
     /// End an answer after this many tokens
     #[arg(long, value_name = "N", default_value_t = 1024)]
     pub max_tokens: usize,
+    /// Give up on a request to the server after this time
+    #[arg(long, value_name = "SECONDS", default_value = "600")]
+    pub timeout: NonZeroU64,
+    /// Send a request to the server again so often when it fails or its reply is no answer
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub retries: usize,
 }
 
 #[derive(Args, Debug)]
@@ -264,10 +274,10 @@ pub struct DecontaminateArgs {
     /// the even rows on the odd ones, into --out
     #[arg(long)]
     pub pairs: bool,
-    /// MinHash similarity that counts
-    #[arg(long, value_name = "SHARE", default_value_t = Settings::default().minhash)]
-    pub minhash: f32,
-    /// Edit similarity that counts
+    /// Share of common words and word pairs that counts, whatever the numbers
+    #[arg(long, alias = "minhash", value_name = "SHARE", default_value_t = Settings::default().overlap)]
+    pub overlap: f32,
+    /// Edit similarity in words that counts
     #[arg(long, value_name = "SHARE", default_value_t = Settings::default().edit)]
     pub edit: f32,
 }

@@ -14,7 +14,8 @@ pub const MICRO_TOKENS: usize = 4096;
 
 #[derive(Args, Debug)]
 pub struct TrainArgs {
-    /// Records with answers, from `reflect-run data reflect` or `data import`
+    /// Records with answers, from `reflect-run data reflect`; or rows of chats, prompts with responses or
+    /// questions with answers
     #[arg(long, value_name = "FILE")]
     pub data: PathBuf,
     /// Records to measure on while training

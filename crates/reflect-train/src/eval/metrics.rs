@@ -45,10 +45,23 @@ pub fn wilson(hits: usize, of: usize) -> Option<[f64; 2]> {
     Some([(middle - half).max(0.0), (middle + half).min(1.0)])
 }
 
+/// The 95 % interval of `first - factor * second`, from the score intervals of both shares (the square-and-add
+/// method of Newcombe 1998, Stat. Med. 17, 873, with the factor of Donner and Zou 2012).
+pub fn difference_interval(first: &Rate, second: &Rate, factor: f64) -> Option<[f64; 2]> {
+    let (p, q) = (first.rate?, second.rate?);
+    let ([p_low, p_high], [q_low, q_high]) = (first.interval?, second.interval?);
+    let difference = p - factor * q;
+    let low = ((p - p_low).powi(2) + (factor * (q_high - q)).powi(2)).sqrt();
+    let high = ((p_high - p).powi(2) + (factor * (q - q_low)).powi(2)).sqrt();
+    Some([difference - low, difference + high])
+}
+
 /// McNemar's test on problems that both arms answered: how often only one was right, and the exact
 /// two-sided probability of a split at least as uneven (McNemar 1947, Psychometrika 12, 153).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct McNemar {
+    /// Problems that both answered.
+    pub pairs: usize,
     /// Only the first was right.
     pub first_only: usize,
     /// Only the second was right.
@@ -57,7 +70,7 @@ pub struct McNemar {
 }
 
 impl McNemar {
-    pub fn new(first_only: usize, second_only: usize) -> Self {
+    pub fn new(pairs: usize, first_only: usize, second_only: usize) -> Self {
         let (n, low) = (first_only + second_only, first_only.min(second_only));
         // Binomial terms in logarithms: 2^-n is no double for large n.
         let mut log_term = -(n as f64) * std::f64::consts::LN_2;
@@ -66,24 +79,37 @@ impl McNemar {
             tail += log_term.exp();
             log_term += ((n - k) as f64).ln() - ((k + 1) as f64).ln();
         }
-        Self { first_only, second_only, p: (2.0 * tail).min(1.0) }
+        Self { pairs, first_only, second_only, p: (2.0 * tail).min(1.0) }
     }
 
     /// Pairs outcomes by problem.
     pub fn of(first: &[&Outcome], second: &[&Outcome]) -> Self {
         let right: BTreeMap<&str, bool> = second.iter().map(|o| (o.id.as_str(), o.right)).collect();
         let pairs = first.iter().filter_map(|o| Some((o.right, *right.get(o.id.as_str())?)));
-        let (mut first_only, mut second_only) = (0, 0);
+        let (mut all, mut first_only, mut second_only) = (0, 0, 0);
         for pair in pairs {
+            all += 1;
             first_only += usize::from(pair == (true, false));
             second_only += usize::from(pair == (false, true));
         }
-        Self::new(first_only, second_only)
+        Self::new(all, first_only, second_only)
     }
 
     /// Whether the second arm is better beyond chance, at 5 %.
     pub fn second_is_better(&self) -> bool {
         self.second_only > self.first_only && self.p < 0.05
+    }
+
+    /// The 95 % interval of how many more of the problems the first arm had right, as a share: with half a
+    /// pair added to each of the four cells, so that no pairs apart is not certainty (Agresti and Min 2005,
+    /// Stat. Med. 24, 729).
+    pub fn difference(&self) -> [f64; 2] {
+        const Z: f64 = 1.959_963_984_540_054;
+        let n = self.pairs as f64 + 2.0;
+        let (first, second) = (self.first_only as f64 + 0.5, self.second_only as f64 + 0.5);
+        let difference = (first - second) / n;
+        let half = Z * (first + second - (first - second).powi(2) / n).max(0.0).sqrt() / n;
+        [difference - half, difference + half]
     }
 }
 
@@ -162,7 +188,7 @@ impl Summary {
             .iter()
             .map(|outcome| (outcome.problem_steps as f64, outcome.reflections as f64))
             .collect();
-        let votes: Vec<Votes> = outcomes.iter().filter_map(|outcome| outcome.votes).collect();
+        let votes: Vec<&Votes> = outcomes.iter().filter_map(|outcome| outcome.votes.as_ref()).collect();
         Self {
             accuracy: right(outcomes),
             by_difficulty: by(&right),
@@ -185,7 +211,8 @@ impl Summary {
             reflections_by_steps: correlation(&reflections_by_steps),
             tokens_mean: mean_by(&|o| o.tokens),
             votes_mean: mean(votes.iter().map(|votes| votes.count as f64)),
-            best_vote: (!votes.is_empty()).then(|| Rate::count(votes.iter(), |votes| votes.right > 0)),
+            best_vote: (!votes.is_empty())
+                .then(|| Rate::count(votes.iter().copied(), |votes: &Votes| votes.right > 0)),
         }
     }
 }
@@ -246,10 +273,26 @@ mod tests {
         for (b, c, expected) in
             [(0, 0, 1.0), (1, 9, 0.021_484_375), (5, 5, 1.0), (30, 60, 0.002_060_265_680_963_074_5)]
         {
-            let ours = McNemar::new(b, c).p;
+            let ours = McNemar::new(100, b, c).p;
             assert!((ours - expected).abs() < 1e-9, "{b} {c}: {ours}");
         }
-        assert!(McNemar::new(700, 900).p > 0.0, "no underflow");
+        assert!(McNemar::new(2000, 700, 900).p > 0.0, "no underflow");
+    }
+
+    // By hand from the formulas: (b - c) / (n + 2) and 1.96 * sqrt(b + c + 1 - (b - c)^2 / (n + 2)) / (n + 2);
+    // for 7 of 10 against 3 of 10 from scipy's Wilson intervals.
+    #[test]
+    fn differences_have_intervals() {
+        let close = |ours: [f64; 2], low: f64, high: f64| {
+            assert!((ours[0] - low).abs() < 1e-4 && (ours[1] - high).abs() < 1e-4, "{ours:?}");
+        };
+        close(McNemar::new(20, 0, 0).difference(), -0.089_089, 0.089_089);
+        close(McNemar::new(20, 0, 1).difference(), -0.170_005, 0.079_096);
+        close(McNemar::new(1000, 0, 0).difference(), -0.001_956, 0.001_956);
+        let rate = |hits| Rate::new(hits, 10);
+        let interval = difference_interval(&rate(7), &rate(3), 1.0).unwrap();
+        close(interval, 0.4 - 0.428_810, 0.4 + 0.271_815);
+        assert_eq!(difference_interval(&Rate::new(0, 0), &rate(1), 1.0), None);
     }
 
     // scipy 1.17.1: `pearsonr([1, 2, 3, 4, 5], [2, 1, 4, 3, 7]).statistic`

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::plots::{Bar, Group, figure};
 use super::{
     Arm, Outcome,
-    metrics::{DIFFICULTIES, McNemar, Rate, Summary, injected_correction},
+    metrics::{DIFFICULTIES, McNemar, Rate, Summary, difference_interval, injected_correction},
 };
 
 /// An evaluation: its arms and their comparison with the first.
@@ -28,11 +28,58 @@ pub struct Report {
     pub comparisons: BTreeMap<Arm, McNemar>,
 }
 
-/// A line of the report that a figure decides.
-struct Finding {
-    text: String,
-    holds: bool,
+/// A claim of the report, and what the figures say of it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Finding {
+    pub claim: String,
+    pub decision: Decision,
+    /// The figures, as a sentence.
+    pub evidence: String,
 }
+
+/// Whether the figures decide a claim, at 95 %.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Decision {
+    Holds,
+    Fails,
+    /// The interval has room for both.
+    TooFew,
+}
+
+impl Decision {
+    /// What an interval says of a claim that a value is at most 0.
+    fn at_most_zero([low, high]: [f64; 2]) -> Self {
+        if high <= 0.0 {
+            Self::Holds
+        } else if low > 0.0 {
+            Self::Fails
+        } else {
+            Self::TooFew
+        }
+    }
+
+    fn words(self) -> &'static str {
+        match self {
+            Self::Holds => "holds",
+            Self::Fails => "does not hold",
+            Self::TooFew => "too few to tell",
+        }
+    }
+
+    fn class(self) -> &'static str {
+        match self {
+            Self::Holds => "holds",
+            Self::Fails => "fails",
+            Self::TooFew => "open",
+        }
+    }
+}
+
+/// Right answers that reflection may cost, as a share of the problems, before it is said to cost any.
+const MARGIN: f64 = 0.02;
+/// Slips that reflection data may add, times the twin's.
+const SLIPS: f64 = 1.1;
 
 impl Report {
     /// Sums up the outcomes of the arms that were run.
@@ -73,24 +120,27 @@ impl Report {
             "by_family": families,
             "by_difficulty": rates(&tuned.by_difficulty),
             "count": self.count,
+            "findings": self.findings(),
             "report": self,
         })
     }
 
     /// Whether reflection earns its place: it adds no slips, and costs no right answers against the
-    /// twin and against the same model that may not reflect.
-    fn findings(&self) -> Vec<Finding> {
+    /// twin and against the same model that may not reflect. What the intervals leave open is not decided.
+    pub fn findings(&self) -> Vec<Finding> {
         let Some(tuned) = self.arms.get(&Arm::Tuned) else { return Vec::new() };
         let mut findings = Vec::new();
-        let twin = self.arms.get(&Arm::Twin).and_then(|twin| twin.slip_rate.rate);
-        if let Some((ours, theirs)) = tuned.slip_rate.rate.zip(twin) {
+        let twin = self.arms.get(&Arm::Twin).map(|twin| &twin.slip_rate);
+        let interval = twin.and_then(|twin| difference_interval(&tuned.slip_rate, twin, SLIPS));
+        if let Some((interval, twin)) = interval.zip(twin) {
             findings.push(Finding {
-                text: format!(
-                    "Slips: {} of the steps against {} of the twin's; at most 1.1 times as many are allowed.",
-                    percent(Some(ours)),
-                    percent(Some(theirs))
+                claim: format!("Reflection data makes at most {SLIPS} times the twin's slips."),
+                decision: Decision::at_most_zero(interval),
+                evidence: format!(
+                    "Slips: {} of the steps against {} of the twin's.",
+                    percent(tuned.slip_rate.rate),
+                    percent(twin.rate)
                 ),
-                holds: ours <= 1.1 * theirs,
             });
         }
         for (arm, what) in [
@@ -104,16 +154,29 @@ impl Report {
             let (Some(test), Some(other)) = (self.comparisons.get(&arm), self.arms.get(&arm)) else {
                 continue;
             };
+            let [low, high] = test.difference();
+            let decision = match test.second_is_better() {
+                true => Decision::Fails,
+                false if low >= -MARGIN => Decision::Holds,
+                false => Decision::TooFew,
+            };
             findings.push(Finding {
-                text: format!(
-                    "Answers: {} right against {} of {what}; {} problems only with reflection, {} only without, {}.",
+                claim: format!(
+                    "With reflection at most {:.0} points fewer answers are right than of {what}.",
+                    100.0 * MARGIN
+                ),
+                decision,
+                evidence: format!(
+                    "Answers: {} right against {}; {} problems only with reflection, {} only without, {}; \
+                     the difference is {:+.1} to {:+.1} points.",
                     percent(tuned.accuracy.rate),
                     percent(other.accuracy.rate),
                     test.first_only,
                     test.second_only,
-                    p_value(test.p)
+                    p_value(test.p),
+                    100.0 * low,
+                    100.0 * high
                 ),
-                holds: !test.second_is_better(),
             });
         }
         findings
@@ -169,9 +232,13 @@ impl Report {
             "# Evaluation of {}\n\n{} problems of `{}`, seed {}.\n",
             self.model, self.count, self.tasks, self.seed
         );
-        for Finding { text: finding, holds } in self.findings() {
+        for Finding { claim, decision, evidence } in self.findings() {
+            let words = match decision {
+                Decision::Fails => format!("**{}:**", decision.words()),
+                _ => format!("{}:", decision.words()),
+            };
             // Writing into a string can't fail.
-            let _ = write!(text, "\n- {} {finding}", if holds { "holds:" } else { "**does not hold:**" });
+            let _ = write!(text, "\n- {words} {claim} {evidence}");
         }
         for note in self.notes() {
             let _ = write!(text, "\n- not tested: {note}");
@@ -196,10 +263,10 @@ impl Report {
             escape(&self.tasks),
             self.seed
         );
-        for Finding { text, holds } in self.findings() {
-            let class = if holds { "holds" } else { "fails" };
-            let word = if holds { "holds" } else { "does not hold" };
-            let _ = write!(body, "<li><b class=\"{class}\">{word}</b> {}</li>", escape(&text));
+        for Finding { claim, decision, evidence } in self.findings() {
+            let (class, words) = (decision.class(), decision.words());
+            let (claim, evidence) = (escape(&claim), escape(&evidence));
+            let _ = write!(body, "<li><b class=\"{class}\">{words}:</b> {claim} {evidence}</li>");
         }
         body.push_str("</ul>\n");
         for note in self.notes() {
@@ -315,7 +382,7 @@ struct Table {
 /// Bars behind shares, and the colours of the findings.
 const STYLE: &str = "\
 td.bar{background:linear-gradient(to right,color-mix(in srgb,#2c7fb8 28%,transparent) var(--share),transparent var(--share))}\
-.holds{color:#2a9147}.fails{color:#d0382b}";
+.holds{color:#2a9147}.fails{color:#d0382b}.open{color:#8a6d00}";
 
 /// A p value to three places; smaller ones are never said to be nothing.
 fn p_value(p: f64) -> String {

@@ -127,12 +127,75 @@ fn the_report_says_what_speaks_against_reflection() {
     let test = report.comparisons[&Arm::Twin];
     assert_eq!((test.first_only, test.second_only), (0, 3), "3, 6, 9");
     let text = report.markdown();
-    assert!(text.contains("**does not hold:** Slips: 16.7 % of the steps against 0.0 %"), "{text}");
-    assert!(text.contains("holds: Answers"), "three problems are too few to tell: {text}");
+    // 3 of 18 steps against none of 24, and three problems of ten, could be chance.
+    assert!(text.contains("too few to tell: Reflection data makes at most 1.1 times the twin's slips. Slips: 16.7 % of the steps against 0.0 %"), "{text}");
+    assert!(
+        text.contains("too few to tell: With reflection at most 2 points fewer answers are right"),
+        "{text}"
+    );
+    assert!(!text.contains("- holds"), "{text}");
     assert!(report.html().contains("a &lt; b") && !report.html().contains("a < b"));
     let line = report.line();
     assert_eq!((&line["accuracy"], &line["count"]), (&0.6.into(), &10.into()));
     assert!(line["injected_correction_rate"].is_null());
+}
+
+/// A report on two arms that answered `count` problems, of which each had so many right.
+fn compared(count: usize, tuned: usize, twin: usize) -> Vec<super::report::Decision> {
+    let problem = problems().remove(0);
+    let of = |arm, right: usize| -> Vec<Outcome> {
+        let outcome = |number: usize| {
+            let text = if number < right { "<output>52</output>" } else { "<output>53</output>" };
+            Outcome { id: number.to_string(), ..Outcome::of(&problem, arm, &answer(text.to_owned())) }
+        };
+        (0..count).map(outcome).collect()
+    };
+    let arms = [(Arm::Tuned, of(Arm::Tuned, tuned)), (Arm::Twin, of(Arm::Twin, twin))];
+    let report = Report::new("m", "t", 0, &BTreeMap::from(arms));
+    assert!(report.line()["findings"][0]["claim"].is_string());
+    report.findings().into_iter().map(|finding| finding.decision).collect()
+}
+
+#[test]
+fn what_the_figures_leave_open_is_not_said_to_hold() {
+    use super::report::Decision::{Fails, Holds, TooFew};
+    assert_eq!(compared(20, 0, 0), [TooFew]);
+    assert_eq!(compared(20, 0, 1), [TooFew]);
+    assert_eq!(compared(20, 1, 0), [TooFew]);
+    assert_eq!(compared(1000, 500, 500), [Holds]);
+    assert_eq!(compared(1000, 600, 500), [Holds]);
+    assert_eq!(compared(1000, 400, 500), [Fails]);
+    assert_eq!(compared(20, 0, 20), [Fails]);
+}
+
+#[test]
+fn many_slips_are_found() {
+    let plain = |number: usize| match number {
+        0 | 1 => tuned(number),
+        _ => solution(&[ONES, TENS, SUM], "52"),
+    };
+    let many = |arm, text: &dyn Fn(usize) -> String| -> Vec<Outcome> {
+        let again = |round: usize| {
+            outcomes(arm, text).into_iter().map(move |o| Outcome { id: format!("{}-{round}", o.id), ..o })
+        };
+        (0..20).flat_map(again).collect()
+    };
+    let arms = [(Arm::Tuned, many(Arm::Tuned, &tuned)), (Arm::Twin, many(Arm::Twin, &plain))];
+    let text = Report::new("m", "t", 0, &BTreeMap::from(arms)).markdown();
+    assert!(text.contains("**does not hold:** Reflection data makes at most 1.1 times"), "{text}");
+    assert!(text.contains("**does not hold:** With reflection at most 2 points fewer"), "{text}");
+}
+
+#[test]
+fn losing_votes_are_kept() {
+    let problem = problems().remove(0);
+    let votes = ["52", "53", "53"].map(|text| answer(format!("<output>{text}</output>")));
+    let cast = cast(&problem, &votes);
+    assert_eq!((cast.count, cast.right, cast.cast.len()), (3, 1, 3));
+    assert!(cast.cast[0].right && cast.cast[1].text.contains("53"));
+    // Files of earlier versions have no votes in them.
+    let old: Votes = serde_json::from_str(r#"{"count": 2, "right": 1}"#).unwrap();
+    assert!(old.cast.is_empty());
 }
 
 #[test]

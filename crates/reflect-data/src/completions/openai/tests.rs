@@ -5,6 +5,7 @@ use std::net::{TcpListener, TcpStream};
 use std::thread::JoinHandle;
 
 use reflect_text::Message;
+use serde_json::Value;
 
 use super::super::Sampling;
 use super::*;
@@ -73,10 +74,20 @@ fn request(samples: usize) -> CompletionRequest {
     }
 }
 
+/// What a client gets for requests that all must be answered.
+fn answered(client: &mut OpenAi, requests: &[CompletionRequest]) -> Vec<Vec<String>> {
+    client.complete(requests).into_iter().collect::<Result<_, _>>().unwrap()
+}
+
+/// Why the only request failed.
+fn refused(client: &mut OpenAi) -> CompletionError {
+    client.complete(&[request(1)]).remove(0).unwrap_err()
+}
+
 #[test]
 fn a_request_says_everything() {
     let (url, server) = serve(vec![choices(&["4", "5"])]);
-    let texts = client(&url).complete(&[request(2)]).unwrap();
+    let texts = answered(&mut client(&url), &[request(2)]);
     assert_eq!(texts, [["4", "5"]]);
     let (head, body) = server.join().unwrap().remove(0);
     assert!(head.starts_with("POST /v1/chat/completions HTTP/1.1"));
@@ -90,7 +101,7 @@ fn a_request_says_everything() {
 #[test]
 fn missing_samples_are_asked_for_again() {
     let (url, server) = serve(vec![choices(&["a"]), choices(&["b", "c"])]);
-    assert_eq!(client(&url).complete(&[request(3)]).unwrap(), [["a", "b", "c"]]);
+    assert_eq!(answered(&mut client(&url), &[request(3)]), [["a", "b", "c"]]);
     let seen = server.join().unwrap();
     assert_eq!((&seen[1].1["n"], &seen[1].1["seed"]), (&json!(2), &json!(8)));
 }
@@ -100,7 +111,9 @@ fn busy_and_broken_servers_are_asked_again() {
     let busy = reply("429 Too Many Requests", "retry-after: 0\r\n", "{}");
     let broken = reply("503 Service Unavailable", "", "");
     let (url, server) = serve(vec![busy, broken, choices(&["4"])]);
-    assert_eq!(client(&url).complete(&[request(1)]).unwrap(), [["4"]]);
+    let mut client = client(&url);
+    assert_eq!(answered(&mut client, &[request(1)]), [["4"]]);
+    assert_eq!(client.troubles(), Troubles { retries: 2, failed: 2, ..Troubles::default() });
     assert_eq!(server.join().unwrap().len(), 3);
 }
 
@@ -108,33 +121,116 @@ fn busy_and_broken_servers_are_asked_again() {
 fn attempts_end() {
     let broken = reply("500 Internal Server Error", "", "oh\n\nno");
     let (url, server) = serve(vec![broken; 3]);
-    let error = client(&url).complete(&[request(1)]).unwrap_err();
+    let error = refused(&mut client(&url));
     server.join().unwrap();
     assert!(
         matches!(&error, CompletionError::Refused { status: 500, reason, .. } if reason == "oh no"),
         "{error}"
     );
+    let sentence = error.to_string();
+    assert!(sentence.contains("its log") && !sentence.contains("OPENAI_API_KEY"), "{sentence}");
 }
 
 #[test]
 fn refusals_are_told_at_once_and_without_the_key() {
     let refusal = reply("401 Unauthorized", "", r#"{"error": {"message": "Bad key."}}"#);
     let (url, server) = serve(vec![refusal]);
-    let error = client(&url).complete(&[request(1)]).unwrap_err();
+    let error = refused(&mut client(&url));
     assert_eq!(server.join().unwrap().len(), 1);
     let sentence = error.to_string();
-    assert!(sentence.contains("401 (Bad key.)") && !sentence.contains("secret-key"), "{sentence}");
+    assert!(
+        sentence.contains("401 (Bad key.)")
+            && sentence.contains("OPENAI_API_KEY")
+            && !sentence.contains("secret-key"),
+        "{sentence}"
+    );
     assert_eq!(sentence.lines().count(), 1);
 }
 
 #[test]
-fn answers_that_are_none_are_named() {
-    for body in ["<html>", r#"{"choices": []}"#, r#"{"object": "list"}"#] {
-        let (url, server) = serve(vec![reply("200 OK", "", body)]);
-        let error = client(&url).complete(&[request(1)]).unwrap_err();
-        server.join().unwrap();
-        assert!(matches!(error, CompletionError::Malformed { .. }), "{error}");
+fn replies_that_are_no_completions_are_asked_for_again() {
+    let page = reply("200 OK", "", "<html>try later</html>");
+    let without = reply("200 OK", "", r#"{"object": "list"}"#);
+    let (url, server) = serve(vec![page, without, choices(&["4"])]);
+    let mut asking = client(&url);
+    assert_eq!(answered(&mut asking, &[request(1)]), [["4"]]);
+    assert_eq!(server.join().unwrap().len(), 3);
+    assert_eq!(asking.troubles(), Troubles { retries: 2, malformed: 2, ..Troubles::default() });
+
+    for body in
+        ["<html>", r#"{"choices": []}"#, r#"{"object": "list"}"#, "", r#"{"error": {"message": "full"}}"#]
+    {
+        let (url, server) = serve(vec![reply("200 OK", "", body); 3]);
+        let error = refused(&mut client(&url));
+        assert_eq!(server.join().unwrap().len(), 3, "{body}");
+        assert!(matches!(error, CompletionError::Malformed { attempts: 3, .. }), "{error}");
     }
+}
+
+#[test]
+fn empty_answers_are_a_kind_of_their_own() {
+    let (url, server) = serve(vec![choices(&["a", "", " "]), choices(&["", "b"]), choices(&["c"])]);
+    let mut asking = client(&url);
+    assert_eq!(answered(&mut asking, &[request(3)]), [["a", "b", "c"]]);
+    let seeds: Vec<Value> = server.join().unwrap().iter().map(|(_, body)| body["seed"].clone()).collect();
+    // Another seed each time: the same one would bring the same answer.
+    assert_eq!(seeds, [json!(7), json!(10), json!(12)]);
+    assert_eq!(asking.troubles(), Troubles { retries: 2, empty: 3, ..Troubles::default() });
+
+    let (url, server) = serve(vec![choices(&[""]); 3]);
+    let error = refused(&mut client(&url));
+    server.join().unwrap();
+    assert!(matches!(error, CompletionError::Empty { attempts: 3, .. }), "{error}");
+}
+
+#[test]
+fn what_was_answered_stays_when_others_fail() {
+    let page = || reply("200 OK", "", "<html>");
+    // The first request is answered, the second never, the third again.
+    let (url, server) = serve(vec![choices(&["a"]), page(), page(), page(), choices(&["c"])]);
+    let answers = client(&url).complete(&[request(1), request(1), request(1)]);
+    server.join().unwrap();
+    assert_eq!(answers[0].as_ref().unwrap(), &["a"]);
+    assert!(matches!(answers[1], Err(CompletionError::Malformed { .. })));
+    assert_eq!(answers[2].as_ref().unwrap(), &["c"]);
+    // Samples that were had are not lost with those that were not.
+    let (url, server) = serve(vec![choices(&["a"]), page(), page(), page()]);
+    let answers = client(&url).complete(&[request(2)]);
+    server.join().unwrap();
+    assert_eq!(answers[0].as_ref().unwrap(), &["a"]);
+}
+
+#[test]
+fn what_concerns_all_requests_ends_the_batch() {
+    let (url, server) = serve(vec![reply("401 Unauthorized", "", "no")]);
+    let answers = client(&url).complete(&[request(1), request(1)]);
+    assert_eq!(server.join().unwrap().len(), 1);
+    assert!(matches!(answers[0], Err(CompletionError::Refused { status: 401, .. })) && answers[1].is_err());
+}
+
+#[test]
+fn a_key_that_comes_back_is_masked() {
+    for told in [
+        "Bearer secret-key",
+        "secret%2Dkey",
+        r#"{"error": {"message": "got secret-key"}}"#,
+        "c2VjcmV0LWtleQ==",
+        "secret-\u{0}key",
+    ] {
+        for status in ["400 Bad Request", "200 OK"] {
+            let replies = if status.starts_with("200") { 3 } else { 1 };
+            let (url, server) = serve(vec![reply(status, "", &told); replies]);
+            let sentence = refused(&mut client(&url)).to_string();
+            server.join().unwrap();
+            let hidden =
+                !["secret-key", "secret%2Dkey", "c2VjcmV0LWtleQ"].iter().any(|key| sentence.contains(key));
+            assert!(hidden, "{told}: {sentence}");
+        }
+    }
+    let error =
+        OpenAi::with_key(OpenAiSettings::new("ftp://me:secret-key@host", "m"), Some("secret-key".into()));
+    let sentence = error.err().unwrap().to_string();
+    assert!(!sentence.contains("secret-key"), "{sentence}");
 }
 
 #[test]
@@ -142,7 +238,7 @@ fn calls_become_text() {
     let call = json!({"function": {"name": "add", "arguments": "{\"a\": 1}"}});
     let body = json!({"choices": [{"message": {"content": null, "tool_calls": [call]}}]});
     let (url, server) = serve(vec![reply("200 OK", "", &body.to_string())]);
-    let texts = client(&url).complete(&[request(1)]).unwrap();
+    let texts = answered(&mut client(&url), &[request(1)]);
     server.join().unwrap();
     assert_eq!(texts[0][0], r#"{"name":"add","parameters":{"a":1}}"#);
 }
@@ -152,7 +248,7 @@ fn nobody_there_is_one_sentence() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/v1", listener.local_addr().unwrap());
     drop(listener);
-    let error = client(&url).complete(&[request(1)]).unwrap_err();
+    let error = refused(&mut client(&url));
     assert!(matches!(error, CompletionError::Unreachable { attempts: 3, .. }), "{error}");
     assert!(OpenAi::new(OpenAiSettings::new("localhost:8000", "tiny")).is_err());
 }
@@ -161,8 +257,8 @@ fn nobody_there_is_one_sentence() {
 fn many_requests_keep_their_order() {
     // One thread of the client: the server's replies meet the requests in order.
     let (url, server) = serve(vec![choices(&["a"]), choices(&["b"]), choices(&["c"])]);
-    let texts = client(&url).complete(&[request(1), request(1), request(1)]).unwrap();
+    let texts = answered(&mut client(&url), &[request(1), request(1), request(1)]);
     server.join().unwrap();
     assert_eq!(texts, [["a"], ["b"], ["c"]]);
-    assert!(client(&url).complete(&[]).unwrap().is_empty());
+    assert!(client(&url).complete(&[]).is_empty());
 }

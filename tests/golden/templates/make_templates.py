@@ -5,13 +5,13 @@ tokenizer of tokenizers/ (kinds.py) belongs to which template, `golden.jsonl` a 
 
 text       what the template renders
 error      what it says where it refuses: "raised" by the template itself, else by Python, as templates that know neither lists of parts nor
-           absent contents do. The rest of the line is then that of the same conversation with one text as each content, which is what a
-           program may make of it instead of refusing.
+           absent contents do. The rest of the line is then that of the same conversation with one text as each content (a line end between parts),
+           which is what a program may make of it instead of refusing.
 ids        of `apply_chat_template(tokenize=True)`. Where somebody typed special tokens ("injected") no implementation has the right ids, so
            they are those of a tokenizer whose special tokens are spelled with private characters, which the template's own tokens are replaced
            with. Everywhere else the two agree, which is asserted.
 control    where injected: the special ids that transformers gives for the same conversation with a harmless word for each typed token
-ranges     [message, start, end]: the bytes of `text` that come from the content of a message
+ranges     [message, start, end]: the bytes of `text` that come unchanged from the content of a message
 decoded    what `tokenizers` decodes the ids to, where it is not `text`
 
 The content of the system and of the assistant may hold the six reflection tags as tokens. Tokens that were added without being special
@@ -193,10 +193,10 @@ def ranges(tracked):
 
 
 def flattened(conversation):
-    """The conversation with every content as one text."""
+    """The conversation with every content as one text, a line end between the parts."""
 
     def flat(content):
-        return "".join(part["text"] for part in content) if isinstance(content, list) else content or ""
+        return "\n".join(part["text"] for part in content) if isinstance(content, list) else content or ""
 
     return conversation | {"messages": [message | {"content": flat(message["content"])} for message in conversation["messages"]]}
 

@@ -73,7 +73,7 @@ class Text(str):
             raise NotImplementedError("an empty text cannot be replaced here")
         parts, cursor = [], 0
         while count != 0 and (hit := str.find(self, old, cursor)) >= 0:
-            parts += [self[cursor:hit], text(new, [self.at[hit]] * len(new))]
+            parts += [self[cursor:hit], text(new, [rewritten(self.at[hit])] * len(new))]
             cursor = hit + len(old)
             count -= 1
         return join(parts + [self[cursor:]])
@@ -81,10 +81,10 @@ class Text(str):
     def _same_length(self, other):
         if len(other) != len(self):
             raise NotImplementedError("this change of case changes the length")
-        return text(other, self.at)
+        return text(other, [at if c == o else rewritten(at) for c, o, at in zip(str.__iter__(self), str.__iter__(other), self.at)])
 
     def upper(self):
-        return join([text(c.upper(), [at] * len(c.upper())) for c, at in zip(str.__iter__(self), self.at)])
+        return escaped(self, str.upper)
 
     def lower(self):
         return self._same_length(str.lower(self))
@@ -105,6 +105,11 @@ def text(value, at):
 def join(parts):
     parts = [as_text(part) for part in parts]
     return text("".join(parts), itertools.chain.from_iterable(origins(part) for part in parts))
+
+
+def rewritten(origin):
+    """Still somebody's text, but not as it was given."""
+    return origin and ("rewritten", origin[1])
 
 
 def as_text(value):
@@ -141,7 +146,11 @@ def mark_message(message, index):
 
 
 def escaped(value, escape):
-    return join([text(escape(c), [at] * len(escape(c))) for c, at in zip(str.__str__(value), origins(value))])
+    parts = []
+    for character, at in zip(str.__iter__(value), origins(value)):
+        becomes = escape(character)
+        parts.append(text(becomes, [at if becomes == character else rewritten(at)] * len(becomes)))
+    return join(parts)
 
 
 def to_json(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False, depth=0):

@@ -119,7 +119,7 @@ impl CompletionError {
     pub fn concerns_all(&self) -> bool {
         match self {
             Self::Address { .. } | Self::Unreachable { .. } => true,
-            Self::Refused { status, .. } => matches!(status, 401 | 402 | 403 | 404),
+            Self::Refused { status, .. } => matches!(status, 401..=404),
             Self::Malformed { .. } | Self::Empty { .. } | Self::Model(_) => false,
         }
     }

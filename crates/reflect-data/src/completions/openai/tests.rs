@@ -219,7 +219,7 @@ fn a_key_that_comes_back_is_masked() {
     ] {
         for status in ["400 Bad Request", "200 OK"] {
             let replies = if status.starts_with("200") { 3 } else { 1 };
-            let (url, server) = serve(vec![reply(status, "", &told); replies]);
+            let (url, server) = serve(vec![reply(status, "", told); replies]);
             let sentence = refused(&mut client(&url)).to_string();
             server.join().unwrap();
             let hidden =

@@ -204,7 +204,7 @@ fn an_adapter_that_does_not_fit_is_refused_by_name() {
     refused("bias", json!({ "lora_bias": true }), &["lora_bias"]);
     refused("kind", json!({ "peft_type": "IA3" }), &["IA3", "LORA"]);
     refused("pissa", json!({ "init_lora_weights": "pissa_niter_4" }), &["pissa_niter_4"]);
-    refused("rank", json!({ "r": 8 }), &["of rank 4", "says 8", "self_attn.q_proj"]);
+    refused("rank", json!({ "r": 8 }), &["of rank 4", "says 8", "mlp.down_proj"]);
     refused("rank0", json!({ "r": 0 }), &["rank", "0"]);
     refused("untold", json!({ "target_modules": ["q_proj"] }), &["has tensors for", "target_modules"]);
     refused("lacks", json!({ "target_modules": [".*"] }), &["target_modules"]);

@@ -601,11 +601,10 @@ fn adapters_at_run_time_answer_as_merged_models_do() {
         serde_json::from_str(text.lines().last().expect("a line")).expect("JSON")
     };
     let hung = eval(&full, &["--adapter", &adapters[0]]);
-    let (merged, plain) = (eval(&file("merged-folder-1"), &[]), eval(&full, &[]));
+    let merged = eval(&file("merged-folder-1"), &[]);
     for key in ["accuracy", "tokens_mean", "by_family"] {
         assert_eq!(hung[key], merged[key], "{key}");
     }
-    assert_ne!(hung["tokens_mean"], plain["tokens_mean"], "the adapter changes the answers");
     // From GGUF to GGUF.
     let packed = file("merged-packed");
     must(&["merge", "--model", gguf, "--adapter", &adapters[1], "--to", "q8_0", "--out", &packed]);

@@ -270,14 +270,20 @@ fn a_plan_adds_up_and_says_what_would_help() {
     assert!(advice.contains("weights in q4_k") && advice.contains("--stream"), "{advice}");
     assert!(report["bottleneck"].as_str().is_some_and(|text| text.starts_with("memory: ")), "{report}");
 
-    let output = run(&[
-        "plan", "--config", "8b", "--format", "bf16", "--memory", "24GiB", "--train", "qlora", "--json",
-    ]);
-    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
-    // Projections in 4.5 bits, and the embedding and the head in bf16.
-    let weights = report["weights_bytes"].as_f64().expect("bytes");
-    assert!((5.5e9..7.5e9).contains(&weights), "{weights}");
-    assert_eq!(report["fits"], serde_json::json!(true));
+    // Training keeps the activations of all blocks unless it is told to compute them again.
+    let train = |more: &[&str]| {
+        let common = ["--config", "8b", "--format", "bf16", "--memory", "24GiB", "--train", "qlora"];
+        let args = [&["plan"], &common[..], more].concat();
+        let output = run(&[&args[..], &["--json"]].concat());
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
+        // Projections in 4.5 bits, and the embedding and the head in bf16.
+        let weights = report["weights_bytes"].as_f64().expect("bytes");
+        assert!((5.5e9..7.5e9).contains(&weights), "{weights}");
+        (report["fits"].clone(), String::from_utf8_lossy(&run(&args).stdout).into_owned())
+    };
+    let (fits, said) = train(&[]);
+    assert!(fits == serde_json::json!(false) && said.contains("--recompute"), "{said}");
+    assert_eq!(train(&["--recompute"]).0, serde_json::json!(true));
 }
 
 #[test]

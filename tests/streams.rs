@@ -248,6 +248,75 @@ fn a_loop_is_closed_once_and_an_answer_follows() {
 }
 
 #[test]
+fn an_answer_that_repeats_itself_ends_with_that_reason() {
+    let tokenizer = tokenizer(true);
+    for opening in ["", "<output>"] {
+        let looping = "Wait, let me check that again. ".repeat(60);
+        let script = ids(&tokenizer, &format!("{opening}{looping}"));
+        let run = Run::new(&tokenizer, GenerationOptions { loop_guard: true, ..options() }, &script);
+        assert_eq!(run.stopped.map(|(_, reason)| reason), Some(FinishReason::Loop), "{opening:?}");
+        let segments = run.segments();
+        let closed: Vec<_> = segments.iter().map(|segment| (segment.closed, segment.reason)).collect();
+        assert_eq!(closed, [(Closed::Forced, Some(ForcedReason::Loop))], "{opening:?}");
+    }
+}
+
+#[test]
+fn alternatives_are_shown_as_text() {
+    let tokenizer = tokenizer(true);
+    let script = ids(&tokenizer, "where are é");
+    let mut generation = Generation::new(options(), 3);
+    let mut shown = String::new();
+    for &id in &script {
+        let sampled = Sampled { id, logprob: -0.5, top: vec![(id, -0.5)] };
+        let (events, _) = generation.push(&tokenizer, &sampled, 0.0);
+        for event in &events {
+            let Event::Text { text, top, .. } = event else { continue };
+            assert_eq!(&top.as_ref().expect("alternatives were asked for")[0].text, text);
+            shown.push_str(text);
+        }
+    }
+    assert_eq!(shown, "where are é");
+}
+
+#[test]
+fn what_a_stop_text_holds_back_stands_before_a_tag() {
+    for special_tags in [true, false] {
+        let tokenizer = tokenizer(special_tags);
+        let with = |stop: &str| GenerationOptions { stops: vec![stop.to_owned()], ..options() };
+        let text = "<thinking>It is my own</thinking><output>Yes</output>";
+        let run = Run::new(&tokenizer, with("own fox"), &ids(&tokenizer, text));
+        let segments = run.segments();
+        let shown: Vec<_> = segments.iter().map(|s| (s.kind, s.text.as_str())).collect();
+        assert_eq!(shown, [(SegmentKind::Thinking, "It is my own"), (SegmentKind::Output, "Yes")]);
+        // A tag may end an answer.
+        let run = Run::new(&tokenizer, with("</output>"), &ids(&tokenizer, text));
+        assert_eq!(run.stopped.map(|(_, reason)| reason), Some(FinishReason::Stop));
+        assert_eq!(run.segments().last().map(|segment| segment.text.clone()), Some("Yes".to_owned()));
+        // A budget closes the segment behind what was held back.
+        let budgets = Budgets { thinking: Some(5), grace: 0, ..Budgets::default() };
+        let text = "<thinking>aaa the the the own aaa aaa aaa";
+        let run =
+            Run::new(&tokenizer, GenerationOptions { budgets, ..with("own fox") }, &ids(&tokenizer, text));
+        let first = run.segments().into_iter().next().expect("a segment");
+        assert!(text["<thinking>".len()..].starts_with(&first.text), "{first:?}");
+        assert_eq!(first.closed, Closed::Forced);
+        assert_eq!(run.segments().len(), 2);
+    }
+}
+
+#[test]
+fn half_a_character_stands_before_a_tag() {
+    let tokenizer = tokenizer(true);
+    let mut script = ids(&tokenizer, "<thinking>a");
+    script.extend(&byte_ids(&tokenizer, "é")[..1]);
+    script.extend(ids(&tokenizer, "</thinking><output>b</output>"));
+    let segments = Run::new(&tokenizer, options(), &script).segments();
+    let shown: Vec<_> = segments.iter().map(|segment| segment.text.as_str()).collect();
+    assert_eq!(shown, ["a\u{fffd}", "b"]);
+}
+
+#[test]
 fn a_loop_of_reflections_is_closed_too() {
     let tokenizer = tokenizer(true);
     let script = ids(&tokenizer, &format!("<thinking>{}", "<reflection>Hm, no.</reflection>".repeat(60)));

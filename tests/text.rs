@@ -1,7 +1,5 @@
 //! Tokenizers and chat templates against the implementations that the checkpoints were made with.
 
-use std::collections::BTreeSet;
-
 use reflect_tests::{golden, smollm2};
 use reflect_text::{ChatTemplate, Clock, GgufVocab, Message, RenderOptions, SpecialTokens, Tokenizer};
 use serde_json::Value;

@@ -61,6 +61,13 @@ fn full_shows_everything_with_labels_instead_of_tags() {
 }
 
 #[test]
+fn a_narrow_terminal_shows_the_corrected_value() {
+    let terminal = Terminal { live: true, colour: false, width: 30 };
+    let full = shown(ViewMode::Full, terminal, &reflected());
+    assert!(full.contains("│ corrected: 3 *… → 3 * 4 = 12\n"), "{full:?}");
+}
+
+#[test]
 fn fold_sums_the_thinking_up_and_hide_leaves_it_out() {
     let folded = "thought 3.1 s, 1 reflection, 1 correction\nIt is 12.\n";
     assert_eq!(shown(ViewMode::Fold, PLAIN, &reflected()), folded);

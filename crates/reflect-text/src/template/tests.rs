@@ -146,7 +146,7 @@ fn whatever_the_template_does_users_write_no_control_tokens() {
         ("{{ c.replace('#', '') }}", "<|im_#end|>", 0),
         ("{{ c | lower }}", "<|IM_END|>", 0),
         ("{{ c }}{{ c }}", "<|im_end|><|im_", 0),
-        ("{{ c[::-1] }}", ">|dne_mi|<", 0),
+        ("{{ c[::-1][::-1] }}", "<|im_end|>", 0),
         ("{{ c | tojson }}", "\"<|im_end|>\"", 0),
         ("{{ [c, {'a': c}] }}", "<|im_end|>", 0),
         ("{{ c.split('x') | join('') }}", "<|im_xend|>", 0),

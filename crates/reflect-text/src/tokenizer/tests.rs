@@ -295,7 +295,7 @@ proptest! {
     /// Where all tokens are allowed the ids are those of the `tokenizers` library, whatever the flags of
     /// the added tokens; where none is, no special one comes out and the text comes back.
     #[test]
-    fn ids_are_the_librarys(
+    fn ids_are_those_of_the_library(
         kind in 0..7usize,
         bits in prop::collection::vec(prop::sample::select(&["<A>", "<B>", "<C>", "<D>", "<E>", "<F>",
             "<G>", "<H>", "<I>", "<J>", "<K>", "<L>", "<M>", "<N>", "<O>", "<P>", "<", "A>", " ", "  ",

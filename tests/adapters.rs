@@ -135,7 +135,8 @@ fn adapters_of_every_kind_are_merged_to_the_last_bit_of_f32() {
         "q_proj" => 64.0 / 4.0,
         _ => 12.5 / 4.0,
     };
-    let kinds: [(&str, Value, Option<Dtype>, &dyn Fn(&str) -> f64); 5] = [
+    type Kind<'a> = (&'a str, Value, Option<Dtype>, &'a dyn Fn(&str) -> f64);
+    let kinds: [Kind; 5] = [
         ("f16", json!({}), Some(Dtype::F16), &plain),
         ("bf16", json!({}), Some(Dtype::BF16), &plain),
         ("rslora", json!({ "use_rslora": true }), None, &stabilised),
@@ -358,7 +359,8 @@ fn make(random: &mut ChaCha8Rng) -> Made {
     let mut refused = false;
 
     let names = some(random);
-    let (list, wanted): (bool, Box<dyn Fn(&str, Option<i64>) -> bool>) = match random.random_range(0..5) {
+    type Wanted = Box<dyn Fn(&str, Option<i64>) -> bool>;
+    let (list, wanted): (bool, Wanted) = match random.random_range(0..5) {
         0 => {
             config["target_modules"] = json!("all-linear");
             (false, Box::new(|_, layer| layer.is_some()))

@@ -99,7 +99,7 @@ impl Values<'_> {
         match self {
             Self::Rows { matrix, first } => rows_of(matrix, first + range.start..first + range.end),
             Self::Elements { vector, first } => {
-                floats((*vector).clone().slice([first + range.start..first + range.end]))
+                floats((*vector).clone().slice(first + range.start..first + range.end))
             }
             Self::Turned(values, part, config) => {
                 Ok(part.to_hugging_face(config, &values.read(range, cols)?, cols))
@@ -213,7 +213,7 @@ fn rows_of(matrix: &PackedMatrix, range: Range<usize>) -> Result<Vec<f32>, Train
         if start >= end {
             continue;
         }
-        let words = words(part.words.clone().slice([start * stride..end * stride]))?;
+        let words = words(part.words.clone().slice(start * stride..end * stride))?;
         for row in words.chunks_exact(stride) {
             values.extend(row[..matrix.cols].iter().map(|word| f32::from_bits(*word as u32)));
         }

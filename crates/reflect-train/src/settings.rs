@@ -246,7 +246,8 @@ mod tests {
                 assert!(said.contains(flag), "{flag} {value}: {said}");
             }
         }
-        let counts: [(&str, fn(&mut Settings)); 4] = [
+        type Zero = fn(&mut Settings);
+        let counts: [(&str, Zero); 4] = [
             ("--steps", |s| s.steps = 0),
             ("--micro-tokens", |s| s.micro_tokens = 0),
             ("--accumulate", |s| s.accumulate = 0),

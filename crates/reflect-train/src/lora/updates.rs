@@ -175,7 +175,8 @@ fn role(name: &str) -> Option<Role> {
     // Before PEFT leaves it out, its name of an adapter stands in the names of tensors.
     let plain = name.replace(".default.", ".");
     let plain = plain.strip_suffix(".default").unwrap_or(&plain);
-    let factors: [(&str, fn(String) -> Role); 4] = [
+    type Factor = fn(String) -> Role;
+    let factors: [(&str, Factor); 4] = [
         (".lora_A.weight", Role::A),
         (".lora_B.weight", Role::B),
         (".lora_embedding_A", Role::EmbeddingA),

@@ -195,12 +195,15 @@ impl TagParser {
                 }
             }
             Resolved::Meant => {
+                let now = std::mem::replace(&mut self.tokens, doubt.tokens);
                 self.apply(doubt.tag, doubt.token);
                 let shares_token = doubt.rest.first().is_some_and(|(_, id, _)| id.is_none());
                 self.unreported = doubt.id.into_iter().filter(|_| shares_token).collect();
                 for (index, id, text) in doubt.rest {
+                    self.tokens = index + 1;
                     self.take(index, id, &text);
                 }
+                self.tokens = now;
             }
         }
     }
@@ -276,7 +279,8 @@ impl TagParser {
                 } else if self.may_be_meant(tag, closes_innermost) {
                     self.held.clear();
                     let id = self.unreported.last().copied();
-                    self.doubt = Some(Doubt::new(tag, self.held_token, id, self.quotes.before_tag()));
+                    self.doubt =
+                        Some(Doubt::new(tag, self.held_token, index + 1, id, self.quotes.before_tag()));
                     return false;
                 }
                 self.release_held();

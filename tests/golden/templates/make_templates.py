@@ -204,7 +204,11 @@ def flattened(conversation):
 def row(case, conversation, neutral=None):
     """What one template makes of one conversation."""
     try:
-        return of_text(case, conversation, case.render(conversation), neutral)
+        tracked = case.render(conversation)
+        # A template that knows no parts may print Python's spelling of the list. That is no prompt: as where it fails.
+        if "[{'type': " not in tracked:
+            return of_text(case, conversation, tracked, neutral)
+        refusal = {"error": "the template prints a list of parts", "raised": False}
     except jinja2.exceptions.TemplateError as error:
         if type(error) is jinja2.exceptions.TemplateError:
             return {"error": str(error), "raised": True}

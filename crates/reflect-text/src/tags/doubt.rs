@@ -13,6 +13,8 @@ pub(super) struct Doubt {
     pub tag: Tag,
     /// Index of the token that the tag began in.
     pub token: usize,
+    /// Number of tokens when the tag was complete.
+    pub tokens: usize,
     /// The token that completed the tag, if no text has reported it.
     pub id: Option<u32>,
     /// What came after the tag: index of a token, its id if it is new, its characters.
@@ -35,11 +37,11 @@ pub(super) enum Resolved {
 }
 
 impl Doubt {
-    pub fn new(tag: Tag, token: usize, id: Option<u32>, mut quotes: Quotes) -> Self {
+    pub fn new(tag: Tag, token: usize, tokens: usize, id: Option<u32>, mut quotes: Quotes) -> Self {
         let ends_with_line = !quotes.is_fenced();
         tag.spelling().chars().for_each(|character| quotes.see(character));
         let gap = (!tag.opens).then(String::new);
-        Self { tag, token, id, rest: Vec::new(), quotes, ends_with_line, gap }
+        Self { tag, token, tokens, id, rest: Vec::new(), quotes, ends_with_line, gap }
     }
 
     /// Takes the next character, of the token at `index`.

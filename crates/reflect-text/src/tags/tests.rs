@@ -316,7 +316,12 @@ proptest! {
         for (index, (at, character)) in text.char_indices().enumerate() {
             events.extend(parser.feed(index, 0, character.encode_utf8(&mut [0; 4])));
             let seen = &text[..at + character.len_utf8()];
-            prop_assert_eq!(rebuild(&events) + &parser.held, seen);
+            // In an open quotation what follows a tag in doubt is held back with it.
+            let doubted = parser.doubt.as_ref().map(|doubt| {
+                let rest: String = doubt.rest.iter().map(|(.., text)| text.as_str()).collect();
+                doubt.tag.spelling().to_owned() + &rest
+            });
+            prop_assert_eq!(rebuild(&events) + &doubted.unwrap_or_default() + &parser.held, seen);
             prop_assert!(parser.held.is_empty() || TAGS.iter().any(|(tag, _)| tag.starts_with(&parser.held)));
         }
     }

@@ -202,7 +202,12 @@ impl Inputs {
     fn content(&mut self, message: &Message, source: Source, shape: Shape) -> Option<Value> {
         match &message.given {
             Content::Json(Json::Null) if !shape.only_text => return None,
-            Content::Json(json) if !shape.only_text => return Some(self.json(json, source)),
+            Content::Json(Json::Array(parts)) if !shape.only_text => {
+                return Some(Value::list(parts.iter().map(|part| self.part(part, source)).collect()));
+            }
+            Content::Json(json) if !shape.only_text => {
+                return Some(self.json(json, Source { is_content: false, ..source }));
+            }
             Content::Absent if !shape.only_text => return None,
             _ => {}
         }
@@ -213,6 +218,19 @@ impl Inputs {
         let part = [("type", Value::text("text")), ("text", text)];
         let part = part.map(|(name, value)| (Value::text(name), value));
         Some(Value::list(vec![Value::Map(Rc::new(part.to_vec()))]))
+    }
+
+    /// A part of a content, in which the text alone counts as content.
+    fn part(&mut self, part: &Json, source: Source) -> Value {
+        let Json::Object(fields) = part else {
+            return self.json(part, source);
+        };
+        let beside = Source { is_content: false, ..source };
+        let field = |(name, value): (&String, &Json)| {
+            let is_text = name == "text" && value.is_string();
+            (Value::text(name), self.json(value, if is_text { source } else { beside }))
+        };
+        Value::Map(Rc::new(fields.iter().map(field).collect()))
     }
 
     fn json(&mut self, json: &Json, source: Source) -> Value {

@@ -300,7 +300,7 @@ const STEPS: [&str; 24] = [
     "'%s|%r' % (c, c)",
     "'{0}{0:>12}'.format(c)",
     "c.partition('|')[2]",
-    "c.rsplit(None, 1) | last",
+    "(c.rsplit(None, 1) | last) or c",
 ];
 
 /// What users may write to get at a control token.

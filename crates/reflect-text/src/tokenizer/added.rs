@@ -69,6 +69,14 @@ impl AddedTokens {
         allowed: &impl Fn(u32, Range<usize>) -> bool,
     ) -> Result<PreTokenizedString, TextError> {
         let mut pieces = PreTokenizedString::from(text);
+        // White space that normalisation puts into a spelling belongs to whatever stands before it.
+        let allowed = &|id: u32, place: Range<usize>| {
+            let Some(spelled) = text.get(place.clone()) else {
+                return allowed(id, place);
+            };
+            let start = place.start + (spelled.len() - spelled.trim_start().len());
+            allowed(id, start..start + spelled.trim().len())
+        };
         let split = |pieces: &mut PreTokenizedString| {
             pieces.split(|_, piece| self.plain.split(piece, allowed))?;
             pieces.split(|_, mut piece| {

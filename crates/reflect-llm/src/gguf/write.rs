@@ -33,7 +33,7 @@ impl GgufHeader {
         self.keys.contains(key)
     }
 
-    /// An entry as [`Value::to_json`] gave it, in the smallest usual type that holds it. What that never
+    /// An entry as [`super::Value::to_json`] gave it, in the smallest usual type that holds it. What that never
     /// gives is overlooked.
     pub fn value(&mut self, key: &str, value: &Json) {
         let mut bytes = Vec::new();

@@ -63,6 +63,24 @@ fn random_blocks_widen_to_the_bits_of_the_gguf_package() {
 }
 
 #[test]
+fn blocks_of_k_quants_that_were_widened_are_found_again() {
+    let bytes = golden();
+    let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
+    for (format, scales) in [(Format::Q4K, 2), (Format::Q5K, 2), (Format::Q6K, 0)] {
+        let blocks = file.tensor(&format!("{}.blocks", format.name())).expect("blocks");
+        let bytes = format.file_row_bytes(256).expect("a whole block");
+        for (at, block) in blocks.data().chunks_exact(bytes).enumerate() {
+            let mut block = block.to_vec();
+            // No quantiser writes a scale or a minimum below zero.
+            (0..scales).for_each(|scale| block[2 * scale + 1] &= 0x7f);
+            let first = unpacked(format, &block, 256);
+            let again = unpacked(format, &encode_row(format, &first).expect("whole blocks"), 256);
+            assert_eq!(again, first, "{} block {at}", format.name());
+        }
+    }
+}
+
+#[test]
 fn numbers_of_eight_bits_are_those_of_ml_dtypes() {
     let bytes = golden();
     let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");

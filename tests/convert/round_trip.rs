@@ -12,7 +12,7 @@ use reflect_llm::{
     safetensors_dir::open_dir,
     weights::{MmapFile, TensorSource, expected_shapes},
 };
-use reflect_text::{GgufVocab, SpecialTokens};
+use reflect_text::{GgufVocab, Message, RenderOptions, SpecialTokens};
 use serde_json::{Value, json};
 
 use super::{Folder, must, run};
@@ -46,6 +46,14 @@ impl Open {
     fn ids(&self, texts: &[String]) -> Vec<Vec<u32>> {
         let ids = |text: &String| self.texts.tokenizer.encode(text, SpecialTokens::Parse).expect("a text");
         texts.iter().map(ids).collect()
+    }
+
+    /// The text and the ids of a prompt of its chat template.
+    fn prompt(&self, messages: &[Message]) -> (String, Vec<u32>) {
+        let template = self.texts.template.as_ref().expect("a template");
+        let options = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
+        let prompt = template.render_ids(&self.texts.tokenizer, messages, &options).expect("a prompt");
+        (prompt.text, prompt.ids)
     }
 
     fn ends(&self) -> Vec<u32> {
@@ -111,6 +119,9 @@ fn same_files(one: &str, other: &str) {
     }
 }
 
+const TEMPLATE: &str = "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}\n{% endfor %}\
+                        {% if add_generation_prompt %}[assistant]{{ pad_token }}{% endif %}";
+
 /// Every kind of tokenizer with the ids of Hugging Face: `golden/tokenizer/make_kinds.py`.
 #[test]
 fn every_kind_of_tokenizer_keeps_its_ids_settings_and_templates() {
@@ -139,7 +150,7 @@ fn every_kind_of_tokenizer_keeps_its_ids_settings_and_templates() {
             ("tokenizer.json", tokenizer.to_string()),
             ("tokenizer_config.json", settings.to_string()),
             ("generation_config.json", json!({ "eos_token_id": [id("<|end|>"), 7, 9, 11] }).to_string()),
-            ("chat_template.jinja", "{% for m in messages %}{{ m.content }}{% endfor %}".to_owned()),
+            ("chat_template.jinja", TEMPLATE.to_owned()),
             ("additional_chat_templates/tool_use.jinja", "tools".to_owned()),
         ];
         let path = |what: &str| home.file(&format!("{at}-{what}"));
@@ -158,6 +169,17 @@ fn every_kind_of_tokenizer_keeps_its_ids_settings_and_templates() {
             Open::gguf(&path("2.gguf")),
             Open::folder(&path("2")),
         ];
+        let messages = [Message::new("system", "Be  brief."), Message::new("user", "<s>hi <|end|> there")];
+        let (text, prompt) = all[0].prompt(&messages);
+        let expected_text =
+            "<s>[system]Be  brief.<|end|>\n[user]<s>hi <|end|> there<|end|>\n[assistant]<tool>";
+        assert_eq!(text, expected_text, "{name}");
+        let controls = |token: &str| {
+            let id = id(token).and_then(|id| id.as_u64()).map(|id| id as u32);
+            prompt.iter().filter(|found| Some(**found) == id).count()
+        };
+        // What the user typed stays text.
+        assert_eq!([controls("<s>"), controls("<|end|>"), controls("<tool>")], [1, 2, 1], "{name}");
         let ends = all[0].ends();
         assert!([7, 9, 11].iter().all(|id| ends.contains(id)), "{name}: {ends:?}");
         for (step, open) in all.iter().enumerate() {
@@ -169,6 +191,7 @@ fn every_kind_of_tokenizer_keeps_its_ids_settings_and_templates() {
             let raw = tokenizer.encode("hi", SpecialTokens::Add).expect("a text");
             assert_eq!(raw.first(), tokenizer.bos_id().as_ref(), "{name}, step {step}");
             assert_eq!(tokenizer.chat_template(), Some(files[3].1.as_str()), "{name}, step {step}");
+            assert_eq!(open.prompt(&messages), (text.clone(), prompt.clone()), "{name}, step {step}");
             assert_eq!(open.ends(), ends, "{name}, step {step}");
             assert_eq!(tokenizer.pad_id(), id("<tool>").and_then(|id| id.as_u64()).map(|id| id as u32));
             assert_eq!(open.texts.config.vocab_size, config.vocab_size);
@@ -399,18 +422,15 @@ fn packed_weights_come_back() {
         convert(&path("1"), format, &path("3.gguf"));
         convert(&path("3.gguf"), "f32", &path("3"));
         let (first, again) = (Open::folder(&path("1")).tensors, Open::folder(&path("3")).tensors);
-        // The scales of k-quants are searched for anew, and found again but for a few blocks.
-        let bound = if format.ends_with("_K") { 1e-5 } else { 0.0 };
         for (name, bytes) in &first {
-            let error = super::nmse(&numbers(&again[name]), &numbers(bytes));
-            println!("{format} {name}: {error:.1e}");
-            assert!(error <= bound, "{format} {name}: {error:e}");
+            assert!(numbers(&again[name]).eq(numbers(bytes)), "{format} {name}");
         }
     }
 }
 
-fn numbers(bytes: &[u8]) -> Vec<f32> {
-    bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+/// As numbers: a zero may lose its sign.
+fn numbers(bytes: &[u8]) -> impl Iterator<Item = f32> {
+    bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
 }
 
 /// A fine-tune that added a token to the tokenizer alone runs as long as that token does not occur.

@@ -26,6 +26,7 @@
 use half::f16;
 
 mod encode;
+mod exact;
 mod fp8;
 mod pack;
 

@@ -36,8 +36,8 @@ use crate::tokenizer::{Guard, Tokenizer};
 #[derive(Clone, Debug)]
 pub struct ChatTemplate {
     source: String,
-    bos: Option<String>,
-    eos: Option<String>,
+    /// The variables of the checkpoint's own tokens, such as `bos_token`, and their spellings.
+    tokens: Vec<(&'static str, String)>,
 }
 
 /// The variables of a rendering beside the messages.
@@ -130,7 +130,9 @@ impl ChatTemplate {
     pub fn new(source: &str, bos: Option<&str>, eos: Option<&str>) -> Result<Self, TextError> {
         let source = without_generation_blocks(source);
         parse(&source)?;
-        Ok(Self { source, bos: bos.map(str::to_owned), eos: eos.map(str::to_owned) })
+        let tokens = [("bos_token", bos), ("eos_token", eos)];
+        let tokens = tokens.into_iter().filter_map(|(name, token)| Some((name, token?.to_owned())));
+        Ok(Self { source, tokens: tokens.collect() })
     }
 
     /// The template of a checkpoint: `own` if it ships one in a file, else its tokenizer's, else the one that
@@ -144,7 +146,11 @@ impl ChatTemplate {
         let eos = spelling(tokenizer.eos_ids().first().copied());
         let (bos, eos) = (bos.as_deref(), eos.as_deref());
         if let Some(source) = own.or(tokenizer.chat_template()) {
-            return Self::new(source, bos, eos).map(Some);
+            let mut template = Self::new(source, bos, eos)?;
+            // transformers passes every named special token.
+            let more = [("pad_token", tokenizer.pad_id()), ("unk_token", tokenizer.unknown_id())];
+            template.tokens.extend(more.into_iter().filter_map(|(name, id)| Some((name, spelling(id)?))));
+            return Ok(Some(template));
         }
         let has = |token: &str| tokenizer.special_id(token).is_some();
         let reflects = has(Tag { kind: SegmentKind::Reflection, opens: true }.spelling());
@@ -294,12 +300,9 @@ impl ChatTemplate {
             let value = value.as_ref().map_or(Value::None, |value| inputs.foreign(value));
             variables.insert(name.into(), value);
         }
-        let texts =
-            [("bos_token", &self.bos), ("eos_token", &self.eos), ("date_string", &options.date_string)];
-        for (name, text) in texts {
-            if let Some(text) = text {
-                variables.insert(name.into(), Value::text(text));
-            }
+        let tokens = self.tokens.iter().map(|(name, token)| (*name, token));
+        for (name, text) in tokens.chain(options.date_string.iter().map(|text| ("date_string", text))) {
+            variables.insert(name.into(), Value::text(text));
         }
         let sources = inputs.sources;
         let is_content = sources.iter().map(|source| source.is_content).collect();

@@ -369,6 +369,11 @@ impl Tokenizer {
         self.settings.pad_id
     }
 
+    /// The token that stands for text that the vocabulary can't spell.
+    pub fn unknown_id(&self) -> Option<u32> {
+        self.settings.unknown_id
+    }
+
     /// The spelling of a token as it stands in the vocabulary file, such as `<|eot_id|>`.
     pub fn token_text(&self, id: u32) -> Option<String> {
         self.settings.notes.spellings.get(&id).cloned().or_else(|| self.inner.id_to_token(id))

@@ -1,11 +1,12 @@
 //! From f32 to the blocks of a file. The small formats round as ggml's reference does
 //! (`quantize_row_*_ref` in `ggml-quants.c`): to nearest, with the scale of the extreme value. The
-//! k-quants search scales of least squared error for each block, then round these to their bits.
+//! k-quants search scales of least squared error for each block, then round these to their bits; a block
+//! that was one of theirs already is found again ([`exact`]).
 
 use half::{bf16, f16};
 
 use super::{
-    Format, SUPER, UNIT, f16_bytes,
+    Format, SUPER, UNIT, exact, f16_bytes,
     fp8::{self, encode_e4m3},
 };
 
@@ -134,14 +135,25 @@ fn quant(v: f32, inverse: f32, min: f32, most: u8) -> f32 {
     ((v + min) * inverse).round_ties_even().clamp(0.0, f32::from(most))
 }
 
-/// A super-block of q4_k (`most` 15) or q5_k (31).
-fn super_block(block: &[f32], most: u8, file: &mut Vec<u8>) {
+/// Scales, minima and quants of a super-block, of small squared error.
+fn near_lines(block: &[f32], most: u8) -> exact::Lines {
     let lines: Vec<(f32, f32)> = block.chunks_exact(UNIT).map(|v| fit_line(v, most)).collect();
     let top = |pick: fn(&(f32, f32)) -> f32| f16::from_f32(lines.iter().map(pick).fold(0.0, f32::max) / 63.0);
     let (d, dmin) = (top(|line| line.0), top(|line| line.1));
     let sixths = |value: f32, unit: f16| (value * inverse(unit.to_f32())).round().clamp(0.0, 63.0) as u8;
-    let scales: Vec<(u8, u8)> =
-        lines.iter().map(|&(scale, min)| (sixths(scale, d), sixths(min, dmin))).collect();
+    let scales = std::array::from_fn(|at| (sixths(lines[at].0, d), sixths(lines[at].1, dmin)));
+    let quants = block.chunks_exact(UNIT).zip(scales).flat_map(|(v, (scale, min))| {
+        let scale = inverse(d.to_f32() * f32::from(scale));
+        let min = dmin.to_f32() * f32::from(min);
+        v.iter().map(move |&v| quant(v, scale, min, most) as u8)
+    });
+    exact::Lines { d, dmin, scales, quants: quants.collect() }
+}
+
+/// A super-block of q4_k (`most` 15) or q5_k (31).
+fn super_block(block: &[f32], most: u8, file: &mut Vec<u8>) {
+    let exact::Lines { d, dmin, scales, quants: q } =
+        exact::lines(block, most).unwrap_or_else(|| near_lines(block, most));
 
     file.extend(d.to_le_bytes());
     file.extend(dmin.to_le_bytes());
@@ -158,15 +170,6 @@ fn super_block(block: &[f32], most: u8, file: &mut Vec<u8>) {
     }
     file.extend(six);
 
-    let q: Vec<u8> = block
-        .chunks_exact(UNIT)
-        .zip(&scales)
-        .flat_map(|(v, &(scale, min))| {
-            let scale = inverse(d.to_f32() * f32::from(scale));
-            let min = dmin.to_f32() * f32::from(min);
-            v.iter().map(move |&v| quant(v, scale, min, most) as u8)
-        })
-        .collect();
     if most > 15 {
         let bit = |k: usize, j: usize| (q[k * UNIT + j] >> 4) << k;
         file.extend((0..UNIT).map(|j| (0..SUPER).fold(0, |all, k| all | bit(k, j))));
@@ -200,27 +203,30 @@ fn signed_quant(v: f32, inverse: f32) -> f32 {
     (v * inverse).round_ties_even().clamp(-32.0, 31.0)
 }
 
+/// Scales and quants of a super-block of q6_k, of small squared error.
+fn near_signed(block: &[f32]) -> exact::Signed {
+    let fitted: Vec<f32> = block.chunks_exact(16).map(fit_scale).collect();
+    let extreme = fitted.iter().fold(0f32, |top, &v| if v.abs() > top.abs() { v } else { top });
+    let d = f16::from_f32(extreme / -128.0);
+    let byte = |scale: f32| (scale * inverse(d.to_f32())).round().clamp(-128.0, 127.0) as i8;
+    let scales = std::array::from_fn(|at| byte(fitted[at]));
+    let quants = block.chunks_exact(16).zip(scales).flat_map(|(v, scale)| {
+        let inverse = inverse(d.to_f32() * f32::from(scale));
+        v.iter().map(move |&v| signed_quant(v, inverse) as i8)
+    });
+    exact::Signed { d, scales, quants: quants.collect() }
+}
+
 /// A super-block of q6_k.
 fn six_bits(block: &[f32], file: &mut Vec<u8>) {
-    let scales: Vec<f32> = block.chunks_exact(16).map(fit_scale).collect();
-    let extreme = scales.iter().fold(0f32, |top, &v| if v.abs() > top.abs() { v } else { top });
-    let d = f16::from_f32(extreme / -128.0);
-    let bytes: Vec<i8> =
-        scales.iter().map(|scale| (scale * inverse(d.to_f32())).round().clamp(-128.0, 127.0) as i8).collect();
-    let q: Vec<u8> = block
-        .chunks_exact(16)
-        .zip(&bytes)
-        .flat_map(|(v, &byte)| {
-            let inverse = inverse(d.to_f32() * f32::from(byte));
-            v.iter().map(move |&v| (signed_quant(v, inverse) as i32 + 32) as u8)
-        })
-        .collect();
+    let exact::Signed { d, scales, quants } = exact::signed(block).unwrap_or_else(|| near_signed(block));
+    let q: Vec<u8> = quants.iter().map(|q| (q + 32) as u8).collect();
     for half in q.chunks_exact(128) {
         file.extend((0..64).map(|j| (half[j] & 15) | half[64 + j] << 4));
     }
     for half in q.chunks_exact(128) {
         file.extend((0..32).map(|j| (0..4).fold(0, |all, k| all | (half[32 * k + j] >> 4) << (2 * k))));
     }
-    file.extend(bytes.iter().map(|byte| *byte as u8));
+    file.extend(scales.iter().map(|scale| *scale as u8));
     file.extend(d.to_le_bytes());
 }

@@ -109,7 +109,7 @@ impl McNemar {
         let (first, second) = (self.first_only as f64 + 0.5, self.second_only as f64 + 0.5);
         let difference = (first - second) / n;
         let half = Z * (first + second - (first - second).powi(2) / n).max(0.0).sqrt() / n;
-        [difference - half, difference + half]
+        [(difference - half).max(-1.0), (difference + half).min(1.0)]
     }
 }
 

@@ -95,3 +95,51 @@ fn the_memory_of_training_is_that_of_the_settings_of_train() {
     let text = String::from_utf8(plan(&shape).stdout).expect("UTF-8");
     assert!(text.contains("--recompute"), "{text}");
 }
+
+/// The table of `docs/big-models.md`: so many cards hold the model, and one fewer does not.
+#[test]
+fn the_table_of_big_models_is_what_plan_says() {
+    let page = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/big-models.md");
+    let page = std::fs::read_to_string(page).expect("the page");
+    let table = page.lines().skip_while(|line| !line.starts_with("| model | format |"));
+    let rows: Vec<Vec<&str>> = table
+        .take_while(|line| line.starts_with('|'))
+        .map(|line| line.trim_matches('|').split('|').map(str::trim).collect())
+        .collect();
+    let (head, rows) = (&rows[0], &rows[2..]);
+    assert_eq!((rows.len(), head.len()), (10, 9));
+    std::thread::scope(|scope| {
+        for row in rows.iter().enumerate().map(|(at, row)| {
+            let model = rows[..=at].iter().rev().find_map(|row| (!row[0].is_empty()).then_some(row[0]));
+            (model.unwrap_or_default().to_lowercase(), row)
+        }) {
+            scope.spawn(move || check(&row.0, row.1, &head[3..]));
+        }
+    });
+}
+
+/// A row of the table: model, formats, gigabytes on one card that holds all, cards of each size.
+fn check(model: &str, row: &[&str], sizes: &[&str]) {
+    for format in row[1].split(", ") {
+        let with = |gibibytes: f64, cards: usize| {
+            let memory = vec![format!("{:.2}GiB", 0.95 * gibibytes); cards].join(",");
+            let args = ["--config", model, "--format", format, "--context", "8192", "--kv", "f16"];
+            report(&[&args[..], &["--memory", &memory]].concat())
+        };
+        let whole = with(1000.0, 1)["devices"][0]["total_bytes"].as_f64().expect("bytes");
+        assert_eq!(format!("{:.1}", whole / 1e9), row[2], "{model} {format}");
+        for (size, cards) in sizes.iter().zip(&row[3..]) {
+            let gibibytes: f64 = size.trim_end_matches(" GiB").parse().expect("a size");
+            let cards: usize = cards.parse().expect("a number of cards");
+            assert_eq!(
+                with(gibibytes, cards)["fits"],
+                Value::Bool(true),
+                "{model} {format}: {cards} x {size}"
+            );
+            if cards > 1 {
+                let fewer = with(gibibytes, cards - 1);
+                assert_eq!(fewer["fits"], Value::Bool(false), "{model} {format}: {} x {size}", cards - 1);
+            }
+        }
+    }
+}

@@ -4,6 +4,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::OnceLock;
 
 use anyhow::{Result, ensure};
 use reflect_kernels::{Format, format::encode_row, verify::noise};
@@ -19,8 +20,10 @@ const ROWS: usize = 61;
 /// keeps activations in range.
 pub struct Synthetic {
     tensors: BTreeMap<String, TensorInfo>,
-    /// File bytes of [`ROWS`] rows, by columns.
-    rows: BTreeMap<usize, Vec<u8>>,
+    /// The format of the matrices.
+    format: Format,
+    /// File bytes of [`ROWS`] rows, by columns; made when they are read, since a plan reads none.
+    rows: BTreeMap<usize, OnceLock<Vec<u8>>>,
 }
 
 impl Synthetic {
@@ -35,18 +38,17 @@ impl Synthetic {
             let format = if shape.len() == 1 { Format::F32 } else { format };
             let info = TensorInfo { name: name.clone(), shape, format };
             let cols = info.cols();
-            if info.shape.len() > 1 && !rows.contains_key(&cols) {
-                let made = make_rows(format, cols);
+            if info.shape.len() > 1 {
                 ensure!(
-                    !made.is_empty(),
+                    format.file_row_bytes(cols).is_some(),
                     "{} has no rows of {cols} columns; use another format",
                     format.name()
                 );
-                rows.insert(cols, made);
+                rows.insert(cols, OnceLock::new());
             }
             tensors.insert(name, info);
         }
-        Ok(Self { tensors, rows })
+        Ok(Self { tensors, format, rows })
     }
 }
 
@@ -73,6 +75,7 @@ impl TensorSource for Synthetic {
             return Ok(Cow::Owned(1f32.to_le_bytes().repeat(info.cols())));
         }
         let block = self.rows.get(&info.cols()).ok_or_else(missing)?;
+        let block = block.get_or_init(|| make_rows(self.format, info.cols()));
         let row_bytes = info.row_bytes();
         let mut bytes = Vec::with_capacity(rows.len() * row_bytes);
         for row in rows {

@@ -197,10 +197,10 @@ fn a_cancelled_sequence_frees_its_pages() {
     for round in 0..5 {
         let first = submit(&mut engine, &golden.tokens[..PAGE + 1]);
         run(&mut engine, &[first], 1);
-        let second = submit(&mut engine, &golden.tokens[..PAGE]);
-        let error = pollster::block_on(engine.step(&mut ())).expect_err("the cache is full");
-        assert!(matches!(error, EngineError::CacheFull(_)), "round {round}: {error}");
+        assert_eq!(engine.free_positions(), 0, "round {round}");
         engine.cancel(first);
+        assert_eq!(engine.free_positions(), 2 * PAGE, "round {round}");
+        let second = submit(&mut engine, &golden.tokens[..PAGE]);
         run(&mut engine, &[second], 1);
         // A shared page is free once both owners are gone.
         let fork = engine.fork(second, PAGE + 1, greedy()).expect("the fork fits");
@@ -210,6 +210,91 @@ fn a_cancelled_sequence_frees_its_pages() {
         engine.cancel(fork);
         assert!(engine.tokens(fork).is_err());
     }
+}
+
+/// A prompt of so many tokens, from those of a golden file, which are fewer.
+fn prompt_of(golden: &Golden, first: usize, len: usize) -> Vec<u32> {
+    golden.tokens.iter().copied().cycle().skip(first).take(len).collect()
+}
+
+/// Eight sequences in a cache with room for three: all end, with the tokens that each has alone.
+#[test]
+fn a_full_cache_delays_sequences_and_fails_none() {
+    for (open, model, golden) in models() {
+        let prompts: Vec<Vec<u32>> = (0..8).map(|at| prompt_of(&golden, at, 50 + 9 * at)).collect();
+        let alone: Vec<_> = prompts.iter().map(|prompt| fresh(&model, prompt, TOKENS)).collect();
+        let options = EngineOptions { cache_positions: 12 * PAGE, ..exact(256, 64) };
+        let mut engine = Engine::new(model, options);
+        let ids: Vec<_> = prompts.iter().map(|prompt| submit(&mut engine, prompt)).collect();
+        let together = run(&mut engine, &ids, TOKENS);
+        for (at, (ours, theirs)) in together.iter().zip(&alone).enumerate() {
+            assert_same(&format!("{}: sequence {at}", open.name), ours, theirs);
+        }
+        ids.into_iter().for_each(|id| engine.cancel(id));
+        assert_eq!(engine.free_positions(), 12 * PAGE);
+    }
+}
+
+/// What fails belongs to one sequence, and the others go on.
+#[test]
+fn a_sequence_that_fails_touches_no_other() {
+    let open = reflect_kernels::device::cpu();
+    let golden = Golden::named("g4_hd64_llama3_bias");
+    let model = load(&golden.config, &golden.weights(), &open);
+    let expected = fresh(&model, &prompt_of(&golden, 0, 40), TOKENS);
+    // Longer than the whole cache, and one whose tokens are all banned.
+    let options = EngineOptions { cache_positions: 4 * PAGE, ..exact(256, 64) };
+    let mut engine = Engine::new(model, options);
+    let banned = (0..golden.config.vocab_size as u32).collect();
+    let prompt = prompt_of(&golden, 3, 20);
+    let sampling = SamplingParams { banned, ..greedy() };
+    let mute = engine.submit(Request { prompt, sampling }).expect("the prompt fits");
+    let good = submit(&mut engine, &prompt_of(&golden, 0, 40));
+    let long = submit(&mut engine, &prompt_of(&golden, 0, 5 * PAGE));
+    let (mut written, mut failed) = (Vec::new(), Vec::new());
+    while written.len() < TOKENS || failed.len() < 2 {
+        let report = pollster::block_on(engine.step(&mut ())).expect("the step works");
+        assert!(report.rows > 0 || !report.failed.is_empty(), "{} tokens, failed {failed:?}", written.len());
+        failed.extend(report.failed);
+        for (id, sampled) in report.sampled {
+            assert_eq!(id, good);
+            written.push(sampled);
+            if written.len() == TOKENS {
+                engine.set_paused(good, true).expect("the sequence is there");
+            }
+        }
+    }
+    assert_same("beside two that fail", &written, &expected);
+    let error = |id| failed.iter().find(|(failed, _)| *failed == id).map(|(_, error)| error);
+    assert!(matches!(error(mute), Some(EngineError::Sample(_))), "{failed:?}");
+    assert!(matches!(error(long), Some(EngineError::CacheFull(_))), "{failed:?}");
+}
+
+/// A sequence that decodes gets a token in every step, however long the prompt is that others bring.
+#[test]
+fn a_prompt_delays_no_sequence_that_decodes() {
+    let open = reflect_kernels::device::cpu();
+    let golden = Golden::named("g4_hd64_llama3_bias");
+    let model = load(&golden.config, &golden.weights(), &open);
+    let expected = fresh(&model, &prompt_of(&golden, 0, 40), TOKENS);
+    let mut engine = engine(&model, 64);
+    let first = submit(&mut engine, &prompt_of(&golden, 0, 40));
+    let mut written = run(&mut engine, &[first], 4).remove(0);
+    engine.set_paused(first, false).expect("the sequence is there");
+    let long = submit(&mut engine, &prompt_of(&golden, 5, 200));
+    for step in 0.. {
+        let report = pollster::block_on(engine.step(&mut ())).expect("the step works");
+        assert!(report.rows <= 64, "step {step}: {} rows", report.rows);
+        let has = |wanted| report.sampled.iter().any(|(id, _)| *id == wanted);
+        assert!(has(first), "step {step}");
+        let ended = has(long);
+        written.extend(report.sampled.into_iter().filter(|(id, _)| *id == first).map(|(_, sampled)| sampled));
+        if ended {
+            assert_eq!(step, 6, "the prompt takes 32 rows of each step");
+            break;
+        }
+    }
+    assert_same("beside a prompt", &written, &expected[..written.len()]);
 }
 
 #[test]

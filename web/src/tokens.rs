@@ -50,7 +50,8 @@ pub async fn compare(
         let id = engine.submit(request).map_err(|error| text(&error))?;
         let mut written: Vec<u32> = Vec::with_capacity(answer.len());
         while written.len() < answer.len() && written.last() != Some(&golden.end) {
-            let report = engine.step(&mut ()).await.map_err(|error| text(&error))?;
+            let report = engine.step(&mut ()).await.and_then(|report| report.alone());
+            let report = report.map_err(|error| text(&error))?;
             written.extend(report.sampled.iter().map(|(_, sampled)| sampled.id));
         }
         engine.cancel(id);

@@ -85,7 +85,7 @@ impl Completion {
             progress: Progress { events: Vec::new(), ended: None },
             next: Next::Continue,
         };
-        let report = engine.step_drafted(self.sequence, &draft, &mut text).await?;
+        let report = engine.step_drafted(self.sequence, &draft, &mut text).await?.alone()?;
         let TextFilter { mut progress, next, .. } = text;
         if report.rows == 0 {
             return Err(EngineError::NoSequence(self.sequence));

@@ -82,7 +82,7 @@ impl ModelDrafter {
         }
         let mut draft = Vec::with_capacity(most);
         while draft.len() < most {
-            let report = self.engine.step(&mut ()).await?;
+            let report = self.engine.step(&mut ()).await?.alone()?;
             if report.rows == 0 {
                 break;
             }

@@ -3,8 +3,7 @@
 
 mod rows;
 
-use std::collections::{BTreeMap, VecDeque};
-use std::ops::Range;
+use std::collections::BTreeMap;
 
 use burn::tensor::Tensor;
 use rand::SeedableRng;
@@ -17,6 +16,7 @@ use crate::{
     model::{Llama, LogitRows},
     recorder::Recorder,
     sampler::{Candidates, SampleError, Sampled, SamplingParams},
+    scheduler::{Group, Limits, Plan, Scheduler, View},
     shard,
     weights::LoadError,
 };
@@ -28,7 +28,8 @@ pub struct EngineOptions {
     pub context: usize,
     /// Positions in the cache over all sequences.
     pub cache_positions: usize,
-    /// Rows of a prefill step: more is faster, and needs more scratch memory.
+    /// Rows of a step, of prompts and of sequences that decode: more is faster, needs more scratch memory, and
+    /// lets those that decode wait longer.
     pub prefill_chunk: usize,
     pub kv_format: KvFormat,
 }
@@ -57,7 +58,7 @@ pub enum EngineError {
 
 /// Names a sequence of one engine; never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SequenceId(u64);
+pub struct SequenceId(pub(crate) u64);
 
 /// What a sequence is to be continued with.
 #[derive(Clone, Debug)]
@@ -84,12 +85,27 @@ impl TokenFilter for () {
 }
 
 /// What one step did.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Debug, Default)]
 pub struct StepReport {
     /// Tokens chosen in this step. Each is already part of its sequence.
     pub sampled: Vec<(SequenceId, Sampled)>,
+    /// Sequences that can't go on. They are paused, and nobody else is touched.
+    pub failed: Vec<(SequenceId, EngineError)>,
     /// Rows that went through the model.
     pub rows: usize,
+}
+
+impl StepReport {
+    /// The step of an engine with one sequence, whose failure is that of the step.
+    ///
+    /// # Errors
+    /// The first of `failed`.
+    pub fn alone(mut self) -> Result<Self, EngineError> {
+        match self.failed.pop() {
+            Some((_, error)) => Err(error),
+            None => Ok(self),
+        }
+    }
 }
 
 /// A model with its cache and the sequences in flight.
@@ -101,13 +117,9 @@ pub struct Engine {
     recorders: Vec<Recorder>,
     options: EngineOptions,
     sequences: BTreeMap<SequenceId, Sequence>,
-    /// Whose turn it is, so that prefills take turns.
-    turns: VecDeque<SequenceId>,
+    scheduler: Scheduler,
     next_id: u64,
 }
-
-/// Positions that go through the model together, equally many of each sequence.
-type Group = Vec<(SequenceId, Range<usize>)>;
 
 #[derive(Debug)]
 struct Sequence {
@@ -117,7 +129,7 @@ struct Sequence {
     pages: Vec<u32>,
     sampling: SamplingParams,
     rng: ChaCha8Rng,
-    /// Paused sequences keep their cache and take no part in steps.
+    /// Paused sequences take no part in steps. They keep their pages until others need them.
     paused: bool,
 }
 
@@ -133,7 +145,7 @@ impl Engine {
             recorders,
             options,
             sequences: BTreeMap::new(),
-            turns: VecDeque::new(),
+            scheduler: Scheduler::default(),
             next_id: 0,
         }
     }
@@ -234,7 +246,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Leaves a sequence out of the steps, or lets it take part again; its cache is kept.
+    /// Leaves a sequence out of the steps, or lets it take part again. Its cache is kept until others need the
+    /// room, and computed again where it was not.
     ///
     /// # Errors
     /// If there is no such sequence.
@@ -247,7 +260,7 @@ impl Engine {
     pub fn cancel(&mut self, id: SequenceId) {
         if let Some(mut sequence) = self.sequences.remove(&id) {
             self.cache.shrink(&mut sequence.pages, 0);
-            self.turns.retain(|turn| *turn != id);
+            self.scheduler.remove(id);
         }
     }
 
@@ -274,24 +287,18 @@ impl Engine {
         self.sequences.get(&id).is_some_and(|s| s.tokens.len() < self.options.context)
     }
 
-    /// Runs one step: a chunk of one prompt, or one token of every sequence that is past its prompt; over
-    /// several stages as many chunks or parts of the sequences as there are stages, so that each has
-    /// work. Chooses a token for each sequence all of whose tokens are then computed, and appends it.
-    /// Does nothing if no sequence is ready.
+    /// Runs one step: one token of every sequence that is past its prompt, and prompts in the rows that are
+    /// left ([`Scheduler`]). Chooses a token for each sequence all of whose tokens are then computed, and
+    /// appends it. Where the cache is full the newest sequence is computed again later. Does nothing if no
+    /// sequence is ready.
     ///
     /// # Errors
-    /// If the cache is full, no candidate is left, or the device failed.
+    /// If the device failed. What goes wrong with one sequence stands in the report.
     pub async fn step(&mut self, filter: &mut impl TokenFilter) -> Result<StepReport, EngineError> {
-        let groups = self.schedule();
         let mut report = StepReport::default();
+        let groups = self.schedule(&mut report);
         if groups.is_empty() {
             return Ok(report);
-        }
-        for group in &groups {
-            for (id, rows) in group {
-                let Some(sequence) = self.sequences.get_mut(id) else { continue };
-                self.cache.grow(&mut sequence.pages, rows.end)?;
-            }
         }
         let parts = |group: &Group| -> Vec<SequenceRows<'_>> {
             let rows = group.iter().filter_map(|(id, rows)| Some((self.sequences.get(id)?, rows.clone())));
@@ -318,7 +325,7 @@ impl Engine {
             }
             if finished {
                 let ids: Vec<SequenceId> = group.iter().map(|(id, _)| *id).collect();
-                report.sampled.extend(self.choose(&ids, logits, filter).await?);
+                self.choose(&ids, logits, filter, &mut report).await?;
             }
         }
         Ok(report)
@@ -367,7 +374,7 @@ impl Engine {
         let id = SequenceId(self.next_id);
         self.next_id += 1;
         self.sequences.insert(id, sequence);
-        self.turns.push_back(id);
+        self.scheduler.add(id);
         id
     }
 
@@ -387,29 +394,59 @@ impl Engine {
         }
     }
 
-    /// What the next step computes, at most a group for each stage: chunks of the sequence whose turn it
-    /// is, which then passes, else the last tokens of all sequences that want no more than that.
-    fn schedule(&mut self) -> Vec<Group> {
-        let stages = self.model.stages.len();
-        let pending = |id: &SequenceId| {
-            self.sequences.get(id).filter(|s| !s.paused).map_or(0, |s| s.tokens.len() - s.computed)
-        };
-        if let Some(at) = self.turns.iter().position(|id| pending(id) > 1) {
-            let Some(id) = self.turns.remove(at) else { return Vec::new() };
-            self.turns.push_back(id);
-            let Some(sequence) = self.sequences.get(&id) else { return Vec::new() };
-            let (computed, end, chunk) =
-                (sequence.computed, sequence.tokens.len(), self.options.prefill_chunk);
-            let starts = (computed..end).step_by(chunk).take(stages);
-            return starts.map(|start| vec![(id, start..(start + chunk).min(end))]).collect();
+    /// The passes of the next step, with pages for all of them.
+    fn schedule(&mut self, report: &mut StepReport) -> Vec<Group> {
+        loop {
+            let views = self.sequences.iter().map(|(id, s)| {
+                let (tokens, pages) = (s.tokens.len(), s.pages.len());
+                (*id, View { tokens, computed: s.computed, pages, paused: s.paused })
+            });
+            let limits = Limits {
+                rows: self.options.prefill_chunk,
+                stages: self.model.stages.len(),
+                free_pages: self.cache.free_pages(),
+            };
+            let groups = match self.scheduler.plan(&views.collect(), limits) {
+                Plan::Run(groups) => groups,
+                Plan::Evict(id) => {
+                    self.evict(id);
+                    continue;
+                }
+                Plan::Fail(id) => {
+                    self.fail(id, CacheFull.into(), report);
+                    continue;
+                }
+            };
+            let mut full = None;
+            for (id, rows) in groups.iter().flatten() {
+                if let Some(sequence) = self.sequences.get_mut(id)
+                    && self.cache.grow(&mut sequence.pages, rows.end).is_err()
+                {
+                    full = Some(*id);
+                }
+            }
+            match full {
+                None => return groups,
+                Some(id) => self.fail(id, CacheFull.into(), report),
+            }
         }
-        let ready: Vec<SequenceId> = self.turns.iter().copied().filter(|id| pending(id) == 1).collect();
-        let each = ready.len().div_ceil(stages).max(1);
-        let last = |id: &SequenceId| {
-            let computed = self.sequences.get(id).map_or(0, |s| s.computed);
-            (*id, computed..computed + 1)
-        };
-        ready.chunks(each).map(|part| part.iter().map(last).collect()).collect()
+    }
+
+    /// Takes the pages of a sequence, which is computed again when it is its turn.
+    fn evict(&mut self, id: SequenceId) {
+        if let Some(sequence) = self.sequences.get_mut(&id) {
+            sequence.computed = 0;
+            self.cache.shrink(&mut sequence.pages, 0);
+        }
+    }
+
+    /// Tells that a sequence can't go on.
+    fn fail(&mut self, id: SequenceId, error: EngineError, report: &mut StepReport) {
+        self.evict(id);
+        if let Some(sequence) = self.sequences.get_mut(&id) {
+            sequence.paused = true;
+        }
+        report.failed.push((id, error));
     }
 
     /// One step of a sequence in which a draft of what comes next is tried: its tokens go through the model
@@ -448,13 +485,20 @@ impl Engine {
             LogitRows::All,
         )
         .await?;
-        let mut report = StepReport { sampled: Vec::new(), rows: ids.len() };
+        let mut report = StepReport { rows: ids.len(), ..StepReport::default() };
         let Some(logits) = passes.pop() else { return Ok(report) };
         let wanted = device_candidates([&*sequence]);
         let mut rows = Rows::read(&self.model, logits, wanted).await?;
         for row in 0..ids.len() {
-            let sampled = rows.choose(row, id, sequence, filter).await?;
             sequence.computed += 1;
+            let sampled = match rows.choose(row, id, sequence, filter).await {
+                Ok(sampled) => sampled,
+                Err(error @ EngineError::Sample(_)) => {
+                    self.fail(id, error, &mut report);
+                    break;
+                }
+                Err(error) => return Err(error),
+            };
             let wanted = filter.chosen(id, &sampled);
             let as_drafted = draft.get(row) == Some(&sampled.id);
             report.sampled.push((id, sampled));
@@ -471,19 +515,28 @@ impl Engine {
         group: &[SequenceId],
         logits: Tensor<2>,
         filter: &mut impl TokenFilter,
-    ) -> Result<Vec<(SequenceId, Sampled)>, EngineError> {
+        report: &mut StepReport,
+    ) -> Result<(), EngineError> {
         let wanted = device_candidates(group.iter().filter_map(|id| self.sequences.get(id)));
         let mut rows = Rows::read(&self.model, logits, wanted).await?;
-        let mut sampled = Vec::new();
+        let mut failed = Vec::new();
         for (row, id) in group.iter().enumerate() {
             let Some(sequence) = self.sequences.get_mut(id) else { continue };
             if sequence.computed < sequence.tokens.len() || sequence.tokens.len() >= self.options.context {
                 continue;
             }
-            let chosen = rows.choose(row, *id, sequence, filter).await?;
-            filter.chosen(*id, &chosen);
-            sampled.push((*id, chosen));
+            match rows.choose(row, *id, sequence, filter).await {
+                Ok(chosen) => {
+                    filter.chosen(*id, &chosen);
+                    report.sampled.push((*id, chosen));
+                }
+                Err(error @ EngineError::Sample(_)) => failed.push((*id, error)),
+                Err(error) => return Err(error),
+            }
         }
-        Ok(sampled)
+        for (id, error) in failed {
+            self.fail(id, error, report);
+        }
+        Ok(())
     }
 }

@@ -20,6 +20,7 @@ pub mod placement;
 mod recorder;
 pub mod safetensors_dir;
 pub mod sampler;
+pub mod scheduler;
 mod shard;
 pub mod stream;
 pub mod weights;

@@ -201,13 +201,13 @@ fn prefill(engine: &mut Engine, prompt: usize) -> Result<SequenceId> {
     let ids = (1..=prompt as u64).map(|i| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33) % vocab);
     let prompt = ids.map(|id| id as u32).collect();
     let sequence = engine.submit(Request { prompt, sampling: SamplingParams::greedy() })?;
-    while block_on(engine.step(&mut ()))?.sampled.is_empty() {}
+    while block_on(engine.step(&mut ()))?.alone()?.sampled.is_empty() {}
     Ok(sequence)
 }
 
 fn decode(engine: &mut Engine, tokens: usize) -> Result<()> {
     for _ in 0..tokens {
-        ensure!(!block_on(engine.step(&mut ()))?.sampled.is_empty(), "the engine chose no token");
+        ensure!(!block_on(engine.step(&mut ()))?.alone()?.sampled.is_empty(), "the engine chose no token");
     }
     Ok(())
 }

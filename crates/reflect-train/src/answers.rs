@@ -77,7 +77,7 @@ impl Answerer {
     /// The answers to `prompts`, in their order. `told` hears of each that is complete.
     ///
     /// # Errors
-    /// If a prompt can't be rendered, or the engine fails.
+    /// If a prompt can't be rendered, or the engine fails; if one answer fails, after the others are complete.
     pub fn answers(
         &mut self,
         prompts: &[Prompt],
@@ -86,6 +86,7 @@ impl Answerer {
         let mut waiting: VecDeque<usize> = (0..prompts.len()).collect();
         let mut active: BTreeMap<SequenceId, Active> = BTreeMap::new();
         let mut answers: Vec<Option<Answer>> = prompts.iter().map(|_| None).collect();
+        let mut failure = None;
         loop {
             while active.len() < self.parallel.max(1) {
                 let Some(index) = waiting.pop_front() else { break };
@@ -105,6 +106,13 @@ impl Answerer {
             }
             let mut filter = Filter { active: &mut active, tokenizer: &self.tokenizer };
             let report = block_on(self.engine.step(&mut filter)).map_err(failed)?;
+            let idle = report.rows == 0 && report.failed.is_empty();
+            for (id, error) in report.failed {
+                // The others are told before the failure is.
+                active.remove(&id);
+                self.engine.cancel(id);
+                failure.get_or_insert(failed(error));
+            }
             for (id, sampled) in &report.sampled {
                 let Some(writing) = active.get_mut(id) else { continue };
                 let (_, next) = writing.generation.push(&self.tokenizer, sampled, 0.0);
@@ -124,11 +132,14 @@ impl Answerer {
                     self.engine.cancel(*id);
                 }
             }
-            if report.rows == 0 {
+            if idle {
                 return Err(CompletionError::Model("the engine stopped before the answers ended".into()));
             }
         }
-        Ok(answers.into_iter().flatten().collect())
+        match failure {
+            Some(failure) => Err(failure),
+            None => Ok(answers.into_iter().flatten().collect()),
+        }
     }
 
     /// Hands a prompt to the engine; `None` when it is longer than the context.

@@ -1,0 +1,206 @@
+//! What the next step computes: sequences that decode come first, prompts fill what is left of the step's rows,
+//! and where the cache is full the newest sequence gives its pages back. Plain data: no model, no device.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
+
+use reflect_kernels::PAGE;
+
+use crate::engine::SequenceId;
+
+/// Positions that go through the model together, equally many of each sequence.
+pub type Group = Vec<(SequenceId, Range<usize>)>;
+
+/// What the scheduler knows of a sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct View {
+    pub tokens: usize,
+    /// Tokens whose keys and values are cached.
+    pub computed: usize,
+    /// Pages of the cache that the sequence holds, shared ones too.
+    pub pages: usize,
+    pub paused: bool,
+}
+
+impl View {
+    fn pending(&self) -> usize {
+        if self.paused { 0 } else { self.tokens - self.computed }
+    }
+
+    /// Pages that are missing for positions below `positions`.
+    fn missing(&self, positions: usize) -> usize {
+        positions.div_ceil(PAGE).saturating_sub(self.pages)
+    }
+}
+
+/// Sizes of a step.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Rows of one pass through the model.
+    pub rows: usize,
+    /// Passes that can be under way at once.
+    pub stages: usize,
+    /// Pages that nobody holds.
+    pub free_pages: usize,
+}
+
+/// What is to be done next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Plan {
+    /// These passes, in this order; none if no sequence is ready.
+    Run(Vec<Group>),
+    /// This sequence gives its pages back and is computed again later; then a new plan is needed.
+    Evict(SequenceId),
+    /// The cache is too small for this sequence alone.
+    Fail(SequenceId),
+}
+
+/// Whose turn it is.
+#[derive(Debug, Default)]
+pub struct Scheduler {
+    /// All sequences; the prompt that has waited longest is first.
+    turns: VecDeque<SequenceId>,
+}
+
+impl Scheduler {
+    pub fn add(&mut self, id: SequenceId) {
+        self.turns.push_back(id);
+    }
+
+    pub fn remove(&mut self, id: SequenceId) {
+        self.turns.retain(|turn| *turn != id);
+    }
+
+    /// Plans a step over `views`, which has every sequence that was added.
+    pub fn plan(&mut self, views: &BTreeMap<SequenceId, View>, limits: Limits) -> Plan {
+        let step = Step { views, limits };
+        let decode = match step.decode(&self.turns) {
+            Ok(decode) => decode,
+            Err(plan) => return plan,
+        };
+        let prompts = match step.prompts(&self.turns, &decode) {
+            Ok(prompts) => prompts,
+            Err(plan) => return plan,
+        };
+        // Who was served waits for the others.
+        for group in &prompts {
+            for (id, _) in group {
+                self.remove(*id);
+                self.turns.push_back(*id);
+            }
+        }
+        let each = decode.len().div_ceil(limits.stages).max(1);
+        let last = |id: &SequenceId| {
+            let computed = views[id].computed;
+            (*id, computed..computed + 1)
+        };
+        let decode = decode.chunks(each).map(|part| part.iter().map(last).collect());
+        Plan::Run(decode.chain(prompts).collect())
+    }
+}
+
+/// One step in the making.
+struct Step<'a> {
+    views: &'a BTreeMap<SequenceId, View>,
+    limits: Limits,
+}
+
+impl Step<'_> {
+    /// The sequences that decode, as far as there are pages for them.
+    fn decode(&self, turns: &VecDeque<SequenceId>) -> Result<Vec<SequenceId>, Plan> {
+        let mut decode: Vec<SequenceId> =
+            turns.iter().copied().filter(|id| self.views[id].pending() == 1).collect();
+        while self.missing(&decode) > self.limits.free_pages {
+            self.make_room()?;
+            // At most one sequence has pages. Those without wait for it, the newest first.
+            let newest = decode.iter().copied().filter(|id| self.views[id].pages == 0).max();
+            let holder = self.holders(false).next();
+            match newest {
+                Some(newest) if holder.is_some() || decode.len() > 1 => decode.retain(|id| *id != newest),
+                Some(only) => return Err(Plan::Fail(only)),
+                None => return holder.map_or(Ok(Vec::new()), |only| Err(Plan::Fail(only))),
+            }
+        }
+        Ok(decode)
+    }
+
+    /// Pages that are missing for one more token of each of these sequences.
+    fn missing(&self, decode: &[SequenceId]) -> usize {
+        decode.iter().map(|id| self.views[id].missing(self.views[id].computed + 1)).sum()
+    }
+
+    /// Chunks of prompts in the rows that are left.
+    fn prompts(&self, turns: &VecDeque<SequenceId>, decode: &[SequenceId]) -> Result<Vec<Group>, Plan> {
+        let Limits { rows, stages, free_pages } = self.limits;
+        let mut free = free_pages - self.missing(decode);
+        let mut left = rows * stages;
+        if !decode.is_empty() {
+            // Whole pages, and at least one, so that prompts end even beside very many that decode.
+            left = (left.saturating_sub(decode.len()) / PAGE * PAGE).max(PAGE.min(rows));
+        }
+        let mut groups: Vec<Group> = Vec::new();
+        // Whether a prompt waits for room; none behind it may start before it.
+        let mut waits = false;
+        for id in turns.iter().filter(|id| self.views[id].pending() > 1) {
+            let view = &self.views[id];
+            // The first may take all rows. After it come those that fit whole: cutting a prompt to fill
+            // a rest makes its next step no shorter.
+            let taken = view.pending().min(left);
+            if taken == 0 || (!groups.is_empty() && taken < view.pending()) {
+                continue;
+            }
+            let end = view.computed + taken;
+            let missing = view.missing(end);
+            if view.pages == 0 && waits {
+                continue;
+            }
+            if view.pages == 0 && view.missing(view.tokens + 1) > free {
+                // It starts when there is room for all of it, or else it would give its pages back halfway.
+                let alone = decode.is_empty() && groups.is_empty() && self.holders(false).next().is_none();
+                match self.holders(true).next() {
+                    Some(idle) => return Err(Plan::Evict(idle)),
+                    None if alone && view.missing(view.tokens) > free => return Err(Plan::Fail(*id)),
+                    None if !alone => {
+                        waits = true;
+                        continue;
+                    }
+                    None => {}
+                }
+            }
+            if missing > free {
+                self.make_room()?;
+                if decode.is_empty() && groups.is_empty() {
+                    return Err(Plan::Fail(*id));
+                }
+                continue;
+            }
+            free -= missing;
+            left -= taken;
+            let starts = (view.computed..end).step_by(rows);
+            groups.extend(starts.map(|start| vec![(*id, start..(start + rows).min(end))]));
+        }
+        Ok(groups)
+    }
+
+    /// Asks for pages: of the sequence that has been idle longest, else of the newest one. `Ok` where no
+    /// sequence could give pages to another.
+    fn make_room(&self) -> Result<(), Plan> {
+        if let Some(idle) = self.holders(true).next() {
+            return Err(Plan::Evict(idle));
+        }
+        let mut active = self.holders(false);
+        match (active.next(), active.last()) {
+            (Some(_), Some(newest)) => Err(Plan::Evict(newest)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Sequences with pages, the oldest first: those that have nothing to compute, or the others.
+    fn holders(&self, idle: bool) -> impl Iterator<Item = SequenceId> {
+        let held = self.views.iter().filter(move |(_, view)| view.pages > 0 && (view.pending() == 0) == idle);
+        held.map(|(id, _)| *id)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -28,7 +28,7 @@ pub mod weights;
 pub use checkpoint::{Texts, Weights};
 pub use completion::Completion;
 pub use config::LlamaConfig;
-pub use engine::{Engine, EngineError, EngineOptions, Request, SequenceId};
+pub use engine::{Engine, EngineError, EngineOptions, Request, SequenceId, StepReport};
 pub use load::{load_block, load_model, load_stages};
 pub use model::{Llama, Stage, Streamed};
 pub use stream::{Generation, GenerationOptions};

@@ -257,6 +257,12 @@ pub struct BenchArgs {
     /// Rows of a prefill step [default: 512 on a GPU, 256 on the CPU]
     #[arg(long, value_name = "ROWS")]
     pub prefill_chunk: Option<NonZeroUsize>,
+    /// Write so many answers at once; times to the first token and between tokens are reported
+    #[arg(long, value_name = "N", conflicts_with_all = ["launch_cost", "train", "stage_overhead"])]
+    pub concurrent: Option<NonZeroUsize>,
+    /// Lengths of prompts that arrive one after the other while these answers are written
+    #[arg(long, value_name = "TOKENS", value_delimiter = ',', requires = "concurrent")]
+    pub arrivals: Vec<NonZeroUsize>,
     /// One JSON object on standard output
     #[arg(long)]
     pub json: bool,

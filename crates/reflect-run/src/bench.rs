@@ -1,5 +1,6 @@
 //! `reflect-run bench`: the speed of a model on a device, in the terms of its memory.
 
+mod concurrent;
 mod train;
 
 use std::io::{Write, stdout};
@@ -19,7 +20,7 @@ use serde::Serialize;
 use crate::{
     args::BenchArgs,
     bandwidth,
-    memory::peak,
+    memory::{forget_peak, peak},
     runtime::{Checkpoint, Plan, load, names, open_device, open_devices},
     synthetic::Synthetic,
 };
@@ -49,6 +50,9 @@ struct Report {
     stage_overhead: Option<f64>,
 }
 
+/// Rows of a step on the devices that take the fewest.
+const LEAST_CHUNK: usize = 256;
+
 /// Tokens of one turn where two engines are compared.
 const TURN: usize = 8;
 
@@ -70,14 +74,22 @@ pub fn bench(args: &BenchArgs) -> Result<ExitCode> {
     // Before the model takes the memory.
     // One stage works at a time.
     let copy = bandwidth::measure(&devices)?.into_iter().fold(f64::INFINITY, f64::min);
-    // The first token belongs to the prefill.
-    let needed = prompt + generate + 1;
+    forget_peak();
+    let concurrent = args.concurrent.map(usize::from);
+    let needed = match concurrent {
+        // Not known before the model is there; the least that any device takes asks for the most.
+        Some(_) => concurrent::context(args, args.prefill_chunk.map_or(LEAST_CHUNK, usize::from)),
+        // The first token belongs to the prefill.
+        None => prompt + generate + 1,
+    };
+    // One more for the prompts that arrive.
+    let sequences = concurrent.map_or(1, |concurrent| concurrent + 1);
     let (model, format, mut engine, stage_overhead) = match (&args.config, args.synthetic) {
         (Some(name), Some(format)) => {
             let config = LlamaConfig::by_name(name)?;
             let source = Arc::new(Synthetic::new(&config, format)?);
             let context = args.model.place.context.map_or(needed.next_multiple_of(PAGE), usize::from);
-            let plan = Plan::new(&args.model.place, context);
+            let plan = Plan { sequences, ..Plan::new(&args.model.place, context) };
             let (engine, overhead) = engines(&config, &source, &devices, args, plan)?;
             (format!("{name}, made up"), format, engine, overhead)
         }
@@ -87,7 +99,8 @@ pub fn bench(args: &BenchArgs) -> Result<ExitCode> {
             let context = checkpoint.context(&args.model.place, needed)?;
             let format = main_format(&checkpoint.weights);
             let weights = Arc::new(checkpoint.weights);
-            let plan = Plan { adapters: checkpoint.adapters, ..Plan::new(&args.model.place, context) };
+            let adapters = checkpoint.adapters;
+            let plan = Plan { adapters, sequences, ..Plan::new(&args.model.place, context) };
             let (engine, overhead) = engines(&checkpoint.texts.config, &weights, &devices, args, plan)?;
             (checkpoint.name, format, engine, overhead)
         }
@@ -97,6 +110,9 @@ pub fn bench(args: &BenchArgs) -> Result<ExitCode> {
         return Err(crate::input(format!(
             "{prompt} prompt tokens and {generate} generated ones do not fit a context of {context}; ask for fewer"
         )));
+    }
+    if let Some(concurrent) = concurrent {
+        return concurrent::bench(args, concurrent, engine, names(&devices), model);
     }
 
     round(&mut engine, prompt.min(64), generate.min(8))?;
@@ -196,13 +212,18 @@ fn round(engine: &mut Engine, prompt: usize, generate: usize) -> Result<Round> {
 
 /// Until the first token of a prompt of that many tokens.
 fn prefill(engine: &mut Engine, prompt: usize) -> Result<SequenceId> {
-    let vocab = engine.model().config.vocab_size as u64;
-    // A multiplicative generator, for prompts that are the same on every machine.
-    let ids = (1..=prompt as u64).map(|i| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33) % vocab);
-    let prompt = ids.map(|id| id as u32).collect();
+    let prompt = made_up_prompt(engine, prompt, 0);
     let sequence = engine.submit(Request { prompt, sampling: SamplingParams::greedy() })?;
     while block_on(engine.step(&mut ()))?.alone()?.sampled.is_empty() {}
     Ok(sequence)
+}
+
+/// A prompt of that many tokens, the same on every machine; another one for each seed.
+fn made_up_prompt(engine: &Engine, tokens: usize, seed: u64) -> Vec<u32> {
+    let vocab = engine.model().config.vocab_size as u64;
+    // A multiplicative generator.
+    let ids = (1..=tokens as u64).map(|i| (i + (seed << 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33);
+    ids.map(|id| (id % vocab) as u32).collect()
 }
 
 fn decode(engine: &mut Engine, tokens: usize) -> Result<()> {

@@ -214,6 +214,12 @@ pub fn peak() -> Option<u64> {
     kib_of("/proc/self/status", "VmHWM:")
 }
 
+/// Makes [`peak`] count from now on, where the system can (Linux, proc_pid_clear_refs(5)).
+pub fn forget_peak() {
+    // Elsewhere the peak counts what came before too, as the documentation of the figure says.
+    let _ = std::fs::write("/proc/self/clear_refs", "5");
+}
+
 /// The bytes on the line of `file` that starts with `key` and counts KiB.
 fn kib_of(file: &str, key: &str) -> Option<u64> {
     let text = std::fs::read_to_string(file).ok()?;

@@ -99,7 +99,7 @@ impl StepReport {
     /// The step of an engine with one sequence, whose failure is that of the step.
     ///
     /// # Errors
-    /// The first of `failed`.
+    /// One of `failed`.
     pub fn alone(mut self) -> Result<Self, EngineError> {
         match self.failed.pop() {
             Some((_, error)) => Err(error),

@@ -63,10 +63,12 @@ pub struct Scheduler {
 }
 
 impl Scheduler {
+    /// Adds a sequence, behind all others.
     pub fn add(&mut self, id: SequenceId) {
         self.turns.push_back(id);
     }
 
+    /// Forgets a sequence.
     pub fn remove(&mut self, id: SequenceId) {
         self.turns.retain(|turn| *turn != id);
     }
@@ -82,7 +84,7 @@ impl Scheduler {
             Ok(prompts) => prompts,
             Err(plan) => return plan,
         };
-        // Who was served waits for the others.
+        // A prompt that was served goes behind the others.
         for group in &prompts {
             for (id, _) in group {
                 self.remove(*id);
@@ -155,7 +157,7 @@ impl Step<'_> {
                 continue;
             }
             if view.pages == 0 && view.missing(view.tokens + 1) > free {
-                // It starts when there is room for all of it, or else it would give its pages back halfway.
+                // A prompt starts when there is room for all of it. Else it would give its pages back halfway.
                 let alone = decode.is_empty() && groups.is_empty() && self.holders(false).next().is_none();
                 match self.holders(true).next() {
                     Some(idle) => return Err(Plan::Evict(idle)),
@@ -182,7 +184,7 @@ impl Step<'_> {
         Ok(groups)
     }
 
-    /// Asks for pages: of the sequence that has been idle longest, else of the newest one. `Ok` where no
+    /// Asks for pages: of the oldest idle sequence, else of the newest one. `Ok` where no
     /// sequence could give pages to another.
     fn make_room(&self) -> Result<(), Plan> {
         if let Some(idle) = self.holders(true).next() {

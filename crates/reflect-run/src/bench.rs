@@ -77,7 +77,7 @@ pub fn bench(args: &BenchArgs) -> Result<ExitCode> {
     forget_peak();
     let concurrent = args.concurrent.map(usize::from);
     let needed = match concurrent {
-        // Not known before the model is there; the least that any device takes asks for the most.
+        // The device's own chunk is not known yet. The smallest one takes the most steps, so it needs the most room.
         Some(_) => concurrent::context(args, args.prefill_chunk.map_or(LEAST_CHUNK, usize::from)),
         // The first token belongs to the prefill.
         None => prompt + generate + 1,
@@ -106,6 +106,12 @@ pub fn bench(args: &BenchArgs) -> Result<ExitCode> {
         }
     };
     let context = engine.options().context;
+    if needed > context && concurrent.is_some() {
+        return Err(crate::input(format!(
+            "an answer takes up to {needed} positions while the prompts arrive, and the context has {context}; \
+             ask for fewer tokens or shorter --arrivals"
+        )));
+    }
     if needed > context {
         return Err(crate::input(format!(
             "{prompt} prompt tokens and {generate} generated ones do not fit a context of {context}; ask for fewer"

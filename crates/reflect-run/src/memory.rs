@@ -216,7 +216,7 @@ pub fn peak() -> Option<u64> {
 
 /// Makes [`peak`] count from now on, where the system can (Linux, proc_pid_clear_refs(5)).
 pub fn forget_peak() {
-    // Elsewhere the peak counts what came before too, as the documentation of the figure says.
+    // Elsewhere the peak also counts what came before.
     let _ = std::fs::write("/proc/self/clear_refs", "5");
 }
 

@@ -48,7 +48,7 @@ fn run(engine: &mut Engine, ids: &[SequenceId], count: usize) -> Vec<Vec<Sampled
     let mut found: HashMap<SequenceId, Vec<Sampled>> = HashMap::new();
     while ids.iter().any(|id| found.get(id).map_or(0, Vec::len) < count) {
         let report = pollster::block_on(engine.step(&mut ())).expect("the step works");
-        assert!(report.rows > 0, "the engine has nothing to do");
+        assert!(report.rows() > 0, "the engine has nothing to do");
         for (id, sampled) in report.sampled {
             let list = found.entry(id).or_default();
             list.push(sampled);
@@ -254,7 +254,11 @@ fn a_sequence_that_fails_touches_no_other() {
     let (mut written, mut failed) = (Vec::new(), Vec::new());
     while written.len() < TOKENS || failed.len() < 2 {
         let report = pollster::block_on(engine.step(&mut ())).expect("the step works");
-        assert!(report.rows > 0 || !report.failed.is_empty(), "{} tokens, failed {failed:?}", written.len());
+        assert!(
+            report.rows() > 0 || !report.failed.is_empty(),
+            "{} tokens, failed {failed:?}",
+            written.len()
+        );
         failed.extend(report.failed);
         for (id, sampled) in report.sampled {
             assert_eq!(id, good);
@@ -284,7 +288,7 @@ fn a_prompt_delays_no_sequence_that_decodes() {
     let long = submit(&mut engine, &prompt_of(&golden, 5, 200));
     for step in 0.. {
         let report = pollster::block_on(engine.step(&mut ())).expect("the step works");
-        assert!(report.rows <= 64, "step {step}: {} rows", report.rows);
+        assert!(report.rows() <= 64, "step {step}: {} rows", report.rows());
         let has = |wanted| report.sampled.iter().any(|(id, _)| *id == wanted);
         assert!(has(first), "step {step}");
         let ended = has(long);
@@ -443,7 +447,7 @@ fn the_cache_takes_what_its_formula_says() {
     let mut sizes = Vec::new();
     for format in [KvFormat::F32, KvFormat::F16, KvFormat::Q8] {
         for pages in [1, 8, 64] {
-            let cache = KvCache::new(&model, pages, format);
+            let cache = KvCache::new(&model, pages, format, true);
             let words = cache.layers.iter().flatten().map(|layer| layer.words.dims()[0]).sum::<usize>();
             let positions = pages * PAGE;
             assert_eq!(4 * words as u64, Engine::cache_bytes(&golden.config, positions, format));

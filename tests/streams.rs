@@ -85,7 +85,7 @@ impl Run {
         }
         let reason = run.stopped.map_or(FinishReason::Stop, |(_, reason)| reason);
         run.tokens = generation.tokens().to_vec();
-        run.events.extend(generation.finish(reason, Timings::default(), script.len() as f64));
+        run.events.extend(generation.finish(reason, 0, Timings::default(), script.len() as f64));
         run.assert_well_formed();
         run
     }

@@ -6,7 +6,7 @@ use std::path::Path;
 use pollster::block_on;
 use reflect_kernels::device::OpenDevice;
 use reflect_llm::{
-    Engine, LlamaConfig, Request,
+    Engine, LlamaConfig, Request, SequenceId,
     draft::{Drafter, ModelDrafter},
     safetensors_dir::{SafetensorsFiles, config_of_dir, open_dir},
     sampler::SamplingParams,
@@ -83,10 +83,59 @@ fn the_shipped_models_answer_alike_on_every_device() {
     }
 }
 
-/// Who drafts: the text itself, the same model, or somebody who is always wrong.
+/// Who drafts: the text itself, a model, or somebody who is always wrong.
 enum Drafts {
     Model(Drafter),
     Wrong,
+}
+
+/// Answers that are written at once, until each has as many tokens as it must have. Returns the steps that they take.
+fn write(
+    engine: &mut Engine,
+    drafts: &mut Drafts,
+    shipped: &Shipped,
+    answers: &[Answer],
+) -> (Vec<Vec<u32>>, usize) {
+    let submit = |Answer { prompt, .. }: &Answer| {
+        let request = Request { prompt: prompt.clone(), sampling: SamplingParams::greedy() };
+        engine.submit(request).expect("it fits")
+    };
+    let ids: Vec<SequenceId> = answers.iter().map(submit).collect();
+    let mut written: Vec<Vec<u32>> = vec![Vec::new(); ids.len()];
+    let mut steps = 0;
+    let open = |at: usize, written: &[Vec<u32>]| {
+        written[at].len() < answers[at].answer.len() && written[at].last() != Some(&shipped.end)
+    };
+    while (0..ids.len()).any(|at| open(at, &written)) {
+        let ready = (0..ids.len()).filter(|at| open(*at, &written) && engine.is_past_prompt(ids[*at]));
+        let drafted = match drafts {
+            Drafts::Model(drafter) => {
+                let known = ready.map(|at| (ids[at], engine.tokens(ids[at]).expect("the sequence is there")));
+                block_on(drafter.draft(&known.collect::<Vec<_>>())).expect("a draft")
+            }
+            // What comes next is known here, and so is what does not.
+            Drafts::Wrong => ready
+                .map(|at| (ids[at], vec![(answers[at].answer[written[at].len()] + 1) % 700; 3]))
+                .collect(),
+        };
+        let report = block_on(engine.step_drafted(&drafted, &mut ())).expect("a step");
+        assert!(report.failed.is_empty(), "{:?}", report.failed);
+        for (id, sampled) in report.sampled {
+            let at = ids.iter().position(|known| *known == id).expect("a sequence of ours");
+            written[at].push(sampled.id);
+            if !open(at, &written) {
+                engine.set_paused(id, true).expect("the sequence is there");
+            }
+        }
+        steps += 1;
+    }
+    for id in ids {
+        engine.cancel(id);
+        if let Drafts::Model(drafter) = drafts {
+            drafter.forget(id);
+        }
+    }
+    (written, steps)
 }
 
 #[test]
@@ -102,41 +151,36 @@ fn drafts_do_not_change_the_answers() {
             ("always wrong", Drafts::Wrong),
         ];
         let mut engine = tiny.engine(&open);
-        for (name, mut drafter) in drafters {
-            let (mut steps, mut tokens) = (0, 0);
-            // All of them take a minute on a software adapter.
-            let answers = tiny.answers.iter().enumerate();
-            for (number, Answer { prompt, answer: expected }) in
-                answers.take(if is_cpu(&open) { usize::MAX } else { 3 })
-            {
-                let start = prompt.len();
-                let request = Request { prompt: prompt.clone(), sampling: SamplingParams::greedy() };
-                let id = engine.submit(request).expect("it fits");
-                let mut written = Vec::new();
-                while written.len() < expected.len() && written.last() != Some(&tiny.end) {
-                    let known = engine.tokens(id).expect("the sequence is there");
-                    let draft = match &mut drafter {
-                        Drafts::Model(drafter) => block_on(drafter.draft(known)).expect("a draft"),
-                        // What comes next is known here, and so is what does not.
-                        Drafts::Wrong => vec![(expected[known.len() - start] + 1) % 700; 3],
-                    };
-                    let report = block_on(engine.step_drafted(id, &draft, &mut ())).expect("a step");
-                    written.extend(report.sampled.iter().map(|(_, sampled)| sampled.id));
-                    steps += 1;
+        // All of them take a minute on a software adapter.
+        let answers = &tiny.answers[..if is_cpu(&open) { tiny.answers.len() } else { 3 }];
+        for (name, mut drafts) in drafters {
+            for at_once in [1, answers.len()] {
+                let (mut steps, mut tokens) = (0, 0);
+                for (round, answers) in answers.chunks(at_once).enumerate() {
+                    let (written, taken) = write(&mut engine, &mut drafts, &tiny, answers);
+                    steps += taken;
+                    for (at, (mut written, expected)) in written.into_iter().zip(answers).enumerate() {
+                        let number = round * at_once + at;
+                        // The last step may have written past the golden answer's end.
+                        written.truncate(expected.answer.len());
+                        let what =
+                            format!("prompt {number} on {}, {at_once} at once, drafts by {name}", open.name);
+                        assert_eq!(written, expected.answer, "{what}");
+                        tokens += written.len();
+                    }
                 }
-                engine.cancel(id);
-                // The last step may have written past the golden answer's end.
-                written.truncate(expected.len());
-                assert_eq!(&written, expected, "prompt {number} on {}, drafts by {name}", open.name);
-                tokens += written.len();
+                println!(
+                    "{}: {tokens} tokens, {at_once} at once, in {steps} steps, drafts by {name}",
+                    open.name
+                );
+                match name {
+                    _ if at_once > 1 => assert!(steps < tokens),
+                    "ngram" | "reflect-micro" => assert!(steps < tokens),
+                    "the model itself" => assert!(steps * 4 < tokens),
+                    _ => assert!(steps >= tokens),
+                }
+                assert_eq!(engine.free_positions(), 1024, "pages that nobody holds");
             }
-            println!("{}: {tokens} tokens in {steps} steps, drafts by {name}", open.name);
-            match name {
-                "ngram" | "reflect-micro" => assert!(steps < tokens),
-                "the model itself" => assert!(steps * 4 < tokens),
-                _ => assert!(steps >= tokens),
-            }
-            assert_eq!(engine.free_positions(), 1024, "pages that nobody holds");
         }
     }
 }

@@ -82,7 +82,13 @@ pub fn load_split(config: &LlamaConfig, source: &impl TensorSource, device: &Dev
 
 /// An engine's sizes with keys and values in f32, whose results are held to the tight tolerances.
 pub fn exact(context: usize, prefill_chunk: usize) -> EngineOptions {
-    EngineOptions { context, cache_positions: context, prefill_chunk, kv_format: KvFormat::F32 }
+    EngineOptions {
+        context,
+        cache_positions: context,
+        prefill_chunk,
+        kv_format: KvFormat::F32,
+        prefix_cache: true,
+    }
 }
 
 /// Id and value of the largest logit; of equal ones the lower id.

@@ -8,8 +8,9 @@ use std::time::Duration;
 use js_sys::{Date, Function};
 use reflect_kernels::{KvFormat, PAGE};
 use reflect_llm::{
-    Completion, Engine, EngineError, EngineOptions, Generation, GenerationOptions, LlamaConfig, Request,
+    Answer, AnswerRequest, Engine, EngineError, EngineOptions, GenerationOptions, Generator, LlamaConfig,
     SequenceId, Texts, Weights,
+    generate::Progress,
     guard::Budgets,
     load_model,
     need::{Need, show_bytes},
@@ -17,7 +18,7 @@ use reflect_llm::{
     stream::Written,
     weights::{ByteSource, TensorSource},
 };
-use reflect_text::{Clock, FinishReason, Message, RenderOptions, Rendered, SpecialTokens};
+use reflect_text::{Clock, Message, RenderOptions, Rendered, SpecialTokens};
 use serde::Deserialize;
 use serde_json::json;
 use wasm_bindgen::prelude::*;
@@ -66,28 +67,14 @@ pub async fn check(place: &Place, files: Vec<JsFile>) -> Result<String, JsValue>
 /// A loaded model.
 #[wasm_bindgen]
 pub struct Session {
-    engine: Engine,
+    generator: Generator,
     texts: Texts,
-    runs: BTreeMap<u32, Run>,
-    /// The answer that is being written.
-    writing: Option<(u32, Completion)>,
+    /// What was written in the runs that have ended.
+    written: BTreeMap<u32, Vec<Written>>,
+    /// The answer that is being written, and its run.
+    writing: Option<(u32, SequenceId)>,
     clock: Instant,
-    load_ms: f64,
     info: serde_json::Value,
-}
-
-/// An answer of the past, or what there is of the present one.
-struct Run {
-    prompt: Vec<u32>,
-    written: Vec<Written>,
-    /// `None` when its part of the cache was needed for others.
-    sequence: Option<SequenceId>,
-}
-
-impl Run {
-    fn ids(&self) -> impl Iterator<Item = u32> {
-        self.prompt.iter().copied().chain(self.written.iter().map(Written::id))
-    }
 }
 
 /// What the page asks for; see the worker for the meaning of each field.
@@ -164,7 +151,8 @@ impl Session {
         });
         let engine = Engine::new(model, options);
         let load_ms = clock.elapsed().as_secs_f64() * 1e3;
-        Ok(Self { engine, texts, runs: BTreeMap::new(), writing: None, clock, load_ms, info })
+        let generator = Generator::new(engine, texts.tokenizer.clone(), None, load_ms);
+        Ok(Self { generator, texts, written: BTreeMap::new(), writing: None, clock, info })
     }
 
     /// `{parameters, bytes, context, format, gpu}`
@@ -187,17 +175,18 @@ impl Session {
     /// # Errors
     /// If the device fails: then the session is of no use any more.
     pub async fn step(&mut self) -> Result<String, JsValue> {
-        let Some((_, completion)) = &mut self.writing else {
+        let Some((run, _)) = self.writing else {
             return Ok(json!({ "events": [], "done": true, "host_ms": 0.0 }).to_string());
         };
         let clock = self.clock;
         let now_ms = || clock.elapsed().as_secs_f64() * 1e3;
-        let step = completion.step(&mut self.engine, None, &self.texts.tokenizer, now_ms);
+        let step = self.generator.step(now_ms);
         let (progress, busy) = Busy { future: Box::pin(step), time: Duration::ZERO }.await;
-        let progress = progress.map_err(failed)?;
-        let mut events = progress.events;
-        if let Some(reason) = progress.ended {
-            events.extend(self.end(reason).map_err(failed)?);
+        let Progress { events, ended } = progress.map_err(failed)?;
+        let events: Vec<reflect_text::Event> = events.into_iter().map(|(_, event)| event).collect();
+        if let Some((_, answer)) = ended.into_iter().next() {
+            self.writing = None;
+            self.written.insert(run, answer.map_err(failed)?.written);
         }
         let host_ms = busy.as_secs_f64() * 1e3;
         Ok(json!({ "events": events, "done": self.writing.is_none(), "host_ms": host_ms }).to_string())
@@ -208,18 +197,15 @@ impl Session {
     /// # Errors
     /// None that can happen to a session that works.
     pub fn stop(&mut self) -> Result<String, JsValue> {
-        let events = self.end(FinishReason::Cancelled).map_err(failed)?;
-        Ok(json!(events).to_string())
+        Ok(json!(self.end()).to_string())
     }
 
     /// Forgets a run.
     pub fn release(&mut self, run: u32) {
-        if let Some(sequence) = self.runs.remove(&run).and_then(|run| run.sequence) {
-            self.engine.cancel(sequence);
+        if self.writing.is_some_and(|(writing, _)| writing == run) {
+            self.end();
         }
-        if self.writing.as_ref().is_some_and(|(writing, _)| *writing == run) {
-            self.writing = None;
-        }
+        self.written.remove(&run);
     }
 }
 
@@ -229,18 +215,12 @@ impl Session {
     }
 
     fn start(&mut self, ask: Ask) -> Result<String, Failure> {
-        self.end(FinishReason::Cancelled)?;
+        self.end();
         let Rendered { ids: prompt, opened, .. } = self.render(&ask.messages)?;
         let taken = match &ask.from {
             Some(from) => self.taken(from)?,
             None => Vec::new(),
         };
-        let mut ids = prompt.clone();
-        ids.extend(taken.iter().map(Written::id));
-        let room = self.engine.options().context;
-        if ids.len() >= room {
-            return Err(EngineError::PromptTooLong { tokens: ids.len(), context: room }.into());
-        }
         let tokenizer = &self.texts.tokenizer;
         let Sampling { temperature, top_p, top_k, min_p, seed } = ask.sampling;
         let sampling = SamplingParams {
@@ -254,7 +234,6 @@ impl Session {
             banned: ask.banned.iter().filter_map(|text| tokenizer.special_id(text)).collect(),
             ..SamplingParams::default()
         };
-        sampling.validate().map_err(EngineError::from)?;
         let budgets =
             ask.budgets.unwrap_or(SegmentBudgets { thinking: None, reflection: None, output: None });
         let options = GenerationOptions {
@@ -270,14 +249,9 @@ impl Session {
             },
             loop_guard: true,
         };
-        let wanted = (ids.len() + ask.max_tokens).min(room);
-        let sequence = self.sequence(&ids, wanted, sampling)?;
-        let generation = Generation::new(options, prompt.len()).begin_in(&opened);
-        let now_ms = self.now_ms();
-        let mut completion = Completion::new(sequence, generation, now_ms);
-        let events = completion.replay(&self.texts.tokenizer, &taken, now_ms);
-        self.runs.insert(ask.run, Run { prompt, written: taken, sequence: Some(sequence) });
-        self.writing = Some((ask.run, completion));
+        let request = AnswerRequest { prompt, opened, begun: taken, sampling, options };
+        let (sequence, events) = self.generator.submit(request, self.now_ms())?;
+        self.writing = Some((ask.run, sequence));
         Ok(json!(events).to_string())
     }
 
@@ -297,8 +271,8 @@ impl Session {
 
     /// What a run takes over: the first tokens of another, and a text.
     fn taken(&self, from: &From) -> Result<Vec<Written>, Failure> {
-        let mut taken: Vec<Written> = match self.runs.get(&from.run) {
-            Some(run) => run.written.clone(),
+        let mut taken: Vec<Written> = match self.written.get(&from.run) {
+            Some(written) => written.clone(),
             None => from.token_ids.iter().copied().map(Written::Given).collect(),
         };
         if taken.len() < from.token {
@@ -310,50 +284,14 @@ impl Session {
         Ok(taken)
     }
 
-    /// A sequence of these tokens, of which what the longest common beginning with an earlier run covers is
-    /// not computed again. Earlier runs give up their cache, the oldest first, where `wanted` positions need it.
-    fn sequence(
-        &mut self,
-        ids: &[u32],
-        wanted: usize,
-        sampling: SamplingParams,
-    ) -> Result<SequenceId, EngineError> {
-        let common = |run: &Run| run.ids().zip(ids).take_while(|(a, b)| a == *b).count();
-        let held = self.runs.iter().filter_map(|(number, run)| Some((common(run), *number, run.sequence?)));
-        let best = held.max().filter(|(common, ..)| *common >= PAGE);
-        let (sequence, shared) = match best {
-            None => (self.engine.submit(Request { prompt: ids.to_vec(), sampling })?, 0),
-            Some((common, _, sequence)) => {
-                let forked = self.engine.fork(sequence, common, sampling)?;
-                self.engine.append(forked, &ids[common..])?;
-                (forked, (common - 1) / PAGE * PAGE)
-            }
+    /// Ends the run in progress, if there is one, and returns its last events.
+    fn end(&mut self) -> Vec<reflect_text::Event> {
+        let Some((run, sequence)) = self.writing.take() else { return Vec::new() };
+        let Some((events, Answer { written, .. })) = self.generator.cancel(sequence, self.now_ms()) else {
+            return Vec::new();
         };
-        // What is shared stays when the run that it comes from gives up the rest; that one is asked last.
-        let last = best.map(|(_, number, _)| number);
-        let mut givers: Vec<u32> = self.runs.keys().copied().collect();
-        givers.sort_by_key(|number| Some(*number) == last);
-        let needed = wanted.next_multiple_of(PAGE).saturating_sub(shared);
-        for number in givers {
-            if self.engine.free_positions() >= needed {
-                break;
-            }
-            if let Some(given) = self.runs.get_mut(&number).and_then(|run| run.sequence.take()) {
-                self.engine.cancel(given);
-            }
-        }
-        Ok(sequence)
-    }
-
-    /// Ends the run in progress, if there is one, and keeps its cache for those that go on from it.
-    fn end(&mut self, reason: FinishReason) -> Result<Vec<reflect_text::Event>, EngineError> {
-        let Some((number, mut completion)) = self.writing.take() else { return Ok(Vec::new()) };
-        let events = completion.finish(reason, self.load_ms, self.now_ms());
-        self.engine.set_paused(completion.sequence(), true)?;
-        if let Some(run) = self.runs.get_mut(&number) {
-            run.written = completion.written().to_vec();
-        }
-        Ok(events)
+        self.written.insert(run, written);
+        events
     }
 }
 
@@ -426,7 +364,10 @@ fn sizes(config: &LlamaConfig, weights: &impl TensorSource, place: &Place) -> Si
     let context = CONTEXT.min(config.max_position_embeddings).min(cache_positions);
     let prefill_chunk = 128;
     let need = Need::of(config, weights, cache_positions, kv_format, prefill_chunk, 1);
-    Sizes { options: EngineOptions { context, cache_positions, prefill_chunk, kv_format }, need }
+    Sizes {
+        options: EngineOptions { context, cache_positions, prefill_chunk, kv_format, prefix_cache: true },
+        need,
+    }
 }
 
 /// The format of most of the weights.

@@ -41,8 +41,13 @@ pub async fn compare(
     let limit = open.profile.map_or(u64::MAX, |profile| profile.max_binding_bytes);
     let model =
         load_model(config, &files, &open.device, limit, |_| {}).await.map_err(|error| text(&error))?;
-    let options =
-        EngineOptions { context: 1024, cache_positions: 1024, prefill_chunk: 128, kv_format: KvFormat::F32 };
+    let options = EngineOptions {
+        context: 1024,
+        cache_positions: 1024,
+        prefill_chunk: 128,
+        kv_format: KvFormat::F32,
+        prefix_cache: true,
+    };
     let mut engine = Engine::new(model, options);
     let mut rows = Vec::with_capacity(golden.answers.len());
     for (number, Answer { prompt, answer }) in golden.answers.into_iter().enumerate() {

@@ -5,7 +5,9 @@
 
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
-import { createReadStream, readFileSync, statSync } from "node:fs";
+import { createReadStream, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { after, before, describe, test } from "node:test";
 
 import { openBrowser, serve } from "../browser.mjs";
@@ -184,6 +186,53 @@ for (const device of ["cpu", "gpu"]) {
       assert.ok(memory.wasm <= 150e6, `${memory.wasm} bytes`);
     });
   });
+}
+
+/** reflect-tiny in a folder of its own, with room for long prompts. */
+function longTiny() {
+  const folder = mkdtempSync(join(tmpdir(), "reflect-long-"));
+  for (const name of ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"]) {
+    let bytes = readFileSync(new URL(`../../models/reflect-tiny/${name}`, import.meta.url));
+    if (name === "config.json") bytes = Buffer.from(JSON.stringify({ ...JSON.parse(bytes), max_position_embeddings: 4096 }));
+    writeFileSync(join(folder, name), bytes);
+  }
+  return folder;
+}
+
+for (const device of ["cpu", "gpu"]) {
+  // Two questions with the same 2,000 tokens before them.
+  const [one, two] = ["35 + 43", "12 + 30"].map((sum) => `${"There are 7 bags and 9 cups. ".repeat(200)}What is ${sum}?`);
+  onPage("a second prompt that begins like the first computes what differs", device, async (page, { ready, until, ask, done }) => {
+    const folder = longTiny();
+    const names = ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"];
+    const open = async () => {
+      await ready();
+      await page.setInputFiles("#models-files", names.map((name) => join(folder, name)));
+      await until(() => document.querySelector("#models-fit button"));
+      await page.click("#model-button");
+      await page.click("#models-fit button");
+      await until(() => document.querySelector("#model-label").textContent.startsWith("dropped model"));
+    };
+    const last = (run) => page.evaluate((wanted) => window.got.filter((message) => message.type === "events" && message.run === wanted).flatMap((message) => message.events).find((event) => event.type === "done"), run);
+    await open();
+    await ask(two);
+    await done(1);
+    const fresh = await last(1);
+    assert.ok(fresh.usage.prompt_tokens > 2000, `${fresh.usage.prompt_tokens} tokens`);
+    assert.equal(fresh.usage.cached_tokens, 0);
+    await page.reload();
+    await open();
+    await ask(one);
+    await done(1);
+    await page.click("#new");
+    await ask(two);
+    await done(2);
+    const second = await last(2);
+    const rows = second.usage.prompt_tokens - second.usage.cached_tokens;
+    assert.ok(rows <= 63, `${rows} rows`);
+    assert.deepEqual(second.token_ids, fresh.token_ids);
+    rmSync(folder, { recursive: true });
+  }, { settings: { max_tokens: 16 } });
 }
 
 describe("what a visitor does", () => {

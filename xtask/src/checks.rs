@@ -10,8 +10,22 @@ use std::process::Command;
 
 const NATIVE: [&str; 6] = ["--release", "--workspace", "--exclude", "reflect-web", "--exclude", "xtask"];
 
+/// The commands of reflect-run, so that a slip is told before a build of many minutes.
+const COMMANDS: [&str; 15] = [
+    "run", "chat", "bench", "logits", "tokenize", "devices", "verify", "models", "data", "train", "merge",
+    "plan", "convert", "eval", "web",
+];
+
 /// Builds and starts reflect-run, which has a model inside.
 pub fn run(args: &[String]) -> Result<()> {
+    if let Some(first) = args.first() {
+        let known = COMMANDS.contains(&first.as_str()) || first == "help" || first.starts_with('-');
+        ensure!(
+            known || first.contains(char::is_whitespace),
+            "reflect-run has no command `{first}`: a question goes in quotes, and its commands are {}.",
+            COMMANDS.join(", ")
+        );
+    }
     // Silent: standard output belongs to reflect-run.
     start(&mut cargo("build")?)?;
     let mut program = command(binary()?, args);
@@ -80,24 +94,18 @@ pub fn check(full: bool, web: bool) -> Result<()> {
     Ok(())
 }
 
-/// The checkpoint tests over every prompt and adapter instead of the short list, and the long context
-/// on every adapter.
+/// The tests that look at a part of their cases elsewhere, over all of them: every prompt, adapter and choice of
+/// kernels, the long contexts, and the widths of the 70B.
 pub fn acceptance() -> Result<()> {
     setup::all(false)?;
     models::fetch_smollm2()?;
     step("build", &mut cargo("build")?)?;
     let mut matrix = cargo("test")?;
-    matrix.env("REFLECT_ACCEPTANCE", "1").args([
-        "--test",
-        "acceptance",
-        "--test",
-        "generate",
-        "--test",
-        "wide",
-        "--",
-        "--nocapture",
-        "--test-threads=1",
-    ]);
+    matrix.env("REFLECT_ACCEPTANCE", "1");
+    for test in ["acceptance", "generate", "kernels", "needle", "wide"] {
+        matrix.args(["--test", test]);
+    }
+    matrix.args(["--", "--nocapture", "--test-threads=1"]);
     step("acceptance", with_drivers(&mut matrix)?)
 }
 

@@ -61,31 +61,62 @@ pub fn read_numbered<T: DeserializeOwned>(path: &Path) -> Result<Vec<(usize, T)>
 /// # Errors
 /// [`IoError`] when the file can't be written or a record has no JSON form.
 pub fn write_jsonl<T: Serialize>(path: &Path, records: &[T]) -> Result<usize, IoError> {
+    write_with(path, |file| {
+        for (index, record) in records.iter().enumerate() {
+            let json = |source| IoError::Json { path: path.to_owned(), record: index + 1, source };
+            let mut line = serde_json::to_vec(record).map_err(json)?;
+            line.push(b'\n');
+            file.write_all(&line).map_err(|source| IoError::Write { path: path.to_owned(), source })?;
+        }
+        Ok(records.len())
+    })
+}
+
+/// Writes JSON for people to read, as [`write`].
+///
+/// # Errors
+/// [`IoError`] when the file can't be written or the value has no JSON form.
+pub fn write_json(path: &Path, value: &impl Serialize) -> Result<(), IoError> {
+    let bytes = serde_json::to_vec_pretty(value).map_err(|source| IoError::Json {
+        path: path.to_owned(),
+        record: 1,
+        source,
+    })?;
+    write(path, &bytes)
+}
+
+/// Writes a file that is on the disk when this returns; it appears under its name when it is complete.
+///
+/// # Errors
+/// [`IoError`] when the file can't be written; then nothing is left of it.
+pub fn write(path: &Path, bytes: &[u8]) -> Result<(), IoError> {
+    write_with(path, |file| {
+        file.write_all(bytes).map_err(|source| IoError::Write { path: path.to_owned(), source })
+    })
+}
+
+/// As [`write`], piece by piece.
+///
+/// # Errors
+/// As [`write`] and `pieces`.
+pub fn write_with<T, E: From<IoError>>(
+    path: &Path,
+    pieces: impl FnOnce(&mut BufWriter<File>) -> Result<T, E>,
+) -> Result<T, E> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!(".{}.partial", std::process::id()));
     let partial = path.with_file_name(name);
-    let failed = |source| IoError::Write { path: path.to_owned(), source };
-    let written =
-        write_all(&partial, path, records).and_then(|()| fs::rename(&partial, path).map_err(failed));
-    if written.is_err() {
-        // The first error tells more than that the rest can't be removed.
-        let _ = fs::remove_file(&partial);
-    }
-    written.map(|()| records.len())
-}
-
-fn write_all<T: Serialize>(partial: &Path, path: &Path, records: &[T]) -> Result<(), IoError> {
-    let failed = |source| IoError::Write { path: path.to_owned(), source };
-    let mut file = BufWriter::new(File::create(partial).map_err(failed)?);
-    for (index, record) in records.iter().enumerate() {
-        let json = |source| IoError::Json { path: path.to_owned(), record: index + 1, source };
-        let mut line = serde_json::to_vec(record).map_err(json)?;
-        line.push(b'\n');
-        file.write_all(&line).map_err(failed)?;
-    }
-    let file = file.into_inner().map_err(|error| failed(error.into_error()))?;
-    // The rename must not reach the disk before the content does.
-    file.sync_all().map_err(failed)
+    let failed = |source| E::from(IoError::Write { path: path.to_owned(), source });
+    let write = || {
+        let mut file = BufWriter::with_capacity(1 << 20, File::create(&partial).map_err(failed)?);
+        let written = pieces(&mut file)?;
+        // The rename must not reach the disk before the content does.
+        file.flush().and_then(|()| file.get_ref().sync_all()).map_err(failed)?;
+        fs::rename(&partial, path).map_err(failed)?;
+        Ok(written)
+    };
+    // The first error tells more than that the rest can't be removed.
+    write().inspect_err(|_| drop(fs::remove_file(&partial)))
 }
 
 #[cfg(test)]

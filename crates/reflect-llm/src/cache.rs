@@ -1,17 +1,53 @@
-//! The paged KV cache of a model: layers of pages on the device, and who owns which page.
+//! The paged KV cache of a model: layers of pages on the device, who holds which page, and which full pages are
+//! known by their tokens, so that a prompt that begins like an earlier one is not computed again.
+
+use std::collections::{BTreeMap, HashMap};
 
 use reflect_kernels::{KvFormat, KvLayer, PAGE};
 
 use crate::model::Llama;
 
-/// All layers' pages and their reference counts. A page holds the same 32 positions in each layer.
+/// All layers' pages. A page holds the same 32 positions in each layer.
 #[derive(Debug)]
 pub struct KvCache {
     /// `None` only while a block has its layer, inside [`Llama::stage`].
     pub layers: Vec<Option<KvLayer>>,
-    /// How many sequences hold each page.
-    owners: Vec<u32>,
-    free: Vec<u32>,
+    pages: Vec<Page>,
+    /// Pages without content.
+    blank: Vec<u32>,
+    /// Known pages that no sequence holds; the one that was released first is used again first.
+    idle: BTreeMap<u64, u32>,
+    /// Full pages by their content.
+    known: HashMap<Content, (Prefix, u32)>,
+    prefix_cache: bool,
+    /// Numbers of prefixes and of releases, none twice.
+    next: u64,
+}
+
+/// Names all tokens up to the end of a full page; equal names mean equal tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Prefix(u64);
+
+impl Prefix {
+    /// No token.
+    pub const EMPTY: Self = Self(0);
+}
+
+/// The tokens of a page, behind those of the pages before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Content {
+    before: Prefix,
+    ids: [u32; PAGE],
+}
+
+#[derive(Clone, Debug, Default)]
+struct Page {
+    /// Sequences that hold the page.
+    owners: u32,
+    /// Under which the page is known.
+    content: Option<Content>,
+    /// The key in `idle`, where the page is there.
+    released: u64,
 }
 
 /// The cache has no free page.
@@ -20,16 +56,26 @@ pub struct KvCache {
 pub struct CacheFull;
 
 impl KvCache {
-    /// Room for `pages` pages of 32 positions in each layer of `model`, on the layer's device.
-    pub fn new(model: &Llama, pages: usize, format: KvFormat) -> Self {
+    /// Room for `pages` pages of 32 positions in each layer of `model`, on the layer's device. Without
+    /// `prefix_cache` no page is known by its content.
+    pub fn new(model: &Llama, pages: usize, format: KvFormat, prefix_cache: bool) -> Self {
         let shape = model.kv_shape(format);
         let devices = model.stages.iter().flat_map(|stage| stage.layers.clone().map(|_| &stage.device));
         let layers = devices.map(|device| Some(KvLayer::new(shape, pages, device)));
+        Self { layers: layers.collect(), ..Self::pool(pages, prefix_cache) }
+    }
+
+    /// Pages of no layer.
+    fn pool(pages: usize, prefix_cache: bool) -> Self {
         Self {
-            layers: layers.collect(),
-            owners: vec![0; pages],
+            layers: Vec::new(),
+            pages: vec![Page::default(); pages],
             // Low pages first.
-            free: (0..pages as u32).rev().collect(),
+            blank: (0..pages as u32).rev().collect(),
+            idle: BTreeMap::new(),
+            known: HashMap::new(),
+            prefix_cache,
+            next: 1,
         }
     }
 
@@ -39,9 +85,13 @@ impl KvCache {
     /// [`CacheFull`]; `pages` is then unchanged.
     pub fn grow(&mut self, pages: &mut Vec<u32>, positions: usize) -> Result<(), CacheFull> {
         let missing = positions.div_ceil(PAGE).saturating_sub(pages.len());
-        let from = self.free.len().checked_sub(missing).ok_or(CacheFull)?;
-        for page in self.free.drain(from..).rev() {
-            self.owners[page as usize] = 1;
+        if missing > self.free_pages() {
+            return Err(CacheFull);
+        }
+        for _ in 0..missing {
+            let Some(page) = self.blank.pop().or_else(|| Some(self.idle.pop_first()?.1)) else { break };
+            self.forget(page);
+            self.pages[page as usize].owners = 1;
             pages.push(page);
         }
         Ok(())
@@ -49,26 +99,160 @@ impl KvCache {
 
     /// Shortens `pages` to those that positions below `positions` need.
     pub fn shrink(&mut self, pages: &mut Vec<u32>, positions: usize) {
-        for page in pages.drain(positions.div_ceil(PAGE).min(pages.len())..) {
-            self.owners[page as usize] -= 1;
-            if self.owners[page as usize] == 0 {
-                self.free.push(page);
+        // The end of a text is used again before its beginning, which other texts may share.
+        for page in pages.drain(positions.div_ceil(PAGE).min(pages.len())..).rev() {
+            let entry = &mut self.pages[page as usize];
+            entry.owners -= 1;
+            match (entry.owners, entry.content) {
+                (0, None) => self.blank.push(page),
+                (0, Some(_)) => {
+                    entry.released = self.next;
+                    self.idle.insert(self.next, page);
+                    self.next += 1;
+                }
+                _ => {}
             }
         }
     }
 
-    /// A second owner for the pages that positions below `positions` fill completely. A page that
-    /// is filled in part is not shared, since both owners would go on writing it.
-    pub fn share(&mut self, pages: &[u32], positions: usize) -> Vec<u32> {
-        let shared = pages[..positions / PAGE].to_vec();
-        for page in &shared {
-            self.owners[*page as usize] += 1;
+    /// The known pages with which `tokens` begin, and how many of them no sequence holds.
+    pub fn find(&self, tokens: &[u32]) -> (Vec<(Prefix, u32)>, usize) {
+        let mut found = Vec::new();
+        let mut before = Prefix::EMPTY;
+        for ids in tokens.as_chunks().0 {
+            let Some(&(prefix, page)) = self.known.get(&Content { before, ids: *ids }) else { break };
+            found.push((prefix, page));
+            before = prefix;
         }
-        shared
+        let idle = found.iter().filter(|(_, page)| self.pages[*page as usize].owners == 0);
+        let idle = idle.count();
+        (found, idle)
     }
 
-    /// Pages that no sequence holds.
+    /// One more owner of a known page.
+    pub fn hold(&mut self, page: u32) {
+        let entry = &mut self.pages[page as usize];
+        if entry.owners == 0 {
+            self.idle.remove(&entry.released);
+        }
+        entry.owners += 1;
+    }
+
+    /// Makes a page known that is computed to its end, with the tokens `ids` behind those of `before`. Where such a
+    /// page is known already that one stays, and this one is nobody else's.
+    pub fn register(&mut self, before: Prefix, ids: &[u32; PAGE], page: u32) -> Prefix {
+        let content = Content { before, ids: *ids };
+        if !self.prefix_cache {
+            return Prefix::EMPTY;
+        }
+        if let Some((prefix, _)) = self.known.get(&content) {
+            return *prefix;
+        }
+        let prefix = Prefix(self.next);
+        self.next += 1;
+        self.known.insert(content, (prefix, page));
+        self.pages[page as usize].content = Some(content);
+        prefix
+    }
+
+    /// Whether the only owner of `page` may write it again. It is no longer known then.
+    pub fn reclaim(&mut self, page: u32) -> bool {
+        let alone = self.pages[page as usize].owners == 1;
+        if alone {
+            self.forget(page);
+        }
+        alone
+    }
+
+    fn forget(&mut self, page: u32) {
+        if let Some(content) = self.pages[page as usize].content.take() {
+            self.known.remove(&content);
+        }
+    }
+
+    /// Pages that no sequence holds, known ones too.
     pub fn free_pages(&self) -> usize {
-        self.free.len()
+        self.blank.len() + self.idle.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A page of one token.
+    fn ids(token: u32) -> [u32; PAGE] {
+        [token; PAGE]
+    }
+
+    /// A sequence of pages with these tokens, computed and registered.
+    fn filled(cache: &mut KvCache, tokens: &[u32]) -> Vec<u32> {
+        let mut pages = Vec::new();
+        cache.grow(&mut pages, tokens.len() * PAGE).expect("room");
+        let mut before = Prefix::EMPTY;
+        for (token, page) in tokens.iter().zip(&pages) {
+            before = cache.register(before, &ids(*token), *page);
+        }
+        pages
+    }
+
+    fn found(cache: &KvCache, tokens: &[u32]) -> usize {
+        let tokens: Vec<u32> = tokens.iter().flat_map(|token| ids(*token)).collect();
+        cache.find(&tokens).0.len()
+    }
+
+    #[test]
+    fn a_page_is_found_behind_the_same_tokens_only() {
+        let mut cache = KvCache::pool(8, true);
+        let mut first = filled(&mut cache, &[1, 2, 3]);
+        assert_eq!(found(&cache, &[1, 2, 3, 4]), 3);
+        assert_eq!(found(&cache, &[1, 3]), 1);
+        assert_eq!(found(&cache, &[2, 3]), 0);
+        cache.shrink(&mut first, 0);
+        assert_eq!((found(&cache, &[1, 2, 3]), cache.free_pages()), (3, 8));
+        // The same content once more stays the sequence's own and is blank when it is released.
+        let (mut one, mut two) = (filled(&mut cache, &[1, 2]), filled(&mut cache, &[1, 2]));
+        cache.shrink(&mut two, 0);
+        cache.shrink(&mut one, 0);
+        assert_eq!((found(&cache, &[1, 2, 3]), cache.free_pages()), (3, 8));
+    }
+
+    #[test]
+    fn pages_are_used_again_from_the_end_of_what_was_released_first() {
+        let mut cache = KvCache::pool(6, true);
+        let (mut old, mut new) = (filled(&mut cache, &[1, 2, 3]), filled(&mut cache, &[4, 5, 6]));
+        cache.shrink(&mut old, 0);
+        cache.shrink(&mut new, 0);
+        let mut pages = Vec::new();
+        cache.grow(&mut pages, 2 * PAGE).expect("room");
+        assert_eq!((found(&cache, &[1, 2, 3]), found(&cache, &[4, 5, 6])), (1, 3));
+        // What is held is not used for others.
+        let (known, idle) = cache.find(&ids(1));
+        assert_eq!((known.len(), idle), (1, 1));
+        cache.hold(known[0].1);
+        assert_eq!(cache.find(&ids(1)).1, 0);
+        cache.grow(&mut pages, 5 * PAGE).expect("room");
+        assert_eq!((found(&cache, &[1]), found(&cache, &[4]), cache.free_pages()), (1, 0, 0));
+        assert_eq!(cache.grow(&mut pages, 6 * PAGE), Err(CacheFull));
+    }
+
+    #[test]
+    fn a_page_that_is_written_again_is_not_known() {
+        let mut cache = KvCache::pool(4, true);
+        let pages = filled(&mut cache, &[1, 2]);
+        assert!(cache.reclaim(pages[1]));
+        assert_eq!(found(&cache, &[1, 2]), 1);
+        cache.hold(pages[0]);
+        assert!(!cache.reclaim(pages[0]));
+        assert_eq!(found(&cache, &[1, 2]), 1);
+    }
+
+    #[test]
+    fn nothing_is_known_without_a_prefix_cache() {
+        let mut cache = KvCache::pool(4, false);
+        let mut pages = filled(&mut cache, &[1, 2]);
+        assert_eq!(found(&cache, &[1, 2]), 0);
+        cache.shrink(&mut pages, 0);
+        assert_eq!(cache.free_pages(), 4);
     }
 }

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
 
 use reflect_text::{ChatTemplate, Tokenizer};
 
@@ -19,7 +20,7 @@ pub const ADDITIONAL_TEMPLATES: &str = "additional_chat_templates";
 /// What a checkpoint says about itself beside its weights.
 pub struct Texts {
     pub config: LlamaConfig,
-    pub tokenizer: Tokenizer,
+    pub tokenizer: Arc<Tokenizer>,
     pub template: Option<ChatTemplate>,
 }
 
@@ -59,7 +60,7 @@ impl Texts {
             tokenizer.set_chat_templates(by_name);
         }
         let template = ChatTemplate::of_checkpoint(&tokenizer, None)?;
-        Ok(Self { config, tokenizer, template })
+        Ok(Self { config, tokenizer: Arc::new(tokenizer), template })
     }
 
     /// Reads them from a Hugging Face folder.
@@ -99,7 +100,7 @@ impl Texts {
         let config = file.config().await?;
         let tokenizer = Tokenizer::from_gguf(file.vocab()?)?;
         let template = ChatTemplate::of_checkpoint(&tokenizer, None)?;
-        Ok(Self { config, tokenizer, template })
+        Ok(Self { config, tokenizer: Arc::new(tokenizer), template })
     }
 
     /// The tokens that end an answer, each once.

@@ -1,5 +1,6 @@
 //! Drafts of what a model will write, for it to check many tokens in one step.
 
+use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 
 use crate::{
@@ -10,6 +11,9 @@ use crate::{
 /// Tokens of a draft where nothing else is asked for.
 pub const DRAFT_TOKENS: NonZeroUsize = NonZeroUsize::new(6).unwrap();
 
+/// What may follow each of some sequences.
+pub type Drafted = BTreeMap<SequenceId, Vec<u32>>;
+
 /// Proposes tokens.
 pub enum Drafter {
     /// Looks up how the text went on where it last had the same tokens (Saxena 2023, prompt lookup decoding).
@@ -19,14 +23,26 @@ pub enum Drafter {
 }
 
 impl Drafter {
-    /// At most a few tokens that may follow `tokens`.
+    /// At most a few tokens that may follow the tokens of each of `sequences`.
     ///
     /// # Errors
-    /// If the drafting model fails.
-    pub async fn draft(&mut self, tokens: &[u32]) -> Result<Vec<u32>, EngineError> {
+    /// If the device of the drafting model fails.
+    pub async fn draft(&mut self, sequences: &[(SequenceId, &[u32])]) -> Result<Drafted, EngineError> {
         match self {
-            Self::Ngram { most } => Ok(continued(tokens, *most).to_vec()),
-            Self::Model(model) => model.draft(tokens).await,
+            Self::Ngram { most } => {
+                let drafts = sequences.iter().map(|(id, tokens)| (*id, continued(tokens, *most).to_vec()));
+                Ok(drafts.filter(|(_, draft)| !draft.is_empty()).collect())
+            }
+            Self::Model(model) => model.draft(sequences).await,
+        }
+    }
+
+    /// Forgets a sequence that has ended.
+    pub fn forget(&mut self, id: SequenceId) {
+        if let Self::Model(model) = self
+            && let Some(own) = model.followed.remove(&id)
+        {
+            model.engine.cancel(own);
         }
     }
 }
@@ -49,46 +65,65 @@ fn continued(tokens: &[u32], most: usize) -> &[u32] {
     &[]
 }
 
-/// A smaller model that follows the text of a larger one.
+/// A smaller model that follows the texts of a larger one.
 pub struct ModelDrafter {
     engine: Engine,
-    sequence: Option<SequenceId>,
+    /// Its own sequence for each of the larger model's.
+    followed: BTreeMap<SequenceId, SequenceId>,
     most: usize,
 }
 
 impl ModelDrafter {
     /// Drafts of `most` tokens by the model of `engine`, which has no other work.
     pub fn new(engine: Engine, most: usize) -> Self {
-        Self { engine, sequence: None, most }
+        Self { engine, followed: BTreeMap::new(), most }
     }
 
-    async fn draft(&mut self, tokens: &[u32]) -> Result<Vec<u32>, EngineError> {
+    async fn draft(&mut self, sequences: &[(SequenceId, &[u32])]) -> Result<Drafted, EngineError> {
         let context = self.engine.options().context;
-        let most = self.most.min(context.saturating_sub(tokens.len()));
-        if most == 0 {
-            return Ok(Vec::new());
-        }
-        match self.sequence {
-            Some(sequence) => {
-                let known = self.engine.tokens(sequence)?;
-                let shared = known.iter().zip(tokens).take_while(|(a, b)| a == b).count();
-                self.engine.truncate(sequence, shared)?;
-                self.engine.append(sequence, &tokens[shared..])?;
+        // Drafts by the drafting model's sequences, with the tokens that each may still have.
+        let mut writing: BTreeMap<SequenceId, (SequenceId, usize, Vec<u32>)> = BTreeMap::new();
+        for (id, tokens) in sequences {
+            let most = self.most.min(context.saturating_sub(tokens.len()));
+            if most == 0 {
+                continue;
             }
-            None => {
-                let sampling = SamplingParams::greedy();
-                self.sequence = Some(self.engine.submit(Request { prompt: tokens.to_vec(), sampling })?);
-            }
+            let own = match self.followed.get(id) {
+                Some(own) => {
+                    self.engine.set_tokens(*own, tokens)?;
+                    self.engine.set_paused(*own, false)?;
+                    *own
+                }
+                None => {
+                    let request = Request { prompt: tokens.to_vec(), sampling: SamplingParams::greedy() };
+                    let own = self.engine.submit(request)?;
+                    self.followed.insert(*id, own);
+                    own
+                }
+            };
+            writing.insert(own, (*id, most, Vec::new()));
         }
-        let mut draft = Vec::with_capacity(most);
-        while draft.len() < most {
-            let report = self.engine.step(&mut ()).await?.alone()?;
-            if report.rows == 0 {
+        while writing.values().any(|(_, most, draft)| draft.len() < *most) {
+            let report = self.engine.step(&mut ()).await?;
+            if report.rows() == 0 && report.failed.is_empty() {
                 break;
             }
-            draft.extend(report.sampled.iter().map(|(_, sampled)| sampled.id));
+            for (own, sampled) in report.sampled {
+                let Some((_, most, draft)) = writing.get_mut(&own) else { continue };
+                draft.push(sampled.id);
+                if draft.len() == *most {
+                    self.engine.set_paused(own, true)?;
+                }
+            }
+            // A sequence for which there is no room goes without a draft, and starts anew for the next.
+            for (own, _) in report.failed {
+                self.engine.cancel(own);
+                if let Some((id, ..)) = writing.remove(&own) {
+                    self.followed.remove(&id);
+                }
+            }
         }
-        Ok(draft)
+        Ok(writing.into_values().map(|(id, _, draft)| (id, draft)).collect())
     }
 }
 

@@ -4,6 +4,7 @@
 mod rows;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use burn::tensor::Tensor;
 use rand::SeedableRng;
@@ -12,12 +13,12 @@ use reflect_kernels::{KvFormat, KvShape, PAGE, PairLayout, SequenceRows};
 use rows::{Rows, device_candidates, failed_at_the_end, read_floats};
 
 use crate::{
-    cache::{CacheFull, KvCache},
+    cache::{CacheFull, KvCache, Prefix},
     model::{Llama, LogitRows},
     recorder::Recorder,
     sampler::{Candidates, SampleError, Sampled, SamplingParams},
-    scheduler::{Group, Limits, Plan, Scheduler, View},
-    shard,
+    scheduler::{Found, Group, Limits, Plan, Scheduler, View},
+    shard::{self, Pass},
     weights::LoadError,
 };
 
@@ -32,6 +33,8 @@ pub struct EngineOptions {
     /// lets those that decode wait longer.
     pub prefill_chunk: usize,
     pub kv_format: KvFormat,
+    /// Whether a sequence takes over what the cache still has of its first tokens.
+    pub prefix_cache: bool,
 }
 
 /// What can go wrong in a step or a request.
@@ -45,6 +48,8 @@ pub enum EngineError {
     UnknownToken { id: u32, vocab: usize },
     #[error("there is no sequence {0:?}; it has ended or was cancelled")]
     NoSequence(SequenceId),
+    #[error("only the first tokens of a sequence can be forked: {len} of {tokens} were asked for")]
+    Fork { len: usize, tokens: usize },
     #[error(transparent)]
     CacheFull(#[from] CacheFull),
     #[error(transparent)]
@@ -91,11 +96,16 @@ pub struct StepReport {
     pub sampled: Vec<(SequenceId, Sampled)>,
     /// Sequences that can't go on. They are paused, and nobody else is touched.
     pub failed: Vec<(SequenceId, EngineError)>,
-    /// Rows that went through the model.
-    pub rows: usize,
+    /// Rows of each sequence that went through the model.
+    pub computed: Vec<(SequenceId, usize)>,
 }
 
 impl StepReport {
+    /// Rows that went through the model.
+    pub fn rows(&self) -> usize {
+        self.computed.iter().map(|(_, rows)| rows).sum()
+    }
+
     /// The step of an engine with one sequence, whose failure is that of the step.
     ///
     /// # Errors
@@ -127,6 +137,10 @@ struct Sequence {
     /// Tokens whose keys and values are cached, always fewer than `tokens` before a step.
     computed: usize,
     pages: Vec<u32>,
+    /// Up to the end of each page that is computed to its end.
+    prefixes: Vec<Prefix>,
+    /// Tokens of the prompt that were found in the cache; `None` before the sequence starts.
+    cached: Option<usize>,
     sampling: SamplingParams,
     rng: ChaCha8Rng,
     /// Paused sequences take no part in steps. They keep their pages until others need them.
@@ -137,7 +151,7 @@ impl Engine {
     /// An engine over `model`, with its cache allocated.
     pub fn new(model: Llama, options: EngineOptions) -> Self {
         let pages = options.cache_positions.div_ceil(PAGE).max(1);
-        let cache = KvCache::new(&model, pages, options.kv_format);
+        let cache = KvCache::new(&model, pages, options.kv_format, options.prefix_cache);
         let recorders = model.stages.iter().map(|_| Recorder::default()).collect();
         Self {
             model,
@@ -176,18 +190,8 @@ impl Engine {
         if request.prompt.is_empty() {
             return Err(EngineError::EmptyPrompt);
         }
-        let rng = ChaCha8Rng::seed_from_u64(request.sampling.seed);
-        let mut sequence = Sequence {
-            tokens: Vec::new(),
-            computed: 0,
-            pages: Vec::new(),
-            sampling: request.sampling,
-            rng,
-            paused: false,
-        };
-        self.check(&sequence, &request.prompt)?;
-        sequence.tokens = request.prompt;
-        Ok(self.insert(sequence))
+        self.check(0, &request.prompt)?;
+        Ok(self.insert(request))
     }
 
     /// Appends tokens that were not sampled: forced tags, the next turn of a conversation.
@@ -195,17 +199,31 @@ impl Engine {
     /// # Errors
     /// If there is no such sequence, no room in its context, or an id outside the vocabulary.
     pub fn append(&mut self, id: SequenceId, tokens: &[u32]) -> Result<(), EngineError> {
-        let sequence = self.sequences.get(&id).ok_or(EngineError::NoSequence(id))?;
-        self.check(sequence, tokens)?;
+        let len = self.tokens(id)?.len();
+        self.check(len, tokens)?;
         self.sequence(id)?.tokens.extend(tokens);
         Ok(())
     }
 
-    /// A new sequence with the first `len` tokens of another. Full cache pages are shared; at most
-    /// 31 positions are computed again.
+    /// Gives a sequence these tokens. What they share with those that it had is not computed again.
     ///
     /// # Errors
-    /// If there is no such sequence, or `len` is 0 or more than it has.
+    /// As [`submit`](Self::submit), and if there is no such sequence.
+    pub fn set_tokens(&mut self, id: SequenceId, tokens: &[u32]) -> Result<(), EngineError> {
+        let known = self.tokens(id)?;
+        let shared = known.iter().zip(tokens).take_while(|(a, b)| a == b).count();
+        if tokens.is_empty() {
+            return Err(EngineError::EmptyPrompt);
+        }
+        self.check(shared, &tokens[shared..])?;
+        self.truncate(id, shared)?;
+        self.append(id, &tokens[shared..])
+    }
+
+    /// A new sequence with the first `len` tokens of another. What the cache has of them is not computed again.
+    ///
+    /// # Errors
+    /// If there is no such sequence, or `len` is 0 or more than it has; if the sampling settings make no sense.
     pub fn fork(
         &mut self,
         id: SequenceId,
@@ -213,21 +231,14 @@ impl Engine {
         sampling: SamplingParams,
     ) -> Result<SequenceId, EngineError> {
         sampling.validate()?;
-        let parent = self.sequences.get(&id).ok_or(EngineError::NoSequence(id))?;
-        if len == 0 || len > parent.tokens.len() {
-            return Err(EngineError::EmptyPrompt);
+        let tokens = self.tokens(id)?;
+        match tokens.get(..len) {
+            Some(prompt) if len > 0 => {
+                let prompt = prompt.to_vec();
+                Ok(self.insert(Request { prompt, sampling }))
+            }
+            _ => Err(EngineError::Fork { len, tokens: tokens.len() }),
         }
-        // The last token goes through the model once more, for its logits.
-        let shared = parent.computed.min(len - 1) / PAGE * PAGE;
-        let sequence = Sequence {
-            tokens: parent.tokens[..len].to_vec(),
-            computed: shared,
-            pages: self.cache.share(&parent.pages, shared),
-            rng: ChaCha8Rng::seed_from_u64(sampling.seed),
-            sampling,
-            paused: false,
-        };
-        Ok(self.insert(sequence))
     }
 
     /// Forgets the tokens from `len` on.
@@ -237,12 +248,19 @@ impl Engine {
     pub fn truncate(&mut self, id: SequenceId, len: usize) -> Result<(), EngineError> {
         let sequence = self.sequences.get_mut(&id).ok_or(EngineError::NoSequence(id))?;
         sequence.tokens.truncate(len);
-        let kept = sequence.computed.min(len.saturating_sub(1));
-        // A shared page may be kept in part; what follows in it would be written over the other
-        // owner's lines, so the part is computed again in a page of its own.
-        sequence.computed = if kept < sequence.computed { kept / PAGE * PAGE } else { kept };
-        let computed = sequence.computed;
-        self.cache.shrink(&mut sequence.pages, computed);
+        // The last token goes through the model once more, for its logits.
+        let mut kept = sequence.computed.min(len.saturating_sub(1));
+        if kept < sequence.computed && !kept.is_multiple_of(PAGE) {
+            // The rest of this page is written again, which is for its only owner to do. The page of another one
+            // stays as it is, and this part of it is computed again.
+            let page = sequence.pages[kept / PAGE];
+            if !self.cache.reclaim(page) {
+                kept = kept / PAGE * PAGE;
+            }
+        }
+        sequence.computed = kept;
+        sequence.prefixes.truncate(kept / PAGE);
+        self.cache.shrink(&mut sequence.pages, kept);
         Ok(())
     }
 
@@ -272,7 +290,12 @@ impl Engine {
         self.sequences.get(&id).map(|s| s.tokens.as_slice()).ok_or(EngineError::NoSequence(id))
     }
 
-    /// Positions of the cache that no sequence holds, in whole pages.
+    /// Tokens with which a sequence began that were found in the cache and not computed; 0 before it starts.
+    pub fn cached_tokens(&self, id: SequenceId) -> usize {
+        self.sequences.get(&id).and_then(|sequence| sequence.cached).unwrap_or(0)
+    }
+
+    /// Positions of the cache that no sequence holds, in whole pages. What they hold can still be found.
     pub fn free_positions(&self) -> usize {
         self.cache.free_pages() * PAGE
     }
@@ -295,37 +318,60 @@ impl Engine {
     /// # Errors
     /// If the device failed. What goes wrong with one sequence stands in the report.
     pub async fn step(&mut self, filter: &mut impl TokenFilter) -> Result<StepReport, EngineError> {
+        self.step_drafted(&BTreeMap::new(), filter).await
+    }
+
+    /// A [`step`](Self::step) with drafts of what comes next for some sequences. A draft goes through the model together with the last token, as far as there is room,
+    /// and the step keeps the chosen tokens up to the first that is not as drafted. Each is chosen as
+    /// it would have been without a draft, so the answer is the same but for the rounding of several rows at once
+    /// (Leviathan et al. 2023, arXiv 2211.17192, with drafts that are certain).
+    ///
+    /// # Errors
+    /// As [`step`](Self::step).
+    pub async fn step_drafted(
+        &mut self,
+        drafts: &BTreeMap<SequenceId, Vec<u32>>,
+        filter: &mut impl TokenFilter,
+    ) -> Result<StepReport, EngineError> {
         let mut report = StepReport::default();
-        let groups = self.schedule(&mut report);
+        let groups = self.schedule(drafts, &mut report);
         if groups.is_empty() {
             return Ok(report);
         }
-        let parts = |group: &Group| -> Vec<SequenceRows<'_>> {
-            let rows = group.iter().filter_map(|(id, rows)| Some((self.sequences.get(id)?, rows.clone())));
-            rows.map(|(s, rows)| SequenceRows {
-                ids: &s.tokens[rows.clone()],
-                first_position: rows.start,
-                pages: &s.pages,
-            })
-            .collect()
+        // The tokens of a sequence with its draft behind them.
+        let mut drafted: BTreeMap<SequenceId, Vec<u32>> = BTreeMap::new();
+        for (id, rows) in groups.iter().flatten() {
+            let Some(sequence) = self.sequences.get(id) else { continue };
+            if let (Some(draft), true) = (drafts.get(id), rows.end > sequence.tokens.len()) {
+                drafted.insert(*id, sequence.tokens.iter().chain(draft).copied().collect());
+            }
+        }
+        let rows_of = |(id, rows): &(SequenceId, Range<usize>)| {
+            let sequence = self.sequences.get(id)?;
+            let tokens = drafted.get(id).unwrap_or(&sequence.tokens);
+            let ids = &tokens[rows.clone()];
+            Some(SequenceRows { ids, first_position: rows.start, pages: &sequence.pages })
         };
-        let passes: Vec<Vec<SequenceRows<'_>>> = groups.iter().map(parts).collect();
-        let logits =
-            shard::run(&self.model, &mut self.cache.layers, &mut self.recorders, &passes, LogitRows::Last)
-                .await?;
-
+        let passes: Vec<Pass<'_>> = groups
+            .iter()
+            .map(|group| {
+                let drafted = group.iter().any(|(id, _)| drafted.contains_key(id));
+                let logits = if drafted { LogitRows::All } else { LogitRows::Last };
+                Pass { sequences: group.iter().filter_map(rows_of).collect(), logits }
+            })
+            .collect();
+        let logits = shard::run(&self.model, &mut self.cache.layers, &mut self.recorders, &passes).await?;
+        drop(passes);
         for (group, logits) in groups.iter().zip(logits) {
-            let mut finished = false;
             for (id, rows) in group {
-                report.rows += rows.len();
+                report.computed.push((*id, rows.len()));
                 if let Some(sequence) = self.sequences.get_mut(id) {
-                    sequence.computed = rows.end;
-                    finished |= sequence.computed == sequence.tokens.len();
+                    sequence.computed = rows.end.min(sequence.tokens.len());
                 }
             }
-            if finished {
-                let ids: Vec<SequenceId> = group.iter().map(|(id, _)| *id).collect();
-                self.choose(&ids, logits, filter, &mut report).await?;
+            self.choose(group, logits, drafts, filter, &mut report).await?;
+            for (id, _) in group {
+                self.register(*id);
             }
         }
         Ok(report)
@@ -354,14 +400,9 @@ impl Engine {
                 first_position: start,
                 pages: &sequence.pages,
             };
-            let logits = shard::run(
-                &self.model,
-                &mut self.cache.layers,
-                &mut self.recorders,
-                &[vec![part]],
-                LogitRows::All,
-            )
-            .await?;
+            let pass = Pass { sequences: vec![part], logits: LogitRows::All };
+            let logits =
+                shard::run(&self.model, &mut self.cache.layers, &mut self.recorders, &[pass]).await?;
             for logits in logits {
                 let read = read_floats(logits).await;
                 all.extend(read.map_err(|reason| failed_at_the_end(&self.model, reason))?);
@@ -370,7 +411,17 @@ impl Engine {
         Ok(all)
     }
 
-    fn insert(&mut self, sequence: Sequence) -> SequenceId {
+    fn insert(&mut self, Request { prompt, sampling }: Request) -> SequenceId {
+        let sequence = Sequence {
+            tokens: prompt,
+            computed: 0,
+            pages: Vec::new(),
+            prefixes: Vec::new(),
+            cached: None,
+            rng: ChaCha8Rng::seed_from_u64(sampling.seed),
+            sampling,
+            paused: false,
+        };
         let id = SequenceId(self.next_id);
         self.next_id += 1;
         self.sequences.insert(id, sequence);
@@ -382,8 +433,9 @@ impl Engine {
         self.sequences.get_mut(&id).ok_or(EngineError::NoSequence(id))
     }
 
-    fn check(&self, sequence: &Sequence, more: &[u32]) -> Result<(), EngineError> {
-        let (tokens, context) = (sequence.tokens.len() + more.len(), self.options.context);
+    /// Whether a sequence of `len` tokens can have `more`.
+    fn check(&self, len: usize, more: &[u32]) -> Result<(), EngineError> {
+        let (tokens, context) = (len + more.len(), self.options.context);
         if tokens > context {
             return Err(EngineError::PromptTooLong { tokens, context });
         }
@@ -395,18 +447,28 @@ impl Engine {
     }
 
     /// The passes of the next step, with pages for all of them.
-    fn schedule(&mut self, report: &mut StepReport) -> Vec<Group> {
+    fn schedule(&mut self, drafts: &BTreeMap<SequenceId, Vec<u32>>, report: &mut StepReport) -> Vec<Group> {
+        let (vocab, context) = (self.model.config.vocab_size, self.options.context);
         loop {
             let views = self.sequences.iter().map(|(id, s)| {
                 let (tokens, pages) = (s.tokens.len(), s.pages.len());
-                (*id, View { tokens, computed: s.computed, pages, paused: s.paused })
+                let draft = drafts.get(id).map_or(&[][..], Vec::as_slice);
+                // The last token of a context has no successor.
+                let draft = draft.iter().take_while(|id| (**id as usize) < vocab).count();
+                let draft = draft.min(context.saturating_sub(tokens + 1));
+                (*id, View { tokens, computed: s.computed, pages, paused: s.paused, draft })
             });
             let limits = Limits {
                 rows: self.options.prefill_chunk,
                 stages: self.model.stages.len(),
                 free_pages: self.cache.free_pages(),
             };
-            let groups = match self.scheduler.plan(&views.collect(), limits) {
+            let (sequences, cache) = (&self.sequences, &self.cache);
+            let found = |id| {
+                let (pages, idle) = sequences.get(&id).map(|s| found(cache, s)).unwrap_or_default();
+                Found { pages: pages.len(), idle }
+            };
+            let groups = match self.scheduler.plan(&views.collect(), limits, found) {
                 Plan::Run(groups) => groups,
                 Plan::Evict(id) => {
                     self.evict(id);
@@ -417,6 +479,12 @@ impl Engine {
                     continue;
                 }
             };
+            // What is found is held before others could use its pages.
+            for (id, rows) in groups.iter().flatten() {
+                if let Some(sequence) = self.sequences.get_mut(id) {
+                    start(&mut self.cache, sequence, rows.start);
+                }
+            }
             let mut full = None;
             for (id, rows) in groups.iter().flatten() {
                 if let Some(sequence) = self.sequences.get_mut(id)
@@ -432,10 +500,21 @@ impl Engine {
         }
     }
 
+    /// Makes the pages known that a sequence has computed to their end.
+    fn register(&mut self, id: SequenceId) {
+        let Some(sequence) = self.sequences.get_mut(&id) else { return };
+        let pages = sequence.tokens[..sequence.computed].as_chunks().0.iter().zip(&sequence.pages);
+        for (ids, page) in pages.skip(sequence.prefixes.len()) {
+            let before = sequence.prefixes.last().copied().unwrap_or(Prefix::EMPTY);
+            sequence.prefixes.push(self.cache.register(before, ids, *page));
+        }
+    }
+
     /// Takes the pages of a sequence, which is computed again when it is its turn.
     fn evict(&mut self, id: SequenceId) {
         if let Some(sequence) = self.sequences.get_mut(&id) {
             sequence.computed = 0;
+            sequence.prefixes.clear();
             self.cache.shrink(&mut sequence.pages, 0);
         }
     }
@@ -449,89 +528,49 @@ impl Engine {
         report.failed.push((id, error));
     }
 
-    /// One step of a sequence in which a draft of what comes next is tried: its tokens go through the model
-    /// together with the last one, and the step keeps the chosen tokens up to the first that is not as
-    /// drafted. Each is chosen as it would have been without a draft, so the answer is the same but
-    /// for the rounding of several rows at once (Leviathan et al. 2023, arXiv 2211.17192, with drafts that are
-    /// certain). A sequence whose prompt is not through, or that has no room, does a step without.
-    ///
-    /// # Errors
-    /// As [`step`](Self::step); if a drafted id is outside the vocabulary.
-    pub async fn step_drafted(
-        &mut self,
-        id: SequenceId,
-        draft: &[u32],
-        filter: &mut impl TokenFilter,
-    ) -> Result<StepReport, EngineError> {
-        let vocab = self.model.config.vocab_size;
-        if let Some(&id) = draft.iter().find(|id| **id as usize >= vocab) {
-            return Err(EngineError::UnknownToken { id, vocab });
-        }
-        let sequence = self.sequences.get_mut(&id).ok_or(EngineError::NoSequence(id))?;
-        let len = sequence.tokens.len();
-        let most = self.options.prefill_chunk.min(self.options.context.saturating_sub(len));
-        let draft = &draft[..draft.len().min(most.saturating_sub(1))];
-        let ready = !sequence.paused && sequence.computed + 1 == len && !draft.is_empty();
-        if !ready || self.cache.grow(&mut sequence.pages, len + draft.len()).is_err() {
-            return self.step(filter).await;
-        }
-        let ids: Vec<u32> = sequence.tokens.last().into_iter().chain(draft).copied().collect();
-        let rows = SequenceRows { ids: &ids, first_position: len - 1, pages: &sequence.pages };
-        let mut passes = shard::run(
-            &self.model,
-            &mut self.cache.layers,
-            &mut self.recorders,
-            &[vec![rows]],
-            LogitRows::All,
-        )
-        .await?;
-        let mut report = StepReport { rows: ids.len(), ..StepReport::default() };
-        let Some(logits) = passes.pop() else { return Ok(report) };
-        let wanted = device_candidates([&*sequence]);
-        let mut rows = Rows::read(&self.model, logits, wanted).await?;
-        for row in 0..ids.len() {
-            sequence.computed += 1;
-            let sampled = match rows.choose(row, id, sequence, filter).await {
-                Ok(sampled) => sampled,
-                Err(error @ EngineError::Sample(_)) => {
-                    self.fail(id, error, &mut report);
-                    break;
-                }
-                Err(error) => return Err(error),
-            };
-            let wanted = filter.chosen(id, &sampled);
-            let as_drafted = draft.get(row) == Some(&sampled.id);
-            report.sampled.push((id, sampled));
-            if !wanted || !as_drafted {
-                break;
-            }
-        }
-        Ok(report)
-    }
-
-    /// Chooses the next token of each sequence of `group` whose tokens are all computed.
+    /// Chooses the next tokens of each sequence of `group` whose tokens are all computed: one, and those that
+    /// were drafted rightly.
     async fn choose(
         &mut self,
-        group: &[SequenceId],
+        group: &[(SequenceId, Range<usize>)],
         logits: Tensor<2>,
+        drafts: &BTreeMap<SequenceId, Vec<u32>>,
         filter: &mut impl TokenFilter,
         report: &mut StepReport,
     ) -> Result<(), EngineError> {
-        let wanted = device_candidates(group.iter().filter_map(|id| self.sequences.get(id)));
+        let ready = |id: &SequenceId, sequences: &BTreeMap<SequenceId, Sequence>| {
+            let context = self.options.context;
+            sequences.get(id).is_some_and(|s| s.computed == s.tokens.len() && s.tokens.len() < context)
+        };
+        if !group.iter().any(|(id, _)| ready(id, &self.sequences)) {
+            return Ok(());
+        }
+        let wanted = device_candidates(group.iter().filter_map(|(id, _)| self.sequences.get(id)));
+        // The rows of a sequence, if a draft wants the logits of all.
+        let each = logits.dims()[0] / group.len();
         let mut rows = Rows::read(&self.model, logits, wanted).await?;
         let mut failed = Vec::new();
-        for (row, id) in group.iter().enumerate() {
-            let Some(sequence) = self.sequences.get_mut(id) else { continue };
-            if sequence.computed < sequence.tokens.len() || sequence.tokens.len() >= self.options.context {
+        for (at, (id, _)) in group.iter().enumerate() {
+            if !ready(id, &self.sequences) {
                 continue;
             }
-            match rows.choose(row, *id, sequence, filter).await {
-                Ok(chosen) => {
-                    filter.chosen(*id, &chosen);
-                    report.sampled.push((*id, chosen));
+            let Some(sequence) = self.sequences.get_mut(id) else { continue };
+            let draft = drafts.get(id).map_or(&[][..], Vec::as_slice);
+            for row in 0..each {
+                let chosen = match rows.choose(at * each + row, *id, sequence, filter).await {
+                    Ok(chosen) => chosen,
+                    Err(error @ EngineError::Sample(_)) => {
+                        failed.push((*id, error));
+                        break;
+                    }
+                    Err(error) => return Err(error),
+                };
+                let goes_on = filter.chosen(*id, &chosen) && draft.get(row) == Some(&chosen.id);
+                report.sampled.push((*id, chosen));
+                if !goes_on || row + 1 == each {
+                    break;
                 }
-                Err(error @ EngineError::Sample(_)) => failed.push((*id, error)),
-                Err(error) => return Err(error),
+                sequence.computed += 1;
             }
         }
         for (id, error) in failed {
@@ -539,4 +578,25 @@ impl Engine {
         }
         Ok(())
     }
+}
+
+/// The pages of the cache that have the first tokens of a sequence, and how many of them no sequence holds. The
+/// last token goes through the model in any case, for its logits.
+fn found(cache: &KvCache, sequence: &Sequence) -> (Vec<(Prefix, u32)>, usize) {
+    cache.find(&sequence.tokens[..sequence.tokens.len().saturating_sub(1)])
+}
+
+/// Takes over the first `computed` positions from the cache, for a sequence that starts.
+fn start(cache: &mut KvCache, sequence: &mut Sequence, computed: usize) {
+    if sequence.computed > 0 {
+        return;
+    }
+    let (pages, _) = found(cache, sequence);
+    for (prefix, page) in pages.into_iter().take(computed / PAGE) {
+        cache.hold(page);
+        sequence.pages.push(page);
+        sequence.prefixes.push(prefix);
+    }
+    sequence.computed = sequence.pages.len() * PAGE;
+    sequence.cached.get_or_insert(sequence.computed);
 }

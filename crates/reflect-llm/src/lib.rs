@@ -7,10 +7,10 @@
 
 pub mod cache;
 pub mod checkpoint;
-pub mod completion;
 pub mod config;
 pub mod draft;
 pub mod engine;
+pub mod generate;
 pub mod gguf;
 pub mod guard;
 mod load;
@@ -26,9 +26,9 @@ pub mod stream;
 pub mod weights;
 
 pub use checkpoint::{Texts, Weights};
-pub use completion::Completion;
 pub use config::LlamaConfig;
 pub use engine::{Engine, EngineError, EngineOptions, Request, SequenceId, StepReport};
+pub use generate::{Answer, AnswerRequest, Generator};
 pub use load::{load_block, load_model, load_stages};
 pub use model::{Llama, Stage, Streamed};
 pub use stream::{Generation, GenerationOptions};

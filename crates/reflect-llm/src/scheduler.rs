@@ -8,7 +8,8 @@ use reflect_kernels::PAGE;
 
 use crate::engine::SequenceId;
 
-/// Positions that go through the model together, equally many of each sequence.
+/// Positions that go through the model together, equally many of each sequence. Those from the number of tokens on
+/// are of a draft.
 pub type Group = Vec<(SequenceId, Range<usize>)>;
 
 /// What the scheduler knows of a sequence.
@@ -20,6 +21,16 @@ pub struct View {
     /// Pages of the cache that the sequence holds, shared ones too.
     pub pages: usize,
     pub paused: bool,
+    /// Tokens that were drafted for what comes next.
+    pub draft: usize,
+}
+
+/// Pages of the cache that have the first tokens of a sequence which holds none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    pub pages: usize,
+    /// How many of them no sequence holds, so that they count as free.
+    pub idle: usize,
 }
 
 impl View {
@@ -73,9 +84,15 @@ impl Scheduler {
         self.turns.retain(|turn| *turn != id);
     }
 
-    /// Plans a step over `views`, which has every sequence that was added.
-    pub fn plan(&mut self, views: &BTreeMap<SequenceId, View>, limits: Limits) -> Plan {
-        let step = Step { views, limits };
+    /// Plans a step over `views`, which has every sequence that was added. A sequence that starts takes over what
+    /// is `found` of it in the cache.
+    pub fn plan(
+        &mut self,
+        views: &BTreeMap<SequenceId, View>,
+        limits: Limits,
+        found: impl Fn(SequenceId) -> Found,
+    ) -> Plan {
+        let step = Step { views, limits, found };
         let decode = match step.decode(&self.turns) {
             Ok(decode) => decode,
             Err(plan) => return plan,
@@ -91,34 +108,53 @@ impl Scheduler {
                 self.turns.push_back(*id);
             }
         }
-        let each = decode.len().div_ceil(limits.stages).max(1);
-        let last = |id: &SequenceId| {
-            let computed = views[id].computed;
-            (*id, computed..computed + 1)
-        };
-        let decode = decode.chunks(each).map(|part| part.iter().map(last).collect());
-        Plan::Run(decode.chain(prompts).collect())
+        let mut rows: Vec<(SequenceId, Range<usize>)> = decode
+            .into_iter()
+            .map(|(id, draft)| (id, views[&id].computed..views[&id].computed + 1 + draft))
+            .collect();
+        rows.sort_by_key(|(_, rows)| rows.len());
+        let mut groups = Vec::new();
+        for alike in rows.chunk_by(|(_, a), (_, b)| a.len() == b.len()) {
+            groups.extend(alike.chunks(alike.len().div_ceil(limits.stages)).map(<[_]>::to_vec));
+        }
+        groups.extend(prompts);
+        Plan::Run(groups)
     }
 }
 
 /// One step in the making.
-struct Step<'a> {
+struct Step<'a, F> {
     views: &'a BTreeMap<SequenceId, View>,
     limits: Limits,
+    found: F,
 }
 
-impl Step<'_> {
+/// Sequences that decode, and how many tokens of a draft each tries.
+type Decode = Vec<(SequenceId, usize)>;
+
+impl<F: Fn(SequenceId) -> Found> Step<'_, F> {
     /// The sequences that decode, as far as there are pages for them.
-    fn decode(&self, turns: &VecDeque<SequenceId>) -> Result<Vec<SequenceId>, Plan> {
-        let mut decode: Vec<SequenceId> =
-            turns.iter().copied().filter(|id| self.views[id].pending() == 1).collect();
+    fn decode(&self, turns: &VecDeque<SequenceId>) -> Result<Decode, Plan> {
+        let ready = turns.iter().copied().filter(|id| self.views[id].pending() == 1);
+        let mut decode: Decode = ready.map(|id| (id, self.views[&id].draft)).collect();
+        // A draft takes no row and no page from anybody.
+        let mut left = (self.limits.rows * self.limits.stages).saturating_sub(decode.len());
+        for (_, draft) in &mut decode {
+            *draft = (*draft).min(left).min(self.limits.rows.saturating_sub(1));
+            left -= *draft;
+        }
+        if self.missing(&decode) > self.limits.free_pages {
+            decode.iter_mut().for_each(|(_, draft)| *draft = 0);
+        }
         while self.missing(&decode) > self.limits.free_pages {
             self.make_room()?;
             // At most one sequence has pages. Those without wait for it, the newest first.
-            let newest = decode.iter().copied().filter(|id| self.views[id].pages == 0).max();
+            let newest = decode.iter().map(|(id, _)| *id).filter(|id| self.views[id].pages == 0).max();
             let holder = self.holders(false).next();
             match newest {
-                Some(newest) if holder.is_some() || decode.len() > 1 => decode.retain(|id| *id != newest),
+                Some(newest) if holder.is_some() || decode.len() > 1 => {
+                    decode.retain(|(id, _)| *id != newest);
+                }
                 Some(only) => return Err(Plan::Fail(only)),
                 None => return holder.map_or(Ok(Vec::new()), |only| Err(Plan::Fail(only))),
             }
@@ -126,42 +162,54 @@ impl Step<'_> {
         Ok(decode)
     }
 
-    /// Pages that are missing for one more token of each of these sequences.
-    fn missing(&self, decode: &[SequenceId]) -> usize {
-        decode.iter().map(|id| self.views[id].missing(self.views[id].computed + 1)).sum()
+    /// Pages that are missing for the rows of these sequences.
+    fn missing(&self, decode: &[(SequenceId, usize)]) -> usize {
+        decode.iter().map(|(id, draft)| self.views[id].missing(self.views[id].computed + 1 + draft)).sum()
     }
 
     /// Chunks of prompts in the rows that are left.
-    fn prompts(&self, turns: &VecDeque<SequenceId>, decode: &[SequenceId]) -> Result<Vec<Group>, Plan> {
+    fn prompts(
+        &self,
+        turns: &VecDeque<SequenceId>,
+        decode: &[(SequenceId, usize)],
+    ) -> Result<Vec<Group>, Plan> {
         let Limits { rows, stages, free_pages } = self.limits;
         let mut free = free_pages - self.missing(decode);
         let mut left = rows * stages;
         if !decode.is_empty() {
             // Whole pages, and at least one, so that prompts end even beside very many that decode.
-            left = (left.saturating_sub(decode.len()) / PAGE * PAGE).max(PAGE.min(rows));
+            let taken: usize = decode.iter().map(|(_, draft)| 1 + draft).sum();
+            left = (left.saturating_sub(taken) / PAGE * PAGE).max(PAGE.min(rows));
         }
         let mut groups: Vec<Group> = Vec::new();
         // Whether a prompt waits for room; none behind it may start before it.
         let mut waits = false;
         for id in turns.iter().filter(|id| self.views[id].pending() > 1) {
-            let view = &self.views[id];
+            let mut view = self.views[id];
+            if left == 0 || (view.pages == 0 && waits) {
+                continue;
+            }
+            // Whether the prompt starts, and how many of the pages that it finds count as free.
+            let starts = view.pages == 0;
+            let mut idle = 0;
+            if starts {
+                let found = (self.found)(*id);
+                (view.computed, view.pages, idle) = (found.pages * PAGE, found.pages, found.idle);
+            }
             // The first may take all rows. After it come those that fit whole: cutting a prompt to fill
             // a rest makes its next step no shorter.
             let taken = view.pending().min(left);
-            if taken == 0 || (!groups.is_empty() && taken < view.pending()) {
+            if !groups.is_empty() && taken < view.pending() {
                 continue;
             }
             let end = view.computed + taken;
-            let missing = view.missing(end);
-            if view.pages == 0 && waits {
-                continue;
-            }
-            if view.pages == 0 && view.missing(view.tokens + 1) > free {
+            let missing = view.missing(end) + idle;
+            if starts && view.missing(view.tokens + 1) + idle > free {
                 // A prompt starts when there is room for all of it. Else it would give its pages back halfway.
                 let alone = decode.is_empty() && groups.is_empty() && self.holders(false).next().is_none();
                 match self.holders(true).next() {
                     Some(idle) => return Err(Plan::Evict(idle)),
-                    None if alone && view.missing(view.tokens) > free => return Err(Plan::Fail(*id)),
+                    None if alone && view.missing(view.tokens) + idle > free => return Err(Plan::Fail(*id)),
                     None if !alone => {
                         waits = true;
                         continue;

@@ -17,6 +17,12 @@ use crate::{
     recorder::{Recorder, Step},
 };
 
+/// Rows that go through the model together.
+pub struct Pass<'a> {
+    pub sequences: Vec<SequenceRows<'a>>,
+    pub logits: LogitRows,
+}
+
 /// Logits of each pass, `[T, V]` or `[sequences, V]`. A pass may read what an earlier one caches: in every
 /// stage they keep their order. There is a recorder for each stage, of this model and cache alone; what is
 /// returned holds until the next call with it.
@@ -27,8 +33,7 @@ pub async fn run(
     model: &Llama,
     cache: &mut [Option<KvLayer>],
     recorders: &mut [Recorder],
-    passes: &[Vec<SequenceRows<'_>>],
-    rows: LogitRows,
+    passes: &[Pass<'_>],
 ) -> Result<Vec<Tensor<2>>, EngineError> {
     let stages = model.stages.len();
     let failed = |at: usize, reason: String| failed(model, at, reason);
@@ -44,10 +49,12 @@ pub async fn run(
                 Some(hop) => Some(hop.arrive().await.map_err(|reason| failed(at - 1, reason))?),
                 None => None,
             };
+            let Pass { sequences, logits: rows } = &passes[pass];
+            let rows = *rows;
             let step = Step {
                 device: &stage.device,
                 rope: &model.rope,
-                sequences: &passes[pass],
+                sequences,
                 rows,
                 arrived,
                 may_repeat: passes.len() == 1 && model.streamed.is_none(),

@@ -62,8 +62,6 @@ pub struct Generation {
     decoder: StreamDecoder,
     stops: StopMatcher,
     bans: TextBan,
-    /// Bytes of each token, made at the first use of a ban.
-    vocabulary: Vec<Vec<u8>>,
     parser: TagParser,
     /// Open segments by id.
     open: BTreeMap<u32, Open>,
@@ -95,7 +93,6 @@ impl Generation {
             options,
             prompt_tokens,
             decoder: StreamDecoder::new(true),
-            vocabulary: Vec::new(),
             parser: TagParser::new(),
             open: BTreeMap::new(),
             thinking: String::new(),
@@ -118,11 +115,7 @@ impl Generation {
         if self.bans.is_empty() {
             return;
         }
-        if self.vocabulary.is_empty() {
-            let ids = 0..tokenizer.vocab_size() as u32;
-            self.vocabulary = ids.map(|id| tokenizer.token_bytes(id).unwrap_or_default()).collect();
-        }
-        let vocabulary = &self.vocabulary;
+        let vocabulary = tokenizer.vocabulary_bytes();
         let text = |id: u32| vocabulary.get(id as usize).map_or(&[][..], Vec::as_slice);
         self.bans.apply(candidates, &self.tail, text);
     }
@@ -207,8 +200,15 @@ impl Generation {
         self.parser.feed_more(&rest)
     }
 
-    /// Ends the answer: what was held back, open segments, and `done`.
-    pub fn finish(&mut self, reason: FinishReason, timings: Timings, now_ms: f64) -> Vec<Event> {
+    /// Ends the answer: what was held back, open segments, and `done`. Of its tokens `cached_tokens` were not
+    /// computed.
+    pub fn finish(
+        &mut self,
+        reason: FinishReason,
+        cached_tokens: usize,
+        timings: Timings,
+        now_ms: f64,
+    ) -> Vec<Event> {
         let mut found = self.release();
         self.reason = self.cut;
         found.extend(self.parser.finish(if self.cut.is_some() { Closed::Forced } else { Closed::Eos }));
@@ -217,6 +217,7 @@ impl Generation {
             finish_reason: reason,
             usage: Usage {
                 prompt_tokens: self.prompt_tokens,
+                cached_tokens: cached_tokens.min(self.prompt_tokens),
                 completion_tokens: self.tokens.len(),
                 reasoning_tokens: self.reasoning_tokens,
                 reflections: self.parser.reflections(),

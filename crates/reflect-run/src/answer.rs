@@ -1,19 +1,18 @@
-//! One answer: the options of the command line, and the loop that steps the engine and turns its
-//! tokens into events.
+//! One answer: the options of the command line, and the loop until it ends.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use pollster::block_on;
 use reflect_llm::{
-    Completion, Engine, Generation, GenerationOptions, SequenceId,
-    completion::Drafts,
+    Answer, AnswerRequest, GenerationOptions, Generator,
     draft::{Drafter, ModelDrafter},
+    generate::{Drafts, Progress},
     guard::Budgets,
     sampler::SamplingParams,
 };
-use reflect_text::{Event, FinishReason, Tokenizer};
+use reflect_text::Event;
 
 use crate::{
     args::{AnswerArgs, PlaceArgs, SamplingArgs},
@@ -61,11 +60,17 @@ pub fn limits(args: &AnswerArgs, eos_ids: Vec<u32>) -> GenerationOptions {
     }
 }
 
-/// What drafts the answers of `runtime`, if anything was asked to.
+/// What writes the answers of `runtime`, with what drafts them if anything was asked to.
 ///
 /// # Errors
 /// If the drafting model can't be loaded, or has another tokenizer.
-pub fn drafter(args: &AnswerArgs, runtime: &Runtime, place: &PlaceArgs) -> Result<Option<Drafter>> {
+pub fn generator(args: &AnswerArgs, runtime: Runtime, place: &PlaceArgs) -> Result<Generator> {
+    let drafter = drafter(args, &runtime, place)?;
+    let load_ms = runtime.load_time.as_secs_f64() * 1e3;
+    Ok(Generator::new(runtime.engine, runtime.tokenizer, drafter, load_ms))
+}
+
+fn drafter(args: &AnswerArgs, runtime: &Runtime, place: &PlaceArgs) -> Result<Option<Drafter>> {
     let most = args.draft_tokens.get();
     let model = match args.draft.as_deref() {
         None => return Ok(None),
@@ -95,36 +100,33 @@ pub fn drafts_kept(drafts: Drafts) -> String {
     format!("{} of {} drafted tokens kept", drafts.kept, drafts.drafted)
 }
 
-/// Lets the engine write the answer of `sequence`, the only one in it, and gives each event to
-/// `sink`; the last is `done`. Asks `interrupted` before each step.
+/// Writes one answer and gives each event to `sink`; the last is `done`. Asks `interrupted` before each step.
 ///
 /// # Errors
-/// If the engine or the sink fails.
-#[allow(clippy::too_many_arguments, reason = "what an answer is made of, and who hears of it")]
+/// If the prompt does not fit, or the model or the sink fails.
 pub fn answer(
-    engine: &mut Engine,
-    sequence: SequenceId,
-    tokenizer: &Tokenizer,
-    generation: Generation,
-    mut drafter: Option<&mut Drafter>,
-    load_time: Duration,
+    generator: &mut Generator,
+    request: AnswerRequest,
     interrupted: impl Fn() -> bool,
     mut sink: impl FnMut(&Event) -> Result<()>,
-) -> Result<Completion> {
+) -> Result<Answer> {
     let start = Instant::now();
     let now_ms = || start.elapsed().as_secs_f64() * 1e3;
-    let mut completion = Completion::new(sequence, generation, now_ms());
-    let reason = loop {
-        if interrupted() {
-            break FinishReason::Cancelled;
+    let (id, events) = generator.submit(request, now_ms())?;
+    let mut told = events.iter().try_for_each(&mut sink);
+    loop {
+        if told.is_err() || interrupted() {
+            let ended = generator.cancel(id, now_ms());
+            told?;
+            let (events, answer) = ended.ok_or_else(|| anyhow!("the answer is gone"))?;
+            events.iter().try_for_each(&mut sink)?;
+            return Ok(answer);
         }
-        let progress = block_on(completion.step(engine, drafter.as_deref_mut(), tokenizer, now_ms))?;
-        progress.events.iter().try_for_each(&mut sink)?;
-        if let Some(reason) = progress.ended {
-            break reason;
+        let Progress { events, ended } = block_on(generator.step(now_ms))?;
+        told = events.iter().try_for_each(|(_, event)| sink(event));
+        if let Some((_, answer)) = ended.into_iter().next() {
+            told?;
+            return Ok(answer?);
         }
-    };
-    let events = completion.finish(reason, load_time.as_secs_f64() * 1e3, now_ms());
-    events.iter().try_for_each(sink)?;
-    Ok(completion)
+    }
 }

@@ -89,7 +89,7 @@ pub fn bench(args: &BenchArgs) -> Result<ExitCode> {
             let config = LlamaConfig::by_name(name)?;
             let source = Arc::new(Synthetic::new(&config, format)?);
             let context = args.model.place.context.map_or(needed.next_multiple_of(PAGE), usize::from);
-            let plan = Plan { sequences, ..Plan::new(&args.model.place, context) };
+            let plan = Plan { sequences, prefix_cache: false, ..Plan::new(&args.model.place, context) };
             let (engine, overhead) = engines(&config, &source, &devices, args, plan)?;
             (format!("{name}, made up"), format, engine, overhead)
         }
@@ -100,7 +100,8 @@ pub fn bench(args: &BenchArgs) -> Result<ExitCode> {
             let format = main_format(&checkpoint.weights);
             let weights = Arc::new(checkpoint.weights);
             let adapters = checkpoint.adapters;
-            let plan = Plan { adapters, sequences, ..Plan::new(&args.model.place, context) };
+            let plan =
+                Plan { adapters, sequences, prefix_cache: false, ..Plan::new(&args.model.place, context) };
             let (engine, overhead) = engines(&checkpoint.texts.config, &weights, &devices, args, plan)?;
             (checkpoint.name, format, engine, overhead)
         }

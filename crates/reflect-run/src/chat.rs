@@ -7,15 +7,16 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
+use reflect_kernels::device::OpenDevice;
 use reflect_llm::{
-    EngineError, Generation, GenerationOptions, Request, SequenceId, draft::Drafter, sampler::SamplingParams,
+    Answer, AnswerRequest, EngineError, GenerationOptions, Generator, sampler::SamplingParams,
 };
-use reflect_text::{Event, FinishReason, Message};
+use reflect_text::{ChatTemplate, Event, FinishReason, Message};
 use rustyline::{DefaultEditor, error::ReadlineError};
 use serde_json::json;
 
 use crate::{
-    answer::{answer, drafter, drafts_kept, limits, sampling},
+    answer::{answer, drafts_kept, generator, limits, sampling},
     args::{ChatArgs, ViewMode},
     catalogue,
     interrupt::{self, Answering},
@@ -53,17 +54,21 @@ pub fn chat(args: &ChatArgs) -> Result<ExitCode> {
     let place = &args.model.place;
     let context = checkpoint.context(place, CONTEXT)?;
     let load = |checkpoint, started| {
-        let runtime = Runtime::load(checkpoint, place, context, started)?;
-        let drafter = drafter(&args.answer, &runtime, place)?;
-        Ok((runtime, drafter))
+        let mut runtime = Runtime::load(checkpoint, place, context, started)?;
+        let about = About {
+            model: runtime.model.clone(),
+            devices: runtime.devices.clone(),
+            template: runtime.template.take(),
+        };
+        Ok((about, generator(&args.answer, runtime, place)?))
     };
-    let (runtime, drafter) = load(checkpoint, started)?;
-    let limits = limits(&args.answer, runtime.eos_ids.clone());
+    let limits = limits(&args.answer, checkpoint.texts.eos_ids());
+    let (about, generator) = load(checkpoint, started)?;
     let terminal = Terminal::of_stdout();
     let system = args.answer.system.as_deref().map(prompt::system_message);
     let mut chat = Chat {
-        runtime,
-        drafter,
+        about,
+        generator,
         reload: Box::new(|| load(Checkpoint::open(&args.model)?, Instant::now())),
         sampling,
         limits,
@@ -71,7 +76,7 @@ pub fn chat(args: &ChatArgs) -> Result<ExitCode> {
         terminal,
         system,
         turns: vec![],
-        sequence: None,
+        answers: 0,
     };
     chat.banner()?;
 
@@ -122,11 +127,18 @@ fn converse(chat: &mut Chat<'_>, editor: &mut DefaultEditor) -> Result<()> {
     }
 }
 
+/// What is told about a model, and how conversations are written for it.
+struct About {
+    model: String,
+    devices: Vec<OpenDevice>,
+    template: Option<ChatTemplate>,
+}
+
 struct Chat<'a> {
-    runtime: Runtime,
-    drafter: Option<Drafter>,
+    about: About,
+    generator: Generator,
     /// Loads the model once more, after a device failed.
-    reload: Box<dyn Fn() -> Result<(Runtime, Option<Drafter>)> + 'a>,
+    reload: Box<dyn Fn() -> Result<(About, Generator)> + 'a>,
     sampling: SamplingParams,
     limits: GenerationOptions,
     view: ViewMode,
@@ -134,18 +146,18 @@ struct Chat<'a> {
     system: Option<Message>,
     /// Prompts and answers in turn.
     turns: Vec<Message>,
-    /// Holds the cache of the conversation so far.
-    sequence: Option<SequenceId>,
+    /// Answers so far. Each has a seed of its own.
+    answers: u64,
 }
 
 impl Chat<'_> {
     fn banner(&self) -> Result<()> {
-        let Runtime { model, devices, engine, .. } = &self.runtime;
+        let About { model, devices, .. } = &self.about;
         let shown = devices.iter().map(|device| match device.backend.as_str() {
             "cpu" => device.name.clone(),
             backend => format!("{} through {backend}", device.name),
         });
-        let context = engine.options().context;
+        let context = self.generator.engine().options().context;
         let text = format!(
             "{model} on {}, {context} tokens of context. /help lists commands.",
             shown.collect::<Vec<_>>().join(" and ")
@@ -172,9 +184,8 @@ impl Chat<'_> {
                 self.turns.pop();
                 eprintln!("error: {error:#}");
                 if let Some(EngineError::Device(_)) = error.downcast_ref::<EngineError>() {
-                    (self.runtime, self.drafter) =
+                    (self.about, self.generator) =
                         (self.reload)().context("the model could not be loaded again")?;
-                    self.sequence = None;
                     println_dim(self.terminal, "The model was loaded again; what was said before is kept.")?;
                 }
                 Ok(())
@@ -185,34 +196,24 @@ impl Chat<'_> {
     /// The text of the model's next turn, tags included.
     fn answer(&mut self) -> Result<String> {
         let messages: Vec<Message> = self.system.iter().chain(&self.turns).cloned().collect();
-        let Runtime { engine, tokenizer, template, load_time, .. } = &mut self.runtime;
-        let prompt::Prompt { ids, opened } = prompt::render(template.as_ref(), tokenizer, &messages)?;
-        prompt::check_length(ids.len(), engine.options().context)?;
-        let prompt_tokens = ids.len();
-        let sequence = match self.sequence {
-            Some(sequence) => {
-                // What the cache and the new prompt share is not computed again.
-                let cached = engine.tokens(sequence)?;
-                let shared = cached.iter().zip(&ids).take_while(|(a, b)| a == b).count();
-                engine.truncate(sequence, shared)?;
-                engine.append(sequence, &ids[shared..])?;
-                sequence
-            }
-            None => engine.submit(Request { prompt: ids, sampling: self.sampling.clone() })?,
+        let (generator, template) = (&mut self.generator, self.about.template.as_ref());
+        let prompt::Prompt { ids, opened } = prompt::render(template, generator.tokenizer(), &messages)?;
+        prompt::check_length(ids.len(), generator.engine().options().context)?;
+        let seed = self.sampling.seed.wrapping_add(self.answers);
+        self.answers += 1;
+        let request = AnswerRequest {
+            prompt: ids,
+            opened: opened.clone(),
+            begun: Vec::new(),
+            sampling: SamplingParams { seed, ..self.sampling.clone() },
+            options: self.limits.clone(),
         };
-        self.sequence = Some(sequence);
-
-        let generation = Generation::new(self.limits.clone(), prompt_tokens).begin_in(&opened);
         let mut view = View::new(stdout(), self.view, self.terminal);
         let mut summary = String::new();
         let answering = Answering::start();
-        let completion = answer(
-            engine,
-            sequence,
-            tokenizer,
-            generation,
-            self.drafter.as_mut(),
-            *load_time,
+        let Answer { tokens, drafts, .. } = answer(
+            generator,
+            request,
             || answering.is_interrupted(),
             |event| {
                 if let Event::Done { finish_reason, usage, timings, .. } = event {
@@ -228,12 +229,12 @@ impl Chat<'_> {
                 view.show(event)
             },
         )?;
-        if self.drafter.is_some() {
-            summary += &format!(", {}", drafts_kept(completion.drafts()));
+        if generator.has_drafter() {
+            summary += &format!(", {}", drafts_kept(drafts));
         }
         println_dim(self.terminal, &summary)?;
         let opened: String = opened.iter().map(|tag| tag.spelling()).collect();
-        Ok(opened + &tokenizer.decode(completion.generation().tokens(), false))
+        Ok(opened + &generator.tokenizer().decode(&tokens, false))
     }
 
     /// Forgets the last prompt and its answer, and returns the prompt.
@@ -303,7 +304,7 @@ impl Chat<'_> {
 
     fn save(&self, file: &Path) -> Result<()> {
         let messages: Vec<&Message> = self.system.iter().chain(&self.turns).collect();
-        let conversation = json!({ "model": self.runtime.model, "messages": messages });
+        let conversation = json!({ "model": self.about.model, "messages": messages });
         Ok(std::fs::write(file, serde_json::to_vec_pretty(&conversation)?)?)
     }
 }

@@ -22,7 +22,7 @@ use reflect_data::families::{Family, Request, generate};
 use reflect_data::import::{self, Format, ImportReport, Record};
 use reflect_data::inject::inject_seeded;
 use reflect_data::inspect;
-use reflect_data::io::{read_jsonl, write_jsonl};
+use reflect_data::io::{self, read_jsonl, write_jsonl};
 use reflect_data::judge::{is_right, judge};
 use reflect_data::loss::span_weights;
 use reflect_data::mine::mine;
@@ -32,7 +32,6 @@ use reflect_data::resume::Output;
 use reflect_data::rounds::{Asked, Rounds};
 use reflect_data::stats::Stats;
 use reflect_text::{Message, special_tokens, train_bpe};
-use reflect_train::checkpoint;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -324,7 +323,7 @@ fn measure_pairs(args: &DecontaminateArgs, originals: Vec<String>, rephrased: Ve
         .collect();
     let without = rows - pairs.len();
     let report = json!({"rows": rows, "without_rephrasing": without, "pairs": measured.pairs, "thresholds": settings, "detectors": detectors});
-    checkpoint::write(&args.files.out, report.to_string().as_bytes())?;
+    io::write(&args.files.out, report.to_string().as_bytes())?;
     print_report(args.files.common.json, &report)
 }
 
@@ -348,7 +347,7 @@ fn run_tokenizer(args: &TokenizerArgs) -> Result<()> {
     std::fs::create_dir_all(&args.out).map_err(|error| unwritable(&args.out, &error))?;
     for (name, text) in [("tokenizer.json", &trained.tokenizer), ("tokenizer_config.json", &trained.config)] {
         let path = args.out.join(name);
-        checkpoint::write(&path, text.as_bytes())?;
+        io::write(&path, text.as_bytes())?;
     }
     print_report(args.common.json, &json!({"records": records.len(), "tokens": trained.vocab_size}))
 }
@@ -363,7 +362,7 @@ fn run_inspect(args: &InspectArgs) -> Result<()> {
         .collect();
     if let Some(path) = &args.out {
         let page = inspect::html(&args.input.display().to_string(), &weighted);
-        return Ok(checkpoint::write(path, page.as_bytes())?);
+        return Ok(io::write(path, page.as_bytes())?);
     }
     let mut out = stdout().lock();
     let color = out.is_terminal() && std::env::var_os("NO_COLOR").is_none();
@@ -383,7 +382,7 @@ fn run_stats(args: &StatsArgs) -> Result<()> {
     let stats = Stats::of(&records);
     if let Some(path) = &args.out {
         let page = stats.html(&args.input.display().to_string());
-        checkpoint::write(path, page.as_bytes())?;
+        io::write(path, page.as_bytes())?;
     }
     if args.common.json {
         return print_report(true, &stats);

@@ -9,17 +9,18 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
-use reflect_data::{Split, checker::Checker};
-use reflect_kernels::device::DeviceChoice;
-use reflect_train::{
-    TrainError, checkpoint,
-    eval::{
-        Arm, Model, Outcome, Outcomes, Settings,
-        report::Report,
-        run_arm,
-        tasks::{Tasks, problems},
-    },
+use reflect_data::{
+    Split,
+    checker::Checker,
+    io::{self, IoError},
 };
+use reflect_eval::{
+    Arm, EvalError, Model, Outcome, Outcomes, Settings,
+    report::Report,
+    run_arm,
+    tasks::{Tasks, problems},
+};
+use reflect_kernels::device::DeviceChoice;
 
 use crate::{
     catalogue::cache,
@@ -133,7 +134,7 @@ pub fn eval(args: &EvalArgs) -> Result<ExitCode> {
         Some(folder) => folder.clone(),
         None => new_folder()?,
     };
-    fs::create_dir_all(&folder).map_err(|source| TrainError::Write { path: folder.clone(), source })?;
+    fs::create_dir_all(&folder).map_err(|source| IoError::Write { path: folder.clone(), source })?;
     remember_settings(args, &folder)?;
     let mut outcomes = Outcomes::open(&folder.join("outcomes.jsonl"))?;
 
@@ -169,9 +170,9 @@ pub fn eval(args: &EvalArgs) -> Result<ExitCode> {
     let name = Checkpoint::open_named(&args.model, false)?.with(&args.adapter)?.name;
     let report = Report::new(&name, &args.tasks, args.seed, &found);
     let line = report.line();
-    checkpoint::write(&folder.join("report.md"), report.markdown().as_bytes())?;
-    checkpoint::write(&folder.join("report.html"), report.html().as_bytes())?;
-    checkpoint::write_json(&folder.join("report.json"), &line)?;
+    io::write(&folder.join("report.md"), report.markdown().as_bytes())?;
+    io::write(&folder.join("report.html"), report.html().as_bytes())?;
+    io::write_json(&folder.join("report.json"), &line)?;
     let mut out = stdout().lock();
     if args.json {
         writeln!(out, "{line}")?;
@@ -241,9 +242,9 @@ fn remember_settings(args: &EvalArgs, folder: &std::path::Path) -> Result<()> {
     if let Ok(text) = fs::read(&path) {
         let old: serde_json::Value = serde_json::from_slice(&text)?;
         if old != settings {
-            return Err(TrainError::Settings { path, what: "model, set of weights, task or setting" }.into());
+            return Err(EvalError::Settings { path, what: "model, set of weights, task or setting" }.into());
         }
     }
-    checkpoint::write_json(&path, &settings)?;
+    io::write_json(&path, &settings)?;
     Ok(())
 }

@@ -32,6 +32,7 @@ mod verify;
 mod view;
 mod web;
 
+use std::ffi::OsString;
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
@@ -40,10 +41,11 @@ use reflect_data::{
     checker::CheckerError, completions::CompletionError, families::GenerateError, io::IoError,
     records::RecordsError, resume::ResumeError, rounds::RoundsError,
 };
+use reflect_eval::{EvalError, tasks::TasksError};
 use reflect_kernels::device::DeviceError;
 use reflect_llm::{EngineError, config::ConfigError, sampler::SampleError, weights::LoadError};
 use reflect_text::TextError;
-use reflect_train::{TrainError, eval::tasks::TasksError};
+use reflect_train::TrainError;
 
 use crate::args::{Args, Command};
 
@@ -70,7 +72,7 @@ const FAILED: u8 = 1;
 const MISUSED: u8 = 2;
 
 fn main() -> ExitCode {
-    let args = match Args::try_parse() {
+    let args = match Args::try_parse_from(words()) {
         Ok(args) => args,
         Err(error) if is_help(&error) => error.exit(),
         Err(error) => {
@@ -109,7 +111,19 @@ fn main() -> ExitCode {
     }
 }
 
-/// Whether clap has something to show rather than to complain about.
+/// The words of the command line; a question alone is one for `run`.
+fn words() -> Vec<OsString> {
+    let mut words: Vec<OsString> = std::env::args_os().collect();
+    let question = |word: &OsString| {
+        let word = word.to_string_lossy();
+        !word.starts_with('-') && word.contains(char::is_whitespace)
+    };
+    if words.get(1).is_some_and(question) {
+        words.insert(1, "run".into());
+    }
+    words
+}
+
 /// An error with its causes, each said once: many sentences name their cause themselves.
 fn sentence(error: &anyhow::Error) -> String {
     let causes = error.chain().map(ToString::to_string);
@@ -120,6 +134,7 @@ fn sentence(error: &anyhow::Error) -> String {
     })
 }
 
+/// Whether clap has something to show rather than to complain about.
 fn is_help(error: &clap::Error) -> bool {
     let no_command = clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
     !error.use_stderr() || error.kind() == no_command
@@ -155,7 +170,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
         };
         let train = match cause.downcast_ref::<TrainError>() {
             Some(
-                TrainError::Write { .. }
+                TrainError::File(_)
                 | TrainError::NotFinite { .. }
                 | TrainError::NotFiniteWeights { .. }
                 | TrainError::NotFiniteTensor { .. }
@@ -164,8 +179,16 @@ fn exit_code(error: &anyhow::Error) -> u8 {
             | None => false,
             Some(_) => true,
         };
-        let io = matches!(cause.downcast_ref::<IoError>(), Some(IoError::Read { .. } | IoError::Line { .. }));
         // What wraps another error without a word of its own hides it from the chain.
+        let file = match (cause.downcast_ref::<TrainError>(), cause.downcast_ref::<EvalError>()) {
+            (Some(TrainError::File(error)), _) | (_, Some(EvalError::File(error))) => Some(error),
+            _ => cause.downcast_ref::<IoError>(),
+        };
+        let io = matches!(file, Some(IoError::Read { .. } | IoError::Line { .. }));
+        let eval = matches!(
+            cause.downcast_ref::<EvalError>(),
+            Some(EvalError::Damaged { .. } | EvalError::Settings { .. })
+        );
         let rounds = cause.downcast_ref::<RoundsError>();
         let resume = match rounds {
             Some(RoundsError::Output(error)) => Some(error),
@@ -179,6 +202,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
             || train
             || device
             || io
+            || eval
             || resume
             || address
             || cause.is::<RecordsError>()

@@ -6,13 +6,13 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::Result;
-use reflect_llm::{Generation, Request};
+use reflect_data::io;
+use reflect_llm::{Answer, AnswerRequest};
 use reflect_picture::{Theme, Turn};
 use reflect_text::{Event, FinishReason, Message};
-use reflect_train::checkpoint;
 
 use crate::{
-    answer::{answer, drafter, drafts_kept, limits, sampling},
+    answer::{answer, drafts_kept, generator, limits, sampling},
     args::RunArgs,
     input,
     interrupt::{self, Answering},
@@ -55,41 +55,29 @@ fn run_to(args: &RunArgs) -> Result<ExitCode> {
         let messages: Vec<Message> = system.into_iter().chain([Message::new("user", text)]).collect();
         prompt::render(checkpoint.texts.template.as_ref(), &checkpoint.texts.tokenizer, &messages)?
     };
-    let ids = prompt.ids;
-    let params = sampling(&args.answer, args.top_logprobs, checkpoint.texts.config.vocab_size)?;
+    let prompt::Prompt { ids, opened } = prompt;
+    let sampling = sampling(&args.answer, args.top_logprobs, checkpoint.texts.config.vocab_size)?;
     let place = &args.model.place;
     let context = checkpoint.context(place, ids.len().saturating_add(args.answer.max_tokens.get()))?;
     prompt::check_length(ids.len(), context)?;
-    let mut runtime = Runtime::load(checkpoint, place, context, started)?;
-
-    let mut drafter = drafter(&args.answer, &runtime, place)?;
-    let generation =
-        Generation::new(limits(&args.answer, runtime.eos_ids), ids.len()).begin_in(&prompt.opened);
-    let sequence = runtime.engine.submit(Request { prompt: ids, sampling: params })?;
+    let options = limits(&args.answer, checkpoint.texts.eos_ids());
+    let runtime = Runtime::load(checkpoint, place, context, started)?;
+    let model = runtime.model.clone();
+    let mut generator = generator(&args.answer, runtime, place)?;
+    let request = AnswerRequest { prompt: ids, opened, begun: Vec::new(), sampling, options };
     let answering = Answering::start();
     let mut view = View::stdout(args.answer.view);
-    let mut finish = FinishReason::Stop;
     let mut events = Vec::new();
-    let completion = answer(
-        &mut runtime.engine,
-        sequence,
-        &runtime.tokenizer,
-        generation,
-        drafter.as_mut(),
-        runtime.load_time,
-        || answering.is_interrupted(),
-        |event| {
-            if let Event::Done { finish_reason, .. } = event {
-                finish = *finish_reason;
-            }
-            if args.trace_png.is_some() {
-                events.push(event.clone());
-            }
-            if args.json { print_event(event) } else { view.show(event) }
-        },
-    )?;
-    let written = completion.generation().tokens().len();
-    let why = match finish {
+    let sink = |event: &Event| {
+        if args.trace_png.is_some() {
+            events.push(event.clone());
+        }
+        if args.json { print_event(event) } else { view.show(event) }
+    };
+    let Answer { reason, tokens, drafts, .. } =
+        answer(&mut generator, request, || answering.is_interrupted(), sink)?;
+    let written = tokens.len();
+    let why = match reason {
         FinishReason::Loop => Some("it was repeating itself; --no-loop-guard lets it go on"),
         FinishReason::Length if written < args.answer.max_tokens.get() => {
             Some("a budget or the context is used up")
@@ -101,15 +89,15 @@ fn run_to(args: &RunArgs) -> Result<ExitCode> {
         eprintln!("note: the answer was cut off after {written} tokens; {why}");
     }
     if args.answer.draft.is_some() && !args.json {
-        eprintln!("note: {}", drafts_kept(completion.drafts()));
+        eprintln!("note: {}", drafts_kept(drafts));
     }
     if let Some(file) = &args.trace_png {
-        let caption = format!("{} · {written} tokens · reflect", runtime.model);
+        let caption = format!("{model} · {written} tokens · reflect");
         let theme = if args.trace_dark { Theme::Dark } else { Theme::Light };
         let picture = reflect_picture::png(&[Turn { question, events }], &caption, theme, PICTURE_WIDTH)?;
-        checkpoint::write(file, &picture)?;
+        io::write(file, &picture)?;
     }
-    Ok(if finish == FinishReason::Cancelled { interrupt::EXIT_CODE.into() } else { ExitCode::SUCCESS })
+    Ok(if reason == FinishReason::Cancelled { interrupt::EXIT_CODE.into() } else { ExitCode::SUCCESS })
 }
 
 /// Prints an event as a line of JSON, at once.

@@ -8,12 +8,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use pollster::block_on;
+use reflect_eval::answers::Answerer;
 use reflect_kernels::{
     KvFormat, PAGE,
     device::{DeviceChoice, OpenDevice},
 };
 use reflect_llm::{
-    Engine, EngineOptions, LlamaConfig, Stage, Streamed, Texts, Weights,
+    Engine, EngineOptions, Generator, LlamaConfig, Stage, Streamed, Texts, Weights,
     config::{Repair, diagnose},
     gguf::GgufFile,
     load_block, load_stages,
@@ -23,10 +24,7 @@ use reflect_llm::{
     weights::{LoadError, MmapFile, TensorInfo, TensorSource},
 };
 use reflect_text::{ChatTemplate, Tokenizer};
-use reflect_train::{
-    answers::Answerer,
-    lora::{self, Merged, Share, Updates, hang},
-};
+use reflect_train::lora::{self, Merged, Share, Updates, hang};
 
 use crate::{
     args::{ModelArgs, PlaceArgs},
@@ -218,6 +216,8 @@ pub struct Plan {
     pub memory: Vec<u64>,
     /// Whether layers are read for each step even where all would fit.
     pub stream: bool,
+    /// Whether a prompt that begins like an earlier one takes over what the cache has of it.
+    pub prefix_cache: bool,
     /// What is added to the weights.
     pub adapters: Arc<Updates>,
 }
@@ -234,6 +234,7 @@ impl Plan {
             all_logits: false,
             memory: args.memory.clone(),
             stream: args.stream,
+            prefix_cache: true,
             adapters: Arc::default(),
         }
     }
@@ -326,7 +327,13 @@ pub fn load<S: TensorSource + Send + Sync + 'static>(
             hang(block, plan.adapters.adapters(config, layer, device));
         }
     }
-    let options = EngineOptions { context: plan.context, cache_positions, prefill_chunk: chunk, kv_format };
+    let options = EngineOptions {
+        context: plan.context,
+        cache_positions,
+        prefill_chunk: chunk,
+        kv_format,
+        prefix_cache: plan.prefix_cache,
+    };
     Ok(Engine::new(model, options))
 }
 
@@ -392,18 +399,19 @@ pub fn answerer_of(
         all_logits: false,
         memory: Vec::new(),
         stream: false,
+        prefix_cache: true,
         adapters,
     };
     let engine = load(&config, &Arc::new(weights), &[open_device(device)?], &plan)?;
-    Ok(Answerer { engine, tokenizer, template, eos_ids, parallel, too_long: 0 })
+    let generator = Generator::new(engine, tokenizer, None, 0.0);
+    Ok(Answerer { generator, template, eos_ids, parallel, too_long: 0 })
 }
 
 /// A model ready to answer.
 pub struct Runtime {
     pub engine: Engine,
-    pub tokenizer: Tokenizer,
+    pub tokenizer: Arc<Tokenizer>,
     pub template: Option<ChatTemplate>,
-    pub eos_ids: Vec<u32>,
     pub model: String,
     pub devices: Vec<OpenDevice>,
     /// From the start of the program to here.
@@ -417,12 +425,11 @@ impl Runtime {
     /// As [`open_device`] and [`load`].
     pub fn load(checkpoint: Checkpoint, args: &PlaceArgs, context: usize, started: Instant) -> Result<Self> {
         let devices = open_devices(args)?;
-        let eos_ids = checkpoint.texts.eos_ids();
         let Checkpoint {
             name: model, texts: Texts { config, tokenizer, template }, weights, adapters, ..
         } = checkpoint;
         let plan = Plan { adapters, ..Plan::new(args, context) };
         let engine = load(&config, &Arc::new(weights), &devices, &plan)?;
-        Ok(Self { engine, tokenizer, template, eos_ids, model, devices, load_time: started.elapsed() })
+        Ok(Self { engine, tokenizer, template, model, devices, load_time: started.elapsed() })
     }
 }

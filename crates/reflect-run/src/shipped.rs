@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use reflect_train::checkpoint;
+use reflect_data::io;
 
 use crate::input;
 
@@ -68,7 +68,7 @@ impl Shipped {
                 let folder = folder.display();
                 input(format!("{folder} can't be made ({error}); set REFLECT_CACHE to a folder for models"))
             })?;
-            checkpoint::write(&path, bytes)?;
+            io::write(&path, bytes)?;
         }
         Ok(folder)
     }

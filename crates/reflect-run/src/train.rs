@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
 use reflect_data::import::ImportReport;
-use reflect_data::io::write_jsonl;
+use reflect_data::io::{self, IoError, write_jsonl};
 use reflect_data::records::read_records;
 use reflect_llm::need::show_bytes;
 use reflect_train::{
@@ -109,7 +109,7 @@ pub fn train(args: &TrainArgs) -> Result<ExitCode> {
     need.check(&device, None)?;
     check_disk(&args.out, disk_bytes(need.trained, settings.patience > 0))?;
     say_plan(args, &settings, &need);
-    fs::create_dir_all(&args.out).map_err(|source| TrainError::Write { path: args.out.clone(), source })?;
+    fs::create_dir_all(&args.out).map_err(|source| IoError::Write { path: args.out.clone(), source })?;
     if !report.all_skipped.is_empty() {
         write_jsonl(&args.out.join(SKIPPED), &report.all_skipped)?;
     }
@@ -299,7 +299,7 @@ fn finish(args: &TrainArgs, settings: &Settings, trainer: &Trainer, ended: Ended
         }
         (_, None) => trainer.write_weights(&args.out)?,
     }
-    checkpoint::write_json(&args.out.join("settings.json"), settings)?;
+    io::write_json(&args.out.join("settings.json"), settings)?;
     let why = match ended {
         Ended::NoProgress => "no more progress on the held-out records",
         _ => "all steps taken",
@@ -333,7 +333,7 @@ pub(crate) fn copy_companions(folder: &Path, out: &Path) -> Result<()> {
 }
 
 /// Copies a file beside its place and renames it.
-fn copy(from: &Path, to: &Path) -> Result<(), TrainError> {
-    let bytes = fs::read(from).map_err(|source| TrainError::Read { path: from.to_owned(), source })?;
-    checkpoint::write(to, &bytes)
+fn copy(from: &Path, to: &Path) -> Result<(), IoError> {
+    let bytes = fs::read(from).map_err(|source| IoError::Read { path: from.to_owned(), source })?;
+    io::write(to, &bytes)
 }

@@ -7,11 +7,11 @@ use std::time::Instant;
 
 use anyhow::Result;
 use pollster::block_on;
+use reflect_data::io;
 use reflect_kernels::{
     device::{OpenDevice, set_tuning},
     tune::{MANY_ROWS, Tuning, tune},
 };
-use reflect_train::checkpoint;
 
 use crate::catalogue::cache;
 
@@ -47,7 +47,7 @@ fn choose_for(device: &mut OpenDevice) -> Result<()> {
     if let Some(tuning) = found.map_err(anyhow::Error::msg)? {
         known.insert(key, tuning);
         std::fs::create_dir_all(path.parent().unwrap_or(Path::new(".")))?;
-        checkpoint::write_json(&path, &known)?;
+        io::write_json(&path, &known)?;
     }
     Ok(())
 }

@@ -195,6 +195,7 @@ fn tiny_logits(device: &OpenDevice, format: Format, chunk: usize) -> Result<Vec<
         all_logits: true,
         memory: Vec::new(),
         stream: false,
+        prefix_cache: false,
         adapters: Default::default(),
     };
     let mut engine = load(&config, &source, std::slice::from_ref(device), &plan)?;

@@ -136,6 +136,9 @@ pub struct Candidate {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
     pub prompt_tokens: usize,
+    /// The part of `prompt_tokens` that was found in the cache and not computed.
+    #[serde(default)]
+    pub cached_tokens: usize,
     pub completion_tokens: usize,
     /// The part of `completion_tokens` inside thinking, its reflections and tags included.
     pub reasoning_tokens: usize,
@@ -220,12 +223,18 @@ mod tests {
             json!({"type": "text", "id": 2, "text": "a", "token_ids": [5], "logprob": -0.5,
                    "top": [{"id": 5, "text": "a", "logprob": -0.5}]}),
         );
-        let usage = Usage { prompt_tokens: 4, completion_tokens: 3, reasoning_tokens: 2, reflections: 1 };
+        let usage = Usage {
+            prompt_tokens: 4,
+            cached_tokens: 2,
+            completion_tokens: 3,
+            reasoning_tokens: 2,
+            reflections: 1,
+        };
         let timings = Timings { load_ms: 1.5, prefill_tokens_per_s: 2.0, decode_tokens_per_s: 3.0 };
         round_trip(
             Event::Done { finish_reason: FinishReason::Stop, usage, timings, token_ids: vec![1, 2, 3] },
             json!({"type": "done", "finish_reason": "stop",
-                   "usage": {"prompt_tokens": 4, "completion_tokens": 3, "reasoning_tokens": 2, "reflections": 1},
+                   "usage": {"prompt_tokens": 4, "cached_tokens": 2, "completion_tokens": 3, "reasoning_tokens": 2, "reflections": 1},
                    "timings": {"load_ms": 1.5, "prefill_tokens_per_s": 2.0, "decode_tokens_per_s": 3.0},
                    "token_ids": [1, 2, 3]}),
         );

@@ -23,6 +23,7 @@ mod train;
 
 use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
+use std::sync::OnceLock;
 
 use tokenizers::models::ModelWrapper;
 use tokenizers::processors::template::TemplateProcessing;
@@ -84,6 +85,8 @@ pub struct Tokenizer {
     unknown_id: Option<u32>,
     vocab_size: usize,
     settings: Settings,
+    /// Bytes of all tokens, once they were asked for.
+    bytes: OnceLock<Vec<Vec<u8>>>,
 }
 
 /// What a checkpoint says about its tokenizer beside the vocabulary.
@@ -257,7 +260,7 @@ impl Tokenizer {
             ModelWrapper::BPE(bpe) => bpe.unk_token.as_ref().and_then(|text| bpe.token_to_id(text)),
             _ => None,
         };
-        Ok(Self { inner, added, special_ids, unknown_id, vocab_size, settings })
+        Ok(Self { inner, added, special_ids, unknown_id, vocab_size, settings, bytes: OnceLock::new() })
     }
 
     /// Turns a text into token ids.
@@ -329,6 +332,14 @@ impl Tokenizer {
                 Some(byte) => vec![byte],
                 None => token.replace('▁', " ").into_bytes(),
             },
+        })
+    }
+
+    /// The bytes of every token, by id; none where an id has no token.
+    pub fn vocabulary_bytes(&self) -> &[Vec<u8>] {
+        self.bytes.get_or_init(|| {
+            let ids = 0..self.vocab_size as u32;
+            ids.map(|id| self.token_bytes(id).unwrap_or_default()).collect()
         })
     }
 

@@ -3,10 +3,11 @@
 //! new one or the one before.
 
 use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
+use reflect_data::io::{IoError, write_json, write_with};
 use reflect_llm::Llama;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
@@ -107,16 +108,16 @@ pub fn save(
     }
     remove_partial(&folder);
     let partial = folder.join(format!("{PARTIAL}{}", std::process::id()));
-    fs::create_dir_all(&partial).map_err(|source| TrainError::Write { path: partial.clone(), source })?;
+    fs::create_dir_all(&partial).map_err(|source| IoError::Write { path: partial.clone(), source })?;
     let write_all = || {
         write_weights(&partial, model, &fingerprint.settings.method, base)?;
         write_tensors(&partial.join(MOMENTS), &export::moments(optimizer))?;
-        write_json(&partial.join(STATE), &saved)
+        Ok::<_, TrainError>(write_json(&partial.join(STATE), &saved)?)
     };
     write_all().inspect_err(|_| drop(fs::remove_dir_all(&partial)))?;
     // Without its state it is what a removal or another program left.
     let _ = fs::remove_dir_all(&place);
-    let failed = |source| TrainError::Write { path: place.clone(), source };
+    let failed = |source| IoError::Write { path: place.clone(), source };
     fs::rename(&partial, &place).map_err(failed)?;
     sync_folder(&folder);
     let best = state.best.map(|best| best.step);
@@ -143,7 +144,7 @@ pub fn write_weights(
         Method::Full => write_tensors(&folder.join(WEIGHTS), &export::weights(model)),
         Method::Lora(settings) => {
             write_tensors(&folder.join(lora::WEIGHTS), &lora::tensors(model))?;
-            write_json(&folder.join(lora::CONFIG), &PeftConfig::new(settings, base))
+            Ok(write_json(&folder.join(lora::CONFIG), &PeftConfig::new(settings, base))?)
         }
     }
 }
@@ -193,7 +194,7 @@ pub fn newest(run: &Path, fingerprint: &Fingerprint) -> Result<Option<(PathBuf, 
     let Some(step) = steps(run).pop() else { return Ok(None) };
     let folder = folder(run, step);
     let path = folder.join(STATE);
-    let text = fs::read(&path).map_err(|source| TrainError::Read { path: path.clone(), source })?;
+    let text = fs::read(&path).map_err(|source| IoError::Read { path: path.clone(), source })?;
     let saved: Saved = serde_json::from_slice(&text)
         .map_err(|error| TrainError::Damaged { path: path.clone(), problem: error.to_string() })?;
     let different = |what| Err(TrainError::Settings { path: folder.clone(), what });
@@ -267,48 +268,10 @@ pub fn restore_optimizer(
 fn write_tensors(path: &Path, tensors: &[Stored<'_>]) -> Result<(), TrainError> {
     write_with(path, |file| {
         export::write_safetensors(tensors, |bytes| {
-            file.write_all(bytes).map_err(|source| TrainError::Write { path: path.to_owned(), source })
+            let failed = |source| IoError::Write { path: path.to_owned(), source };
+            Ok(file.write_all(bytes).map_err(failed)?)
         })
     })
-}
-
-/// Writes JSON for people to read.
-///
-/// # Errors
-/// If the disk fails.
-pub fn write_json(path: &Path, value: &impl Serialize) -> Result<(), TrainError> {
-    let bytes = serde_json::to_vec_pretty(value)
-        .map_err(|error| TrainError::Damaged { path: path.to_owned(), problem: error.to_string() })?;
-    write(path, &bytes)
-}
-
-/// Writes a file that is on the disk when this returns; it appears under its name when it is complete.
-///
-/// # Errors
-/// If the disk fails; then nothing is left of it.
-pub fn write(path: &Path, bytes: &[u8]) -> Result<(), TrainError> {
-    write_with(path, |file| {
-        file.write_all(bytes).map_err(|source| TrainError::Write { path: path.to_owned(), source })
-    })
-}
-
-/// As [`write`], piece by piece.
-fn write_with(
-    path: &Path,
-    pieces: impl FnOnce(&mut BufWriter<File>) -> Result<(), TrainError>,
-) -> Result<(), TrainError> {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.partial", std::process::id()));
-    let partial = path.with_file_name(name);
-    let failed = |source| TrainError::Write { path: path.to_owned(), source };
-    let write = || {
-        let mut file = BufWriter::with_capacity(1 << 20, File::create(&partial).map_err(failed)?);
-        pieces(&mut file)?;
-        file.flush().and_then(|()| file.get_ref().sync_all()).map_err(failed)?;
-        fs::rename(&partial, path).map_err(failed)
-    };
-    // What can't be removed costs space only.
-    write().inspect_err(|_| drop(fs::remove_file(&partial)))
 }
 
 /// Makes a rename last where the system can: not every one opens folders.

@@ -2,15 +2,14 @@
 
 use std::path::PathBuf;
 
+use reflect_data::io::IoError;
 use reflect_llm::weights::LoadError;
 
 /// Why a run could not start or go on: what happened and what to do, in one sentence.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
-    #[error("{path} can't be read ({source}); check its name and rights")]
-    Read { path: PathBuf, source: std::io::Error },
-    #[error("{path} can't be written ({source}); check the folder, its rights and its free space")]
-    Write { path: PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    File(#[from] IoError),
     #[error("{path} is not a file of this program ({problem}); delete it or give another --out")]
     Damaged { path: PathBuf, problem: String },
     #[error(

@@ -7,6 +7,7 @@ use std::path::Path;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use half::{bf16, f16};
 use pollster::block_on;
+use reflect_data::io::IoError;
 use reflect_kernels::{Format, PackedMatrix, device::landed, ops::Moments};
 use reflect_llm::{
     Llama, LlamaConfig,
@@ -303,7 +304,7 @@ pub fn write_safetensors(
 /// If it can't be read, is damaged, or holds other numbers.
 pub fn read_safetensors(path: &Path) -> Result<BTreeMap<String, HostTensor>, TrainError> {
     let damaged = |problem: String| TrainError::Damaged { path: path.to_owned(), problem };
-    let bytes = std::fs::read(path).map_err(|source| TrainError::Read { path: path.to_owned(), source })?;
+    let bytes = std::fs::read(path).map_err(|source| IoError::Read { path: path.to_owned(), source })?;
     let file = SafeTensors::deserialize(&bytes).map_err(|error| damaged(error.to_string()))?;
     let mut tensors = BTreeMap::new();
     for (name, view) in file.tensors() {

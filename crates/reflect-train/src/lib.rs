@@ -6,10 +6,8 @@
 //! are packed f32 rows that the optimiser writes in place, and a [`lora`] adapter hangs on the same
 //! [`Linear`](reflect_llm::model::Linear).
 
-pub mod answers;
 pub mod batch;
 pub mod checkpoint;
-pub mod eval;
 pub mod examples;
 pub mod export;
 mod lanes;

@@ -12,7 +12,7 @@ fn id(number: u64) -> SequenceId {
 }
 
 fn view(tokens: usize, computed: usize) -> View {
-    View { tokens, computed, pages: computed.div_ceil(PAGE), paused: false }
+    View { tokens, computed, pages: computed.div_ceil(PAGE), paused: false, draft: 0 }
 }
 
 fn scheduler(views: &BTreeMap<SequenceId, View>) -> Scheduler {
@@ -21,7 +21,7 @@ fn scheduler(views: &BTreeMap<SequenceId, View>) -> Scheduler {
 
 fn plan(views: &[(u64, View)], limits: Limits) -> Plan {
     let views = views.iter().map(|(number, view)| (id(*number), *view)).collect();
-    scheduler(&views).plan(&views, limits)
+    scheduler(&views).plan(&views, limits, |_| Found::default())
 }
 
 #[test]
@@ -53,7 +53,8 @@ fn long_prompts_take_turns() {
         Plan::Run(groups) => groups[0][0].0,
         other => panic!("{other:?}"),
     };
-    let turns: Vec<SequenceId> = (0..4).map(|_| first(scheduler.plan(&views, LIMITS))).collect();
+    let turns: Vec<SequenceId> =
+        (0..4).map(|_| first(scheduler.plan(&views, LIMITS, |_| Found::default()))).collect();
     assert_eq!(turns, [id(1), id(2), id(1), id(2)]);
 }
 
@@ -67,6 +68,35 @@ fn the_idle_give_their_pages_first_and_then_the_newest() {
     // The one that can't start waits for the others.
     let views = [(1, view(40, 39)), (2, view(500, 0))];
     assert_eq!(plan(&views, full), Plan::Run(vec![vec![(id(1), 39..40)]]));
+}
+
+#[test]
+fn drafts_take_nothing_from_others() {
+    let drafted = |draft| View { draft, ..view(41, 40) };
+    // Those with equally many rows go together.
+    let views = [(1, drafted(3)), (2, view(9, 8)), (3, drafted(3))];
+    let expected = vec![vec![(id(2), 8..9)], vec![(id(1), 40..44), (id(3), 40..44)]];
+    assert_eq!(plan(&views, LIMITS), Plan::Run(expected));
+    // Of four rows three have to be there for the last tokens.
+    let expected = vec![vec![(id(2), 8..9), (id(3), 40..41)], vec![(id(1), 40..42)]];
+    assert_eq!(plan(&views, Limits { rows: 4, ..LIMITS }), Plan::Run(expected));
+    // Without a page for it a draft is not tried, and nobody gives one.
+    let views = [(1, View { draft: 30, ..view(41, 40) }), (2, view(9, 8))];
+    let expected = vec![vec![(id(1), 40..41), (id(2), 8..9)]];
+    assert_eq!(plan(&views, Limits { free_pages: 0, ..LIMITS }), Plan::Run(expected));
+}
+
+#[test]
+fn a_prompt_starts_behind_what_is_found_of_it() {
+    let views: BTreeMap<_, _> = [(id(1), view(300, 0)), (id(2), view(300, 0))].into();
+    let found = |of| if of == id(1) { Found { pages: 8, idle: 3 } } else { Found::default() };
+    // The second fits whole into the rows that are left no more.
+    let expected = vec![vec![(id(1), 256..300)]];
+    assert_eq!(scheduler(&views).plan(&views, LIMITS, found), Plan::Run(expected.clone()));
+    // Two pages are new, three are taken from those that nobody holds.
+    let limits = |free_pages| Limits { free_pages, ..LIMITS };
+    assert_eq!(scheduler(&views).plan(&views, limits(5), found), Plan::Run(expected));
+    assert_eq!(scheduler(&views).plan(&views, limits(4), found), Plan::Fail(id(1)));
 }
 
 /// One of many sequences, and the length at which it ends.
@@ -97,12 +127,13 @@ fn whatever_happens_everybody_ends() {
                 let most = if random.random_bool(0.3) { 3 } else { 300 };
                 let tokens = random.random_range(1..most);
                 let target = tokens + random.random_range(1..80);
-                let view = View { tokens, computed: 0, pages: 0, paused: false };
+                let view = View { tokens, computed: 0, pages: 0, paused: false, draft: 0 };
                 all.insert(id(next), Written { view, target });
                 scheduler.add(id(next));
                 (next, to_come) = (next + 1, to_come - 1);
             }
             for written in all.values_mut() {
+                written.view.draft = random.random_range(0..5) / 2;
                 // Now and then somebody rests.
                 written.view.paused = random.random_bool(if written.view.paused { 0.8 } else { 0.05 });
             }
@@ -115,7 +146,13 @@ fn whatever_happens_everybody_ends() {
             let views: BTreeMap<_, _> = all.iter().map(|(id, written)| (*id, written.view)).collect();
             let held: usize = views.values().map(|view| view.pages).sum();
             let free_pages = total.checked_sub(held).expect("no page has two owners");
-            match scheduler.plan(&views, Limits { free_pages, ..limits }) {
+            // Some of the first tokens are in pages that nobody holds.
+            let share = random.random_range(0..=2);
+            let found = |id| {
+                let pages = (views[&id].tokens - 1) / PAGE * share / 2;
+                Found { pages: pages.min(free_pages), idle: pages.min(free_pages) }
+            };
+            match scheduler.plan(&views, Limits { free_pages, ..limits }, found) {
                 Plan::Run(groups) => {
                     let waits = views.values().any(|view| view.pending() > 0);
                     assert_eq!(groups.is_empty(), !waits, "seed {seed}: {views:?}");
@@ -126,8 +163,14 @@ fn whatever_happens_everybody_ends() {
                     assert!(rows + decode <= most || rows <= PAGE, "seed {seed}: {groups:?}");
                     for (id, rows) in groups.into_iter().flatten() {
                         let Written { view, target } = all.get_mut(&id).expect("a sequence");
-                        assert!(rows.start == view.computed && rows.len() <= limits.rows, "seed {seed}");
-                        view.computed = rows.end;
+                        let start = if view.pages == 0 { found(id).pages * PAGE } else { view.computed };
+                        let of_draft = if view.computed + 1 == view.tokens { view.draft } else { 0 };
+                        assert!(
+                            rows.len() <= limits.rows && rows.end <= view.tokens + of_draft,
+                            "seed {seed}"
+                        );
+                        assert!(rows.start == view.computed || rows.start == start, "seed {seed}: {rows:?}");
+                        view.computed = rows.end.min(view.tokens);
                         view.pages = view.pages.max(rows.end.div_ceil(PAGE));
                         if view.computed == view.tokens {
                             view.tokens += 1;

@@ -111,7 +111,7 @@ impl Stopwatch {
 
 fn step(engine: &mut Engine) -> Result<StepReport> {
     let report = block_on(engine.step(&mut ()))?.alone()?;
-    ensure!(report.rows > 0, "the engine has nothing to do");
+    ensure!(report.rows() > 0, "the engine has nothing to do");
     Ok(report)
 }
 

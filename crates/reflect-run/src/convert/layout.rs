@@ -157,7 +157,7 @@ impl Layout {
             if let Some(folder) = path.parent() {
                 std::fs::create_dir_all(folder)?;
             }
-            reflect_train::checkpoint::write(&path, bytes)?;
+            reflect_data::io::write(&path, bytes)?;
         }
         Ok(())
     }

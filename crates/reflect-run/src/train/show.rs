@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
+use reflect_data::io::{self, IoError};
 use reflect_train::{
-    TrainError,
-    checkpoint::{self, State},
+    checkpoint::State,
     plot,
     settings::Settings,
     trainer::{HeldOutRecord, Record, StepRecord},
@@ -48,7 +48,7 @@ impl Log {
             serde_json::to_writer(&mut text, record)?;
             text.push(b'\n');
         }
-        checkpoint::write(&path, &text)?;
+        io::write(&path, &text)?;
         let file = OpenOptions::new().append(true).open(&path).context("the log could not be opened")?;
         let name = run.file_name().unwrap_or(run.as_os_str()).to_string_lossy();
         let title = format!("Training of {name}");
@@ -59,8 +59,8 @@ impl Log {
     ///
     /// # Errors
     /// If the disk fails.
-    pub fn push(&mut self, record: Record) -> Result<(), TrainError> {
-        let failed = |source| TrainError::Write { path: self.path.clone(), source };
+    pub fn push(&mut self, record: Record) -> Result<(), IoError> {
+        let failed = |source| IoError::Write { path: self.path.clone(), source };
         let mut line = serde_json::to_vec(&record).map_err(|error| failed(error.into()))?;
         line.push(b'\n');
         self.file.write_all(&line).map_err(failed)?;
@@ -72,8 +72,8 @@ impl Log {
     ///
     /// # Errors
     /// If the disk fails.
-    pub fn write_page(&self) -> Result<(), TrainError> {
-        checkpoint::write(&self.page, plot::html(&self.title, &self.records).as_bytes())
+    pub fn write_page(&self) -> Result<(), IoError> {
+        io::write(&self.page, plot::html(&self.title, &self.records).as_bytes())
     }
 }
 

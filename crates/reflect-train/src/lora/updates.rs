@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use burn::tensor::Device;
+use reflect_data::io::IoError;
 use reflect_llm::{
     LlamaConfig,
     model::{Adapter, AdapterPart, Block, LowRank},
@@ -200,7 +201,7 @@ fn read_adapter(folder: &Path, config: &LlamaConfig) -> Result<Updates, TrainErr
     let refuse = |problem: String| TrainError::Adapter { path: folder.to_owned(), problem };
     let path = folder.join(CONFIG);
     let json = std::fs::read(&path).map_err(|source| match path.exists() || !folder.is_dir() {
-        true => TrainError::Read { path: path.clone(), source },
+        true => IoError::Read { path: path.clone(), source }.into(),
         false => refuse(format!("it holds no {CONFIG}; name the folder of an adapter in PEFT's layout")),
     })?;
     let rule = Rule::parse(&json).map_err(refuse)?;

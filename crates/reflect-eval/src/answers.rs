@@ -5,13 +5,10 @@ use std::collections::{BTreeMap, VecDeque};
 use pollster::block_on;
 use reflect_data::completions::{CompletionError, CompletionRequest, Completions, Troubles};
 use reflect_llm::{
-    Engine, EngineError, Generation, GenerationOptions, Request, SequenceId,
-    engine::TokenFilter,
-    guard::Budgets,
-    sampler::{Candidates, SamplingParams},
-    stream::Next,
+    AnswerRequest, EngineError, GenerationOptions, Generator, SequenceId, guard::Budgets,
+    sampler::SamplingParams,
 };
-use reflect_text::{ChatTemplate, FinishReason, Message, RenderOptions, SpecialTokens, Tokenizer};
+use reflect_text::{ChatTemplate, FinishReason, Message, RenderOptions, SpecialTokens};
 
 /// A conversation to continue.
 #[derive(Clone, Debug)]
@@ -39,10 +36,9 @@ pub struct Answer {
     pub finished: bool,
 }
 
-/// An engine with what turns conversations into tokens and back.
+/// A generator with what turns conversations into prompts.
 pub struct Answerer {
-    pub engine: Engine,
-    pub tokenizer: Tokenizer,
+    pub generator: Generator,
     pub template: ChatTemplate,
     pub eos_ids: Vec<u32>,
     /// Answers that are written at a time; the engine's cache has room for as many contexts.
@@ -56,28 +52,13 @@ struct Active {
     /// Its place among the prompts.
     index: usize,
     prefix: String,
-    prompt_tokens: usize,
-    generation: Generation,
-}
-
-struct Filter<'a> {
-    active: &'a mut BTreeMap<SequenceId, Active>,
-    tokenizer: &'a Tokenizer,
-}
-
-impl TokenFilter for Filter<'_> {
-    fn filter(&mut self, sequence: SequenceId, candidates: &mut Candidates) {
-        if let Some(active) = self.active.get_mut(&sequence) {
-            active.generation.filter(self.tokenizer, candidates);
-        }
-    }
 }
 
 impl Answerer {
     /// The answers to `prompts`, in their order. `told` hears of each that is complete.
     ///
     /// # Errors
-    /// If a prompt can't be rendered, or the engine fails; if one answer fails, after the others are complete.
+    /// If a device fails; if a prompt can't be rendered or one answer fails, after the others are complete.
     pub fn answers(
         &mut self,
         prompts: &[Prompt],
@@ -90,9 +71,11 @@ impl Answerer {
         loop {
             while active.len() < self.parallel.max(1) {
                 let Some(index) = waiting.pop_front() else { break };
-                match self.start(index, &prompts[index])? {
-                    Some((id, started)) => drop(active.insert(id, started)),
-                    None => {
+                match self.start(index, &prompts[index]) {
+                    Ok(Some((id, started))) => drop(active.insert(id, started)),
+                    // The others are told before the failure is.
+                    Err(error) => drop(failure.get_or_insert(error)),
+                    Ok(None) => {
                         self.too_long += 1;
                         let text = prompts[index].prefix.clone();
                         let answer = Answer { text, tokens: 0, finished: false };
@@ -104,36 +87,19 @@ impl Answerer {
             if active.is_empty() && waiting.is_empty() {
                 break;
             }
-            let mut filter = Filter { active: &mut active, tokenizer: &self.tokenizer };
-            let report = block_on(self.engine.step(&mut filter)).map_err(failed)?;
-            let idle = report.rows == 0 && report.failed.is_empty();
-            for (id, error) in report.failed {
-                // The others are told before the failure is.
-                active.remove(&id);
-                self.engine.cancel(id);
-                failure.get_or_insert(failed(error));
-            }
-            for (id, sampled) in &report.sampled {
-                let Some(writing) = active.get_mut(id) else { continue };
-                let (_, next) = writing.generation.push(&self.tokenizer, sampled, 0.0);
-                let ended = match next {
-                    Next::Stop(reason) => Some(reason),
-                    Next::Force(ids) => self.engine.append(*id, &ids).err().map(|_| FinishReason::Length),
-                    Next::Continue => None,
-                };
-                let ended = ended.or((!self.engine.has_room(*id)).then_some(FinishReason::Length));
-                if let Some(reason) = ended {
-                    if let Some(writing) = active.remove(id) {
-                        let index = writing.index;
-                        let answer = self.end(*id, writing, reason)?;
+            let progress = block_on(self.generator.step(|| 0.0)).map_err(failed)?;
+            for (id, ended) in progress.ended {
+                let Some(Active { index, prefix }) = active.remove(&id) else { continue };
+                match ended {
+                    Ok(ended) => {
+                        let text = prefix + &self.generator.tokenizer().decode(&ended.tokens, false);
+                        let finished = ended.reason == FinishReason::Stop;
+                        let answer = Answer { text, tokens: ended.tokens.len(), finished };
                         told(index, &answer);
                         answers[index] = Some(answer);
                     }
-                    self.engine.cancel(*id);
+                    Err(error) => drop(failure.get_or_insert(failed(error))),
                 }
-            }
-            if idle {
-                return Err(CompletionError::Model("the engine stopped before the answers ended".into()));
             }
         }
         match failure {
@@ -142,7 +108,7 @@ impl Answerer {
         }
     }
 
-    /// Hands a prompt to the engine; `None` when it is longer than the context.
+    /// Hands a prompt to the generator; `None` when it is longer than the context.
     fn start(
         &mut self,
         index: usize,
@@ -153,42 +119,35 @@ impl Answerer {
             tools: prompt.tools.clone(),
             ..RenderOptions::default()
         };
-        let rendered = self.template.render_ids(&self.tokenizer, &prompt.messages, &options);
+        let tokenizer = self.generator.tokenizer();
+        let rendered = self.template.render_ids(tokenizer, &prompt.messages, &options);
         let rendered = rendered.map_err(|error| CompletionError::Model(error.to_string()))?;
         let mut ids = rendered.ids;
-        let prefix = self.tokenizer.encode(&prompt.prefix, SpecialTokens::Parse);
+        let prefix = tokenizer.encode(&prompt.prefix, SpecialTokens::Parse);
         ids.extend(prefix.map_err(|error| CompletionError::Model(error.to_string()))?);
         let mut sampling = prompt.sampling.clone();
         // Where a banned text is one token, that token never comes.
-        sampling.banned.extend(prompt.banned.iter().filter_map(|text| self.tokenizer.special_id(text)));
-        let options = GenerationOptions {
-            max_tokens: prompt.max_tokens,
-            eos_ids: self.eos_ids.clone(),
-            stops: prompt.stops.clone(),
-            banned_texts: prompt.banned.clone(),
-            budgets: Budgets { thinking: None, reflection: None, output: None, grace: 0 },
-            loop_guard: true,
-        };
-        let prompt_tokens = ids.len();
-        let id = match self.engine.submit(Request { prompt: ids, sampling }) {
-            Err(EngineError::PromptTooLong { .. }) => return Ok(None),
-            submitted => submitted.map_err(failed)?,
-        };
-        let generation = Generation::new(options, prompt_tokens).begin_in(&rendered.opened);
+        sampling.banned.extend(prompt.banned.iter().filter_map(|text| tokenizer.special_id(text)));
         let opened: String = rendered.opened.iter().map(|tag| tag.spelling()).collect();
-        let prefix = opened + &prompt.prefix;
-        Ok(Some((id, Active { index, prefix, prompt_tokens, generation })))
-    }
-
-    fn end(&self, id: SequenceId, writing: Active, reason: FinishReason) -> Result<Answer, CompletionError> {
-        let written = self.engine.tokens(id).map_err(failed)?.get(writing.prompt_tokens..);
-        let mut written = written.unwrap_or_default();
-        if let Some((_, rest)) = written.split_last().filter(|(last, _)| self.eos_ids.contains(last)) {
-            written = rest;
+        let request = AnswerRequest {
+            prompt: ids,
+            opened: rendered.opened,
+            begun: Vec::new(),
+            sampling,
+            options: GenerationOptions {
+                max_tokens: prompt.max_tokens,
+                eos_ids: self.eos_ids.clone(),
+                stops: prompt.stops.clone(),
+                banned_texts: prompt.banned.clone(),
+                budgets: Budgets { thinking: None, reflection: None, output: None, grace: 0 },
+                loop_guard: true,
+            },
+        };
+        match self.generator.submit(request, 0.0) {
+            Err(EngineError::PromptTooLong { .. }) => Ok(None),
+            Err(error) => Err(failed(error)),
+            Ok((id, _)) => Ok(Some((id, Active { index, prefix: opened + &prompt.prefix }))),
         }
-        let text = writing.prefix + &self.tokenizer.decode(written, false);
-        let finished = reason == FinishReason::Stop;
-        Ok(Answer { text, tokens: written.len(), finished })
     }
 }
 

@@ -1,6 +1,8 @@
 //! Evaluation: does reflection repair mistakes, or add them? Problems with known steps are answered by
 //! several arms, every answer is checked step by step, and arms are compared on the same problems.
 
+pub mod answers;
+mod error;
 pub mod metrics;
 mod plots;
 pub mod report;
@@ -16,6 +18,7 @@ use reflect_data::{
     check::{StepCheck, check_answer, check_steps},
     checker::Checker,
     families::Family,
+    io::{self, IoError},
     judge::is_right,
     words::{fingerprint, mix},
 };
@@ -23,10 +26,9 @@ use reflect_llm::sampler::SamplingParams;
 use reflect_text::{Message, SegmentKind, Tag, presets};
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    TrainError,
-    answers::{Answer, Answerer, Prompt},
-};
+pub use error::EvalError;
+
+use crate::answers::{Answer, Answerer, Prompt};
 
 /// Who answers, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -231,22 +233,23 @@ impl Outcomes {
     ///
     /// # Errors
     /// If the file can't be read or written, or has a line that is no outcome.
-    pub fn open(path: &Path) -> Result<Self, TrainError> {
+    pub fn open(path: &Path) -> Result<Self, EvalError> {
         let mut known = HashMap::new();
-        let read = |source| TrainError::Read { path: path.to_owned(), source };
+        let read = |source| IoError::Read { path: path.to_owned(), source };
         let mut text = if path.exists() { std::fs::read(path).map_err(read)? } else { Vec::new() };
         text.truncate(text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1));
         for (index, line) in
             text.split(|byte| *byte == b'\n').enumerate().filter(|(_, line)| !line.is_empty())
         {
-            let outcome: Outcome = serde_json::from_slice(line).map_err(|error| TrainError::Damaged {
+            let outcome: Outcome = serde_json::from_slice(line).map_err(|source| EvalError::Damaged {
                 path: path.to_owned(),
-                problem: format!("line {}: {error}", index + 1),
+                line: index + 1,
+                source,
             })?;
             known.insert((outcome.arm, outcome.id.clone()), outcome);
         }
-        crate::checkpoint::write(path, &text)?;
-        let failed = |source| TrainError::Write { path: path.to_owned(), source };
+        io::write(path, &text)?;
+        let failed = |source| IoError::Write { path: path.to_owned(), source };
         let file = OpenOptions::new().append(true).open(path).map_err(failed)?;
         Ok(Self { file: Some((path.to_owned(), file)), known, failed: None })
     }
@@ -269,9 +272,9 @@ impl Outcomes {
     }
 
     /// Whether all was written that was pushed.
-    fn check(&mut self) -> Result<(), TrainError> {
+    fn check(&mut self) -> Result<(), EvalError> {
         match (self.failed.take(), &self.file) {
-            (Some(source), Some((path, _))) => Err(TrainError::Write { path: path.clone(), source }),
+            (Some(source), Some((path, _))) => Err(IoError::Write { path: path.clone(), source }.into()),
             _ => Ok(()),
         }
     }
@@ -288,7 +291,7 @@ pub fn run_arm(
     settings: &Settings,
     outcomes: &mut Outcomes,
     mut told: impl FnMut(),
-) -> Result<(), TrainError> {
+) -> Result<(), EvalError> {
     let known = |problem: &&Problem| {
         outcomes.get(arm, &problem.id).is_some_and(|outcome| outcome.problem == version(problem))
     };
@@ -303,7 +306,7 @@ pub fn run_arm(
                 outcomes.push(Outcome::of(open[index], arm, answer));
                 told();
             };
-            model.answers(&prompts, told).map_err(|error| TrainError::Device(error.to_string()))?;
+            model.answers(&prompts, told)?;
         }
     }
     outcomes.check()
@@ -340,7 +343,7 @@ fn majority(
     settings: &Settings,
     outcomes: &mut Outcomes,
     mut told: impl FnMut(),
-) -> Result<(), TrainError> {
+) -> Result<(), EvalError> {
     for problems in problems.chunks(BALLOT) {
         let votes = votes(problems, model, settings, outcomes)?;
         for (problem, votes) in problems.iter().zip(&votes) {
@@ -373,7 +376,7 @@ fn votes(
     model: &mut Answerer,
     settings: &Settings,
     outcomes: &Outcomes,
-) -> Result<Vec<Vec<Answer>>, TrainError> {
+) -> Result<Vec<Vec<Answer>>, EvalError> {
     let mut votes: Vec<Vec<Answer>> = problems.iter().map(|_| Vec::new()).collect();
     for round in 0..VOTES {
         let short: Vec<usize> = (0..problems.len())
@@ -399,8 +402,7 @@ fn votes(
                 prompt
             })
             .collect();
-        let answers =
-            model.answers(&prompts, |_, _| {}).map_err(|error| TrainError::Device(error.to_string()))?;
+        let answers = model.answers(&prompts, |_, _| {})?;
         for (at, answer) in short.into_iter().zip(answers) {
             votes[at].push(answer);
         }
@@ -430,7 +432,7 @@ fn injected(
     settings: &Settings,
     outcomes: &mut Outcomes,
     mut told: impl FnMut(),
-) -> Result<(), TrainError> {
+) -> Result<(), EvalError> {
     let forced: Vec<(&Problem, usize, String)> = problems
         .iter()
         .filter_map(|problem| {
@@ -449,7 +451,7 @@ fn injected(
         outcomes.push(outcome);
         told();
     };
-    model.answers(&prompts, told).map_err(|error| TrainError::Device(error.to_string()))?;
+    model.answers(&prompts, told)?;
     Ok(())
 }
 

@@ -4,8 +4,9 @@ use reflect_kernels::KvFormat;
 
 use crate::{
     LlamaConfig,
+    architecture::tensors,
     engine::Engine,
-    weights::{TensorSource, expected_shapes},
+    weights::{TensorInfo, TensorSource},
 };
 
 /// Bytes that a run takes.
@@ -52,9 +53,7 @@ pub fn scratch_bytes(config: &LlamaConfig, rows: usize, logit_rows: usize) -> u6
 
 /// Bytes of the weights of a model as they lie on a device; other tensors of its files are not loaded.
 pub fn weight_bytes(config: &LlamaConfig, source: &impl TensorSource) -> u64 {
-    let shapes = expected_shapes(config);
-    let infos = shapes.iter().filter_map(|(name, _)| source.info(name));
-    infos.map(|info| 4 * (info.rows() * info.format.row_words(info.cols())) as u64).sum()
+    tensors(config).filter_map(|id| source.info(&id.name()).map(TensorInfo::device_bytes)).sum()
 }
 
 /// A number of bytes for a person.

@@ -6,9 +6,10 @@ use reflect_kernels::KvFormat;
 
 use crate::{
     LlamaConfig,
+    architecture::{Role, tensors},
     engine::Engine,
     need::{Need, scratch_bytes, show_bytes},
-    weights::TensorSource,
+    weights::{TensorInfo, TensorSource},
 };
 
 /// What is known of a device before anything lies on it.
@@ -64,19 +65,12 @@ impl Parts {
         let layers = vec![0; config.num_hidden_layers];
         let tied = config.tie_word_embeddings;
         let mut parts = Self { embedding: 0, layers, head: 0, tied, cache, scratch };
-        for info in source.names().filter_map(|name| source.info(name)) {
-            let bytes = 4 * (info.rows() * info.format.row_words(info.cols())) as u64;
-            let layer = info.name.strip_prefix("model.layers.").and_then(|rest| rest.split('.').next());
-            match layer.and_then(|layer| layer.parse::<usize>().ok()) {
-                Some(layer) => {
-                    if let Some(sum) = parts.layers.get_mut(layer) {
-                        *sum += bytes;
-                    }
-                }
-                None if info.name == "model.embed_tokens.weight" => parts.embedding = bytes,
-                // A tied head that a file has all the same is not read.
-                None if tied && info.name == "lm_head.weight" => {}
-                None => parts.head += bytes,
+        for id in tensors(config) {
+            let bytes = source.info(&id.name()).map_or(0, TensorInfo::device_bytes);
+            match (id.layer, id.role) {
+                (Some(layer), _) => parts.layers[layer] += bytes,
+                (None, Role::Embedding) => parts.embedding += bytes,
+                (None, _) => parts.head += bytes,
             }
         }
         if tied {

@@ -20,7 +20,7 @@ use reflect_llm::{
     need::show_bytes,
     placement::{Parts, Room, place},
     safetensors_dir::open_dir,
-    weights::{LoadError, MmapFile, TensorInfo, TensorSource},
+    weights::{LoadError, MmapFile, TensorSource, embedding_rows},
 };
 use reflect_text::{ChatTemplate, Tokenizer};
 use reflect_train::{
@@ -91,8 +91,7 @@ impl Checkpoint {
             true => (Texts::open(&path)?, Weights::Folder(block_on(open_dir(&path))?)),
             false => open_gguf(&path)?,
         };
-        let rows =
-            weights.info("model.embed_tokens.weight").map_or(texts.config.vocab_size, TensorInfo::rows);
+        let rows = embedding_rows(&texts.config, &weights);
         let mut found = diagnose(&texts.config, rows, texts.tokenizer.vocab_size());
         if !repair && !found.is_empty() {
             return Err(input(found.swap_remove(0).explanation));

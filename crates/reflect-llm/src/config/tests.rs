@@ -27,6 +27,18 @@ fn published_shapes_have_the_published_sizes() {
 }
 
 #[test]
+fn biases_are_counted() {
+    let mut config = parse(r#","num_key_value_heads":2,"head_dim":8"#).unwrap();
+    let count = |config: &LlamaConfig| config.param_count();
+    let plain = count(&config);
+    config.attention_bias = true;
+    // 4 query heads and 2 of keys and of values, of 8 rows each, and the output's 64 rows, in 2 layers.
+    assert_eq!(count(&config), plain + 2 * (8 * (4 + 2 + 2) + 64));
+    (config.attention_bias, config.mlp_bias) = (false, true);
+    assert_eq!(count(&config), plain + 2 * (96 + 96 + 64));
+}
+
+#[test]
 fn hugging_face_defaults_and_both_rope_spellings() {
     let config = parse("").unwrap();
     assert_eq!((config.head_dim, config.num_key_value_heads), (16, 4));

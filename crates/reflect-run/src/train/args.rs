@@ -6,6 +6,7 @@ use anyhow::Result;
 use clap::{Args, ValueEnum};
 use reflect_data::loss::LossStrategy;
 use reflect_kernels::device::DeviceChoice;
+use reflect_train::lora;
 
 use crate::input;
 
@@ -147,7 +148,7 @@ pub struct LoraArgs {
     #[arg(long, value_name = "ALPHA", default_value_t = 32.0, allow_negative_numbers = true)]
     pub alpha: f64,
     /// Projections with an adapter
-    #[arg(long, value_name = "NAMES", value_delimiter = ',', default_values_t = reflect_train::lora::TARGETS.map(str::to_owned))]
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', default_values_t = lora::targets().map(str::to_owned))]
     pub targets: Vec<String>,
 }
 

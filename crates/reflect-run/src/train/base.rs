@@ -163,7 +163,7 @@ pub fn planned_need(
     let (frozen, trained) = match method {
         MethodName::Full => (0, config.param_count()),
         method => {
-            let targets = lora::TARGETS.map(str::to_owned).into();
+            let targets = lora::targets().map(str::to_owned).collect();
             let packed = method == MethodName::Qlora;
             beneath(config, source, &LoraSettings { rank: 16, alpha: 32.0, targets, packed })
         }

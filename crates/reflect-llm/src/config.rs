@@ -304,12 +304,6 @@ impl LlamaConfig {
         let elements = |id: TensorId| id.shape(self).into_iter().map(|size| size as u64).product::<u64>();
         tensors(self).map(elements).sum()
     }
-
-    /// Bytes of keys and values that one token adds to the cache, all layers together.
-    pub fn kv_bytes_per_token(&self, elem_bytes: usize) -> u64 {
-        let head_elements = self.num_key_value_heads as u64 * self.head_dim as u64;
-        2 * self.num_hidden_layers as u64 * head_elements * elem_bytes as u64
-    }
 }
 
 fn required<T>(value: Option<T>, key: &str) -> Result<T, ConfigError> {

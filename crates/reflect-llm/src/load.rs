@@ -7,6 +7,7 @@ use crate::{
     architecture::{Kind, Module, Role, TensorId},
     config::LlamaConfig,
     model::{Block, Linear, Llama, Stage, Streamed},
+    need::PIECE,
     weights::{LoadError, TensorSource, check_shapes},
 };
 
@@ -178,8 +179,7 @@ impl<S: TensorSource, P: FnMut(u64)> Loader<'_, S, P> {
                 ),
             });
         };
-        // About 16 MB of the file at a time, so that packing needs little memory beside the result.
-        let step = ((16 << 20) / row_bytes).clamp(1, count.max(1));
+        let step = (PIECE / row_bytes).clamp(1, count.max(1));
         for start in (first..first + count).step_by(step) {
             let end = (start + step).min(first + count);
             let bytes = self.source.read(&name, start..end).await?;

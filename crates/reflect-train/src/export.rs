@@ -13,6 +13,7 @@ use reflect_llm::{
     architecture::{Kind, Permute, TensorSpec},
     config::RopeLayout,
     model::ModuleRef,
+    need::PIECE,
 };
 use safetensors::{Dtype, SafeTensors};
 
@@ -66,13 +67,12 @@ impl<'a> Stored<'a> {
     /// # Errors
     /// If the device fails, the matrix is not in f32, or as `put`.
     pub fn each(&self, put: &mut dyn FnMut(&[f32]) -> Result<(), TrainError>) -> Result<(), TrainError> {
-        const AT_ONCE: usize = 4 << 20;
         let cols = self.shape.get(1).copied().unwrap_or(1).max(1);
         let count = self.shape[0];
         // An order of rows is one of whole heads.
         let step = match &self.values {
             Values::Permuted(..) => count,
-            _ => (AT_ONCE / cols).max(1),
+            _ => PIECE / 4 / cols,
         };
         for start in (0..count).step_by(step.max(1)) {
             put(&self.values.read(start..(start + step).min(count), cols)?)?;

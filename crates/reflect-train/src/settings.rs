@@ -110,6 +110,13 @@ pub struct LoraSettings {
     pub packed: bool,
 }
 
+impl Default for LoraSettings {
+    /// On every projection.
+    fn default() -> Self {
+        Self { rank: 16, alpha: 32.0, targets: lora::targets().map(str::to_owned).collect(), packed: false }
+    }
+}
+
 impl LoraSettings {
     /// Refuses adapters that change nothing, and unknown targets.
     ///

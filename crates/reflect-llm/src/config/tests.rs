@@ -1,4 +1,7 @@
+use reflect_kernels::{KvFormat, PAGE};
+
 use super::*;
+use crate::Engine;
 
 const BASE: &str = r#"{"architectures":["LlamaForCausalLM"],"hidden_size":64,
     "intermediate_size":96,"num_hidden_layers":2,"num_attention_heads":4,"vocab_size":101,
@@ -20,7 +23,8 @@ fn published_shapes_have_the_published_sizes() {
         let config = LlamaConfig::by_name(name).unwrap();
         config.validate().unwrap();
         assert_eq!(config.param_count(), params, "{name}");
-        assert_eq!(config.kv_bytes_per_token(2), kv_kib * 1024, "{name}");
+        let cache = Engine::cache_bytes(&config, PAGE, KvFormat::F16);
+        assert_eq!(cache, PAGE as u64 * kv_kib * 1024, "{name}");
     }
     assert_eq!(LlamaConfig::by_name("smollm2-135m").unwrap().param_count(), 134_515_008);
     assert!(LlamaConfig::by_name("9b").unwrap_err().to_string().contains("reflection-70b"));

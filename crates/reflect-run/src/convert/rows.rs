@@ -9,7 +9,7 @@ use reflect_kernels::{
     format::{encode_row, pack_row},
     ops::matmul::widen,
 };
-use reflect_llm::{architecture::Permute, weights::TensorSource};
+use reflect_llm::{architecture::Permute, need::PIECE, weights::TensorSource};
 
 use super::layout::Piece;
 
@@ -21,7 +21,7 @@ pub fn blocks<'a, S: TensorSource>(
 ) -> impl Iterator<Item = impl Future<Output = Result<Vec<u8>>> + 'a> + 'a {
     // Whole heads, so that their rows can change places.
     let unit = piece.head.unwrap_or(1);
-    let wanted = (16 << 20) / (4 * piece.cols()).max(1);
+    let wanted = PIECE / (4 * piece.cols()).max(1);
     let step = (wanted / unit).max(1) * unit;
     let rows = piece.rows();
     (0..rows).step_by(step).map(move |start| {

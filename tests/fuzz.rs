@@ -12,8 +12,9 @@ use std::{
 
 use rand::{Rng, SeedableRng, seq::IndexedRandom};
 use rand_chacha::ChaCha8Rng;
+use reflect_kernels::KvFormat;
 use reflect_llm::{
-    LlamaConfig,
+    Engine, LlamaConfig,
     gguf::GgufFile,
     load_model,
     safetensors_dir::{Index, SafetensorsFiles},
@@ -184,7 +185,7 @@ fn damaged_configurations() {
         let mut config = said(LlamaConfig::from_hf_json(&bytes))?;
         said(config.add_generation_config(&bytes))?;
         // What passes the gate may be multiplied.
-        assert!(config.param_count() > 0 && config.kv_bytes_per_token(4) > 0);
+        assert!(config.param_count() > 0 && Engine::cache_bytes(&config, 1 << 20, KvFormat::F32) > 0);
         assert!(config.inv_freq().iter().all(|freq| freq.is_finite()));
         Ok(())
     });

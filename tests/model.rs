@@ -6,7 +6,9 @@ use std::{collections::HashMap, path::PathBuf};
 use reflect_llm::{
     Engine, LlamaConfig,
     config::{RopeLayout, RopeScaling},
-    load_model, safetensors_dir,
+    load_model,
+    need::Parts,
+    safetensors_dir,
     weights::{TensorSource, expected_shapes},
 };
 use reflect_tests::{
@@ -86,6 +88,18 @@ fn logits_do_not_depend_on_how_matrices_are_split() {
             "{}: {nmse:.1e}",
             open.name
         );
+    }
+}
+
+/// The memory plan counts the bytes that lie on the device, biases and padding of rows among them.
+#[test]
+fn the_plan_counts_what_is_loaded() {
+    let open = reflect_kernels::device::cpu();
+    for golden in Golden::all() {
+        let weights = golden.weights();
+        let planned = Parts::of(&golden.config, &weights, &exact(64, 32), 1).whole_need().weights;
+        let loaded = load(&golden.config, &weights, &open).weight_bytes();
+        assert_eq!(planned, loaded, "{}", golden.name);
     }
 }
 

@@ -2,13 +2,18 @@
 
 use std::process::{Command, Output};
 
+use reflect_llm::need::{Need, show_bytes};
 use serde_json::Value;
 
-fn plan(args: &[&str]) -> Output {
+fn program(args: &[&str]) -> Output {
     let test = std::env::current_exe().expect("a test has a path");
     let release = test.ancestors().nth(2).expect("tests lie in a target folder");
     let mut command = Command::new(release.join(format!("reflect-run{}", std::env::consts::EXE_SUFFIX)));
-    command.arg("plan").args(args).output().expect("the program starts")
+    command.args(args).output().expect("the program starts")
+}
+
+fn plan(args: &[&str]) -> Output {
+    program(&[&["plan"], args].concat())
 }
 
 fn report(args: &[&str]) -> Value {
@@ -84,6 +89,34 @@ fn a_context_longer_than_the_model_s_is_cut_aloud() {
     assert!(said.contains("131072") && said.contains("200000"), "{said}");
 }
 
+/// What `plan` shows of a device is what loading on it asks for, part by part.
+#[test]
+fn a_run_needs_what_the_plan_says() {
+    let mut devices = vec!["cpu"];
+    if !reflect_tests::is_set(reflect_tests::SKIP_GPU) {
+        devices.push("0");
+    }
+    for device in devices {
+        for context in ["1024", "96"] {
+            let place =
+                ["--model", "reflect-tiny", "--device", device, "--context", context, "--memory", "1MB"];
+            let planned = &report(&[&place[..], &["--bandwidth", "1GB"]].concat())["devices"][0];
+            let bytes = |part: &str| planned[part].as_u64().expect("bytes");
+            let need = Need {
+                weights: bytes("weights_bytes"),
+                cache: bytes("cache_bytes"),
+                scratch: bytes("scratch_bytes"),
+            };
+            let said = program(&[&["run"], &place[..], &["Hi"]].concat()).stderr;
+            let said = String::from_utf8_lossy(&said);
+            assert!(
+                said.contains(&format!("the model needs {need} and --memory allows")),
+                "{said}\n{planned}"
+            );
+        }
+    }
+}
+
 #[test]
 fn the_memory_of_training_is_that_of_the_settings_of_train() {
     let shape = ["--config", "8b", "--format", "bf16", "--memory", "400GiB", "--train", "lora"];
@@ -108,6 +141,10 @@ fn the_table_of_big_models_is_what_plan_says() {
         .collect();
     let (head, rows) = (&rows[0], &rows[2..]);
     assert_eq!((rows.len(), head.len()), (10, 9));
+    // What it says of a laptop.
+    let laptop = ["--config", "70b", "--format", "q4_0", "--device", "cpu", "--context", "8192", "--stream"];
+    let said = show_bytes(report(&laptop)["streamed_bytes"].as_u64().expect("bytes"));
+    assert!(page.contains(&format!("`plan` says {said} of memory for q4_0 with 8,192 tokens of f32 cache")));
     std::thread::scope(|scope| {
         for row in rows.iter().enumerate().map(|(at, row)| {
             let model = rows[..=at].iter().rev().find_map(|row| (!row[0].is_empty()).then_some(row[0]));

@@ -11,7 +11,7 @@ use reflect_llm::{
     config::diagnose,
     gguf::GgufFile,
     safetensors_dir::{Index, SafetensorsFiles},
-    weights::{ByteSource, LoadError, TensorInfo, TensorSource},
+    weights::{ByteSource, LoadError, embedding_rows},
 };
 use wasm_bindgen::{JsCast, prelude::*};
 
@@ -94,7 +94,7 @@ pub async fn open(files: Vec<BrowserFile>) -> Result<(Texts, Weights<BrowserFile
         }
         None => open_folder(files).await?,
     };
-    let rows = weights.info("model.embed_tokens.weight").map_or(texts.config.vocab_size, TensorInfo::rows);
+    let rows = embedding_rows(&texts.config, &weights);
     if let Some(found) = diagnose(&texts.config, rows, texts.tokenizer.vocab_size()).into_iter().next() {
         return Err(LoadError::Unsupported { file: "the checkpoint".to_owned(), problem: found.explanation });
     }

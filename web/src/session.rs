@@ -6,14 +6,14 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use js_sys::{Date, Function};
-use reflect_kernels::{KvFormat, PAGE};
+use reflect_kernels::PAGE;
 use reflect_llm::{
     Answer, AnswerRequest, Engine, EngineError, EngineOptions, GenerationOptions, Generator, LlamaConfig,
     SequenceId, Texts, Weights,
     generate::Progress,
     guard::Budgets,
     load_model,
-    need::{Need, show_bytes},
+    need::{Need, Parts, show_bytes},
     sampler::SamplingParams,
     stream::Written,
     weights::{ByteSource, TensorSource},
@@ -358,16 +358,13 @@ struct Sizes {
 }
 
 fn sizes(config: &LlamaConfig, weights: &impl TensorSource, place: &Place) -> Sizes {
-    let (kv_format, bytes) = if place.on_cpu() { (KvFormat::F32, 4) } else { (KvFormat::F16, 2) };
-    let most = CACHE[usize::from(!place.on_cpu())] / config.kv_bytes_per_token(bytes).max(1);
-    let cache_positions = (most as usize / PAGE * PAGE).clamp(PAGE, 8 * CONTEXT);
-    let context = CONTEXT.min(config.max_position_embeddings).min(cache_positions);
-    let prefill_chunk = 128;
-    let need = Need::of(config, weights, cache_positions, kv_format, prefill_chunk, 1);
-    Sizes {
-        options: EngineOptions { context, cache_positions, prefill_chunk, kv_format, prefix_cache: true },
-        need,
-    }
+    let usual = EngineOptions::usual(place.on_cpu(), CONTEXT.min(config.max_position_embeddings), 1);
+    let page = Engine::cache_bytes(config, PAGE, usual.kv_format).max(1);
+    let pages = CACHE[usize::from(!place.on_cpu())] / page;
+    let cache_positions = (pages as usize * PAGE).clamp(PAGE, 8 * CONTEXT);
+    let context = usual.context.min(cache_positions);
+    let options = EngineOptions { context, cache_positions, prefill_chunk: 128, ..usual };
+    Sizes { options, need: Parts::of(config, weights, &options, 1).whole_need() }
 }
 
 /// The format of most of the weights.

@@ -7,6 +7,7 @@
 use serde::Deserialize;
 use serde_json::Value as Json;
 
+use crate::architecture::{TensorId, tensors};
 use crate::gguf::GgufMetadata;
 
 mod hugging_face;
@@ -300,22 +301,8 @@ impl LlamaConfig {
 
     /// Number of weights; a tied head counts once.
     pub fn param_count(&self) -> u64 {
-        let [hidden, ffn, layers, vocab] =
-            [self.hidden_size, self.intermediate_size, self.num_hidden_layers, self.vocab_size]
-                .map(|n| n as u64);
-        let q = self.num_attention_heads as u64 * self.head_dim as u64;
-        let kv = self.num_key_value_heads as u64 * self.head_dim as u64;
-        let attention_bias = if self.attention_bias { q + 2 * kv + hidden } else { 0 };
-        let mlp_bias = if self.mlp_bias { 2 * ffn + hidden } else { 0 };
-        let layer = hidden * (2 * q + 2 * kv + 3 * ffn + 2) + attention_bias + mlp_bias;
-        let heads = if self.tie_word_embeddings { 1 } else { 2 };
-        layers * layer + heads * vocab * hidden + hidden
-    }
-
-    /// Bytes of keys and values that one token adds to the cache, all layers together.
-    pub fn kv_bytes_per_token(&self, elem_bytes: usize) -> u64 {
-        let head_elements = self.num_key_value_heads as u64 * self.head_dim as u64;
-        2 * self.num_hidden_layers as u64 * head_elements * elem_bytes as u64
+        let elements = |id: TensorId| id.shape(self).into_iter().map(|size| size as u64).product::<u64>();
+        tensors(self).map(elements).sum()
     }
 }
 

@@ -16,8 +16,10 @@ use reflect_text::GgufVocab;
 use crate::config::{ConfigError, LlamaConfig};
 use reflect_kernels::Format;
 
+use crate::architecture::{TensorId, set_by_tensors};
 use crate::weights::{
-    ByteSource, LoadError, Located, TensorInfo, TensorSource, is_of_llama, no_such_tensor, plain_floats,
+    ByteSource, LoadError, Located, TensorInfo, TensorSource, embedding_rows, is_of_model, no_such_tensor,
+    plain_floats,
 };
 
 mod header;
@@ -26,7 +28,7 @@ mod write;
 
 use self::header::{RawTensor, read_header};
 pub use self::metadata::{Array, GgufMetadata, Value};
-pub use self::write::{GgufHeader, gguf_name};
+pub use self::write::GgufHeader;
 
 /// An open GGUF file.
 #[derive(Debug)]
@@ -62,7 +64,7 @@ impl<S: ByteSource> GgufFile<S> {
         let data_start = header.end.next_multiple_of(alignment);
         let mut tensors = BTreeMap::new();
         for raw in header.tensors {
-            let needed = is_of_llama(&hf_name(&raw.name)) || raw.name == ROPE_FREQS;
+            let needed = is_of_model(&hf_name(&raw.name)) || raw.name == ROPE_FREQS;
             let format = match format_of(raw.type_id) {
                 Ok(format) => format,
                 Err(found) if needed => {
@@ -107,15 +109,10 @@ impl<S: ByteSource> GgufFile<S> {
     /// As [`LlamaConfig::from_gguf`], or if the frequency factors cannot be read.
     pub async fn config(&self) -> Result<LlamaConfig, LoadError> {
         let mut config = LlamaConfig::from_gguf(&self.metadata)?;
-        let has = |name| self.tensors.contains_key(name);
-        config.tie_word_embeddings = !has("lm_head.weight");
-        config.attention_bias = has("model.layers.0.self_attn.q_proj.bias");
-        config.mlp_bias = has("model.layers.0.mlp.gate_proj.bias");
-        if let Some(info) = self.info("model.embed_tokens.weight") {
-            // The embedding may be padded beyond the list of tokens, and files need not say its size.
-            config.vocab_size = info.rows();
-            config.validate()?;
-        }
+        set_by_tensors(&mut config, |id| self.tensors.contains_key(&id.name()));
+        // The embedding may be padded beyond the list of tokens, and files need not say its size.
+        config.vocab_size = embedding_rows(&config, self);
+        config.validate()?;
         if let Some(info) = self.info(ROPE_FREQS) {
             let bytes = self.read(ROPE_FREQS, 0..info.rows()).await?;
             let values = plain_floats(info.format, &bytes).ok_or_else(|| LoadError::UnsupportedDtype {
@@ -218,35 +215,18 @@ impl<S: ByteSource> TensorSource for GgufFile<S> {
     }
 }
 
-/// The Hugging Face name of a GGUF tensor; a name outside the Llama set stays as it is.
+/// The Hugging Face name of a GGUF tensor; one that no model has keeps its name.
 pub fn hf_name(gguf: &str) -> String {
-    let top = match gguf {
-        "token_embd.weight" => Some("model.embed_tokens.weight"),
-        "output_norm.weight" => Some("model.norm.weight"),
-        "output.weight" => Some("lm_head.weight"),
-        _ => None,
-    };
-    let in_layer = || {
-        let (layer, rest) = gguf.strip_prefix("blk.")?.split_once('.')?;
-        let (part, kind) = rest.rsplit_once('.')?;
-        let part = match part {
-            "attn_norm" => "input_layernorm",
-            "attn_q" => "self_attn.q_proj",
-            "attn_k" => "self_attn.k_proj",
-            "attn_v" => "self_attn.v_proj",
-            "attn_output" => "self_attn.o_proj",
-            "ffn_norm" => "post_attention_layernorm",
-            "ffn_gate" => "mlp.gate_proj",
-            "ffn_up" => "mlp.up_proj",
-            "ffn_down" => "mlp.down_proj",
-            _ => return None,
-        };
-        Some(format!("model.layers.{layer}.{part}.{kind}"))
-    };
-    top.map(str::to_string).or_else(in_layer).unwrap_or_else(|| gguf.to_string())
+    TensorId::parse_gguf(gguf).map_or_else(|| gguf.to_owned(), TensorId::name)
 }
 
-const ROPE_FREQS: &str = "rope_freqs.weight";
+/// The GGUF name of a tensor with a Hugging Face name; one that no model has keeps its name.
+pub fn gguf_name(hugging_face: &str) -> String {
+    TensorId::parse(hugging_face).map_or_else(|| hugging_face.to_owned(), TensorId::gguf_name)
+}
+
+/// The tensor of divisors of the frequencies.
+pub const ROPE_FREQS: &str = "rope_freqs.weight";
 const DEFAULT_ALIGNMENT: u64 = 32;
 const MAX_ALIGNMENT: u64 = 1 << 16;
 

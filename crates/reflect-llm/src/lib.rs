@@ -5,6 +5,7 @@
 //! ids of one sequence into typed events. The core path needs no threads, no clock and no file
 //! system, so the same code runs in a browser.
 
+pub mod architecture;
 pub mod cache;
 pub mod checkpoint;
 pub mod config;

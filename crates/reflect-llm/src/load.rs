@@ -4,8 +4,10 @@ use burn::tensor::{Device, Tensor, TensorData};
 use reflect_kernels::{Format, PackedMatrix, RopeTable, format::pack_row};
 
 use crate::{
+    architecture::{Kind, Module, Role, TensorId},
     config::LlamaConfig,
     model::{Block, Linear, Llama, Stage, Streamed},
+    need::PIECE,
     weights::{LoadError, TensorSource, check_shapes},
 };
 
@@ -46,23 +48,25 @@ pub async fn load_stages(
     let covered = stages.iter().flat_map(|(stage, _)| stage.layers.clone());
     assert!(covered.eq(0..config.num_hidden_layers), "load_stages: layers in order");
     let (first, limit) = &stages[0];
-    let mut loader = Loader { source, device: &first.device, max_binding_bytes: *limit, loaded: 0, progress };
-    let embed_tokens = loader.matrix("model.embed_tokens.weight").await?;
+    let (device, max_binding_bytes) = (&first.device, *limit);
+    let mut loader = Loader { config: &config, source, device, max_binding_bytes, loaded: 0, progress };
+    let embedding = Role::Embedding.weight(None);
+    let embed_tokens = loader.matrix(embedding).await?;
     let mut layers = Vec::new();
     let each =
         stages.iter().flat_map(|(stage, limit)| stage.layers.clone().map(move |at| (at, stage, limit)));
     for (layer, stage, limit) in each.filter(|_| streamed.is_none()) {
         (loader.device, loader.max_binding_bytes) = (&stage.device, *limit);
-        layers.push(loader.block(&config, layer).await?);
+        layers.push(loader.block(layer).await?);
     }
     if let Some((stage, limit)) = stages.last() {
         (loader.device, loader.max_binding_bytes) = (&stage.device, *limit);
     }
-    let norm = loader.vector("model.norm.weight").await?;
+    let norm = loader.vector(Role::FinalNorm.weight(None)).await?;
     let lm_head = match config.tie_word_embeddings {
         true if stages.len() == 1 => embed_tokens.clone(),
-        true => loader.matrix("model.embed_tokens.weight").await?,
-        false => loader.matrix("lm_head.weight").await?,
+        true => loader.matrix(embedding).await?,
+        false => loader.matrix(Role::Head.weight(None)).await?,
     };
     let rope = RopeTable::new(config.inv_freq());
     let stages = stages.iter().map(|(stage, _)| stage.clone()).collect();
@@ -80,10 +84,11 @@ pub async fn load_block(
     max_binding_bytes: u64,
     layer: usize,
 ) -> Result<Block, LoadError> {
-    Loader { source, device, max_binding_bytes, loaded: 0, progress: |_| {} }.block(config, layer).await
+    Loader { config, source, device, max_binding_bytes, loaded: 0, progress: |_| {} }.block(layer).await
 }
 
 struct Loader<'a, S, P> {
+    config: &'a LlamaConfig,
     source: &'a S,
     device: &'a Device,
     max_binding_bytes: u64,
@@ -92,26 +97,26 @@ struct Loader<'a, S, P> {
 }
 
 impl<S: TensorSource, P: FnMut(u64)> Loader<'_, S, P> {
-    async fn block(&mut self, config: &LlamaConfig, layer: usize) -> Result<Block, LoadError> {
-        let name = |part: &str| format!("model.layers.{layer}.{part}");
-        let (attention_bias, mlp_bias) = (config.attention_bias, config.mlp_bias);
-        let qkv = ["q_proj", "k_proj", "v_proj"].map(|part| name(&format!("self_attn.{part}")));
-        let gate_up = ["gate_proj", "up_proj"].map(|part| name(&format!("mlp.{part}")));
+    async fn block(&mut self, layer: usize) -> Result<Block, LoadError> {
         Ok(Block {
-            input_layernorm: self.vector(&name("input_layernorm.weight")).await?,
-            qkv_proj: self.linear(&qkv, attention_bias).await?,
-            o_proj: self.linear(&[name("self_attn.o_proj")], attention_bias).await?,
-            post_attention_layernorm: self.vector(&name("post_attention_layernorm.weight")).await?,
-            gate_up_proj: self.linear(&gate_up, mlp_bias).await?,
-            down_proj: self.linear(&[name("mlp.down_proj")], mlp_bias).await?,
+            input_layernorm: self.vector(Role::InputNorm.weight(layer)).await?,
+            qkv_proj: self.linear(Module::Qkv, layer).await?,
+            o_proj: self.linear(Module::Output, layer).await?,
+            post_attention_layernorm: self.vector(Role::PostNorm.weight(layer)).await?,
+            gate_up_proj: self.linear(Module::GateUp, layer).await?,
+            down_proj: self.linear(Module::Down, layer).await?,
         })
     }
 
-    /// The matrices of `names` stacked by rows, with their biases.
-    async fn linear(&mut self, names: &[String], bias: bool) -> Result<Linear, LoadError> {
+    /// The matrices of a module stacked by rows, with their biases.
+    async fn linear(&mut self, module: Module, layer: usize) -> Result<Linear, LoadError> {
+        let tensors: Vec<TensorId> =
+            module.specs().flat_map(|spec| spec.tensors(self.config, Some(layer))).collect();
+        let (weights, biases): (Vec<TensorId>, Vec<TensorId>) =
+            tensors.into_iter().partition(|id| id.kind == Kind::Weight);
         let mut formats = Vec::new();
-        for name in names {
-            formats.push(self.format(&format!("{name}.weight"))?);
+        for id in &weights {
+            formats.push(self.format(*id)?);
         }
         let same = formats.iter().all(|(format, ..)| *format == formats[0].0);
         let (format, _, cols) = formats[0];
@@ -119,43 +124,35 @@ impl<S: TensorSource, P: FnMut(u64)> Loader<'_, S, P> {
         let bytes = 4 * (rows * format.row_words(cols)) as u64;
         let weight = if same && bytes <= self.max_binding_bytes {
             let mut words = Vec::with_capacity(rows * format.row_words(cols));
-            for name in names {
-                self.pack(&format!("{name}.weight"), 0, None, &mut words).await?;
+            for id in weights {
+                self.pack(id, 0, None, &mut words).await?;
             }
             PackedMatrix::new(format, rows, cols, words, self.device)
         } else {
-            let mut stack: Option<PackedMatrix> = None;
-            for name in names {
-                let matrix = self.matrix(&format!("{name}.weight")).await?;
-                match &mut stack {
-                    Some(stack) => stack.stack(matrix),
-                    None => stack = Some(matrix),
-                }
+            let mut stack = PackedMatrix { parts: Vec::new(), cols };
+            for id in weights {
+                stack.stack(self.matrix(id).await?);
             }
-            stack.unwrap_or(PackedMatrix { parts: Vec::new(), cols })
+            stack
         };
-        let bias = if bias {
-            let mut all = Vec::new();
-            for name in names {
-                all.extend(self.floats(&format!("{name}.bias")).await?);
-            }
-            Some(self.upload(all))
-        } else {
-            None
-        };
+        let mut values = Vec::new();
+        for id in biases {
+            values.extend(self.floats(id).await?);
+        }
+        let bias = (!values.is_empty()).then(|| self.upload(values));
         Ok(Linear { weight, bias, adapter: None })
     }
 
     /// One matrix, in as many parts as the binding limit asks for.
-    async fn matrix(&mut self, name: &str) -> Result<PackedMatrix, LoadError> {
-        let (format, rows, cols) = self.format(name)?;
+    async fn matrix(&mut self, id: TensorId) -> Result<PackedMatrix, LoadError> {
+        let (format, rows, cols) = self.format(id)?;
         let row_bytes = 4 * format.row_words(cols) as u64;
         let part_rows = (self.max_binding_bytes / row_bytes).clamp(1, rows as u64) as usize;
         let mut matrix = PackedMatrix { parts: Vec::new(), cols };
         for first in (0..rows).step_by(part_rows) {
             let count = part_rows.min(rows - first);
             let mut words = Vec::with_capacity(count * format.row_words(cols));
-            self.pack(name, first, Some(count), &mut words).await?;
+            self.pack(id, first, Some(count), &mut words).await?;
             matrix.stack(PackedMatrix::new(format, count, cols, words, self.device));
         }
         Ok(matrix)
@@ -164,28 +161,28 @@ impl<S: TensorSource, P: FnMut(u64)> Loader<'_, S, P> {
     /// Appends the packed rows `first..first + count` (all of them for `None`) to `words`.
     async fn pack(
         &mut self,
-        name: &str,
+        id: TensorId,
         first: usize,
         count: Option<usize>,
         words: &mut Vec<u32>,
     ) -> Result<(), LoadError> {
-        let (format, rows, cols) = self.format(name)?;
+        let (format, rows, cols) = self.format(id)?;
+        let name = id.name();
         let count = count.unwrap_or(rows);
         let row_words = format.row_words(cols);
         let Some(row_bytes) = format.file_row_bytes(cols) else {
             return Err(LoadError::Unsupported {
-                file: name.to_owned(),
+                file: name,
                 problem: format!(
                     "{cols} columns are no multiple of the block of {}; convert the checkpoint to f16",
                     format.name()
                 ),
             });
         };
-        // About 16 MB of the file at a time, so that packing needs little memory beside the result.
-        let step = ((16 << 20) / row_bytes).clamp(1, count.max(1));
+        let step = (PIECE / row_bytes).clamp(1, count.max(1));
         for start in (first..first + count).step_by(step) {
             let end = (start + step).min(first + count);
-            let bytes = self.source.read(name, start..end).await?;
+            let bytes = self.source.read(&name, start..end).await?;
             for row in bytes.chunks_exact(row_bytes) {
                 let at = words.len();
                 words.resize(at + row_words, 0);
@@ -194,13 +191,13 @@ impl<S: TensorSource, P: FnMut(u64)> Loader<'_, S, P> {
             self.loaded += bytes.len() as u64;
             (self.progress)(self.loaded);
         }
-        self.source.release(name);
+        self.source.release(&name);
         Ok(())
     }
 
     /// A vector on the device, as f32.
-    async fn vector(&mut self, name: &str) -> Result<Tensor<1>, LoadError> {
-        let values = self.floats(name).await?;
+    async fn vector(&mut self, id: TensorId) -> Result<Tensor<1>, LoadError> {
+        let values = self.floats(id).await?;
         Ok(self.upload(values))
     }
 
@@ -212,21 +209,19 @@ impl<S: TensorSource, P: FnMut(u64)> Loader<'_, S, P> {
     }
 
     /// A vector widened to f32.
-    async fn floats(&mut self, name: &str) -> Result<Vec<f32>, LoadError> {
-        let (format, _, cols) = self.format(name)?;
+    async fn floats(&mut self, id: TensorId) -> Result<Vec<f32>, LoadError> {
+        let (format, _, cols) = self.format(id)?;
         let mut words = Vec::new();
-        self.pack(name, 0, None, &mut words).await?;
+        self.pack(id, 0, None, &mut words).await?;
         let mut values = vec![0.0; cols];
         reflect_kernels::format::unpack_row(format, cols, &words, &mut values);
         Ok(values)
     }
 
     /// Format, rows and columns of a tensor; a vector is one row.
-    fn format(&self, name: &str) -> Result<(Format, usize, usize), LoadError> {
-        let info = self
-            .source
-            .info(name)
-            .ok_or_else(|| LoadError::MissingTensor { tensor: name.to_owned(), expected: Vec::new() })?;
+    fn format(&self, id: TensorId) -> Result<(Format, usize, usize), LoadError> {
+        let missing = || LoadError::MissingTensor { tensor: id.name(), expected: id.shape(self.config) };
+        let info = self.source.info(&id.name()).ok_or_else(missing)?;
         Ok((info.format, info.rows(), info.cols()))
     }
 }

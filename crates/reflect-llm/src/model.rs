@@ -19,6 +19,10 @@ use crate::{
     weights::LoadError,
 };
 
+mod modules;
+
+pub use self::modules::{ModuleMut, ModuleRef};
+
 /// A loaded model, on one device or in stages on several.
 #[derive(Clone, Debug)]
 pub struct Llama {
@@ -293,17 +297,6 @@ impl Llama {
                 RopeLayout::Interleaved => PairLayout::Interleaved,
             },
         }
-    }
-
-    /// Bytes of all weights on the devices; a tied head counts once where it is the embedding itself.
-    pub fn weight_bytes(&self) -> u64 {
-        let matrices = self.layers.iter().flat_map(|block| {
-            [&block.qkv_proj, &block.o_proj, &block.gate_up_proj, &block.down_proj].map(|l| l.weight.bytes())
-        });
-        let same = self.config.tie_word_embeddings && self.stages.len() == 1;
-        let head = if same { 0 } else { self.lm_head.bytes() };
-        let norms = 4 * (2 * self.layers.len() + 1) * self.config.hidden_size;
-        self.embed_tokens.bytes() + head + matrices.sum::<u64>() + norms as u64
     }
 }
 

@@ -1,60 +1,224 @@
-//! The memory that a run takes, from shapes alone.
+//! The memory that a model takes on each of its devices, from shapes alone: what `plan` shows, what loading
+//! checks, and what training asks for.
 
-use reflect_kernels::KvFormat;
+use std::ops::Range;
+
+use reflect_kernels::{KvFormat, PAGE};
 
 use crate::{
     LlamaConfig,
-    engine::Engine,
-    weights::{TensorSource, expected_shapes},
+    architecture::{Module, Role, tensors},
+    engine::{Engine, EngineOptions},
+    weights::{TensorInfo, TensorSource},
 };
 
-/// Bytes that a run takes.
+/// Bytes of a file that are read, packed or written at a time, about: as little as keeps the disk busy.
+pub const PIECE: usize = 16 << 20;
+
+/// Rows of the head whose logits exist at a time in training: a model to be trained has its head in parts of
+/// at most so many rows.
+pub const HEAD_ROWS: usize = 16_384;
+
+/// Rows of a step where nothing else is asked for.
+pub const fn usual_step_rows(on_cpu: bool) -> usize {
+    if on_cpu { 256 } else { 512 }
+}
+
+impl EngineOptions {
+    /// Sizes for `sequences` answers of `context` positions at a time with what suits the devices, which are the
+    /// CPU alone or not. Pages belong to one sequence each.
+    pub fn usual(on_cpu: bool, context: usize, sequences: usize) -> Self {
+        Self {
+            context,
+            cache_positions: context.next_multiple_of(PAGE) * sequences,
+            prefill_chunk: usual_step_rows(on_cpu).min(context).max(1),
+            kv_format: if on_cpu { KvFormat::F32 } else { KvFormat::F16 },
+            prefix_cache: true,
+        }
+    }
+}
+
+/// Bytes that a run takes on a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Need {
     pub weights: u64,
     pub cache: u64,
-    /// Activations of the largest step, and the piece of the file being packed.
+    /// Activations of the largest step, and pieces of files being packed.
     pub scratch: u64,
 }
 
 impl Need {
-    /// The need of a model with `positions` cached positions and steps of `rows` rows, of which
-    /// `logit_rows` get logits.
-    pub fn of(
-        config: &LlamaConfig,
-        source: &impl TensorSource,
-        positions: usize,
-        format: KvFormat,
-        rows: usize,
-        logit_rows: usize,
-    ) -> Self {
-        Self {
-            weights: weight_bytes(config, source),
-            cache: Engine::cache_bytes(config, positions, format),
-            scratch: scratch_bytes(config, rows, logit_rows),
-        }
-    }
-
     pub fn total(&self) -> u64 {
         self.weights + self.cache + self.scratch
     }
 }
 
-/// Bytes of the activations of steps of `rows` rows, of which `logit_rows` get logits, and of the piece of
-/// a file being packed.
-pub fn scratch_bytes(config: &LlamaConfig, rows: usize, logit_rows: usize) -> u64 {
-    const STAGING: u64 = 64 << 20;
-    let heads = config.num_attention_heads + 2 * config.num_key_value_heads;
-    let row = 4 * config.hidden_size + 2 * heads * config.head_dim + 3 * config.intermediate_size;
+impl std::fmt::Display for Need {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let [total, weights, cache, scratch] =
+            [self.total(), self.weights, self.cache, self.scratch].map(show_bytes);
+        write!(f, "{total} ({weights} of weights, {cache} of cache, {scratch} of scratch)")
+    }
+}
+
+/// Bytes of the parts of a model with its cache.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Parts {
+    pub embedding: u64,
+    /// Weights of each layer.
+    pub layers: Vec<u64>,
+    /// The last norm and the head; the embedding again where the two are tied.
+    pub head: u64,
+    /// Whether the head is the embedding again.
+    pub tied: bool,
+    /// Cached keys and values of one layer.
+    pub cache: u64,
+    /// Activations, on each device.
+    pub scratch: u64,
+}
+
+impl Parts {
+    /// Those of a checkpoint in an engine of these sizes, of whose steps `logit_rows` rows get logits.
+    pub fn of(
+        config: &LlamaConfig,
+        source: &impl TensorSource,
+        options: &EngineOptions,
+        logit_rows: usize,
+    ) -> Self {
+        let layers = config.num_hidden_layers;
+        let mut parts = Self {
+            embedding: 0,
+            layers: vec![0; layers],
+            head: 0,
+            tied: config.tie_word_embeddings,
+            cache: Engine::cache_bytes(config, options.cache_positions, options.kv_format) / layers as u64,
+            scratch: scratch_bytes(config, options.prefill_chunk, logit_rows),
+        };
+        for id in tensors(config) {
+            let bytes = source.info(&id.name()).map_or(0, TensorInfo::device_bytes);
+            match (id.layer, id.role) {
+                (Some(layer), _) => parts.layers[layer] += bytes,
+                (None, Role::Embedding) => parts.embedding += bytes,
+                (None, _) => parts.head += bytes,
+            }
+        }
+        if parts.tied {
+            parts.head += parts.embedding;
+        }
+        parts
+    }
+
+    /// What a device needs that holds `layers`.
+    pub fn need(&self, layers: &Range<usize>) -> Need {
+        let (first, last) = (layers.start == 0, layers.end == self.layers.len());
+        let mut weights = self.layers[layers.clone()].iter().sum();
+        if first {
+            weights += self.embedding;
+        }
+        if last {
+            // On one device the head of a tied model is the embedding itself.
+            weights += if first && self.tied { self.head - self.embedding } else { self.head };
+        }
+        Need { weights, cache: self.cache * layers.len() as u64, scratch: self.scratch }
+    }
+
+    /// Bytes of the largest layer with its cache.
+    pub fn largest_layer(&self) -> u64 {
+        self.layers.iter().copied().max().unwrap_or(0) + self.cache
+    }
+
+    /// What one device needs that holds all of the model.
+    pub fn whole_need(&self) -> Need {
+        self.need(&(0..self.layers.len()))
+    }
+
+    /// What a device needs that reads each layer when it is its turn: one of them at a time, and a tensor of
+    /// the file behind it.
+    pub fn streamed_need(&self) -> Need {
+        let whole = self.whole_need();
+        let layer = self.layers.iter().copied().max().unwrap_or(0);
+        // Half of the feed-forward network is the largest tensor, a quarter of a layer or a little more.
+        let mapped = layer * 3 / 10;
+        let weights = whole.weights - self.layers.iter().sum::<u64>() + layer;
+        Need { weights, scratch: whole.scratch + mapped, ..whole }
+    }
+}
+
+/// Bytes of the activations of steps of `rows` rows, of which `logit_rows` get logits, and of what loading has
+/// in hand.
+fn scratch_bytes(config: &LlamaConfig, rows: usize, logit_rows: usize) -> u64 {
+    const STAGING: u64 = 4 * PIECE as u64;
+    let (qkv, gate_up) = (Module::Qkv.rows(config), Module::GateUp.rows(config));
+    let row = 4 * config.hidden_size + 2 * qkv + gate_up + config.intermediate_size;
     let floats = rows * row + logit_rows * config.vocab_size;
     4 * floats as u64 + STAGING
 }
 
 /// Bytes of the weights of a model as they lie on a device; other tensors of its files are not loaded.
 pub fn weight_bytes(config: &LlamaConfig, source: &impl TensorSource) -> u64 {
-    let shapes = expected_shapes(config);
-    let infos = shapes.iter().filter_map(|(name, _)| source.info(name));
-    infos.map(|info| 4 * (info.rows() * info.format.row_words(info.cols())) as u64).sum()
+    tensors(config).filter_map(|id| source.info(&id.name()).map(TensorInfo::device_bytes)).sum()
+}
+
+/// Bytes that training takes on its device.
+#[derive(Clone, Copy, Debug)]
+pub struct TrainingNeed {
+    /// With gradients and moments where they are trained.
+    pub weights: u64,
+    /// Numbers that are trained.
+    pub trained: u64,
+    /// With the program itself.
+    pub activations: u64,
+}
+
+impl TrainingNeed {
+    /// The need of `frozen` bytes of weights, `trained` numbers with their gradients and two moments, and
+    /// what `lanes` micro-batches of `rows` rows side by side keep for the way back: every block's
+    /// activations, or with `recompute` one block's and the inputs of all.
+    pub fn of(
+        config: &LlamaConfig,
+        frozen: u64,
+        trained: u64,
+        rows: usize,
+        recompute: bool,
+        lanes: usize,
+    ) -> Self {
+        // A number with its gradient and AdamW's two moments, in f32.
+        const TRAINED: u64 = 16;
+        // The program itself, its tokenizer and the examples.
+        const PROGRAM: u64 = 28_000_000;
+        let (hidden, inner, heads) =
+            (config.hidden_size, config.intermediate_size, config.num_attention_heads);
+        let (qkv, gate_up) = (Module::Qkv.rows(config), Module::GateUp.rows(config));
+        // What a block has in hand on its way back, and what one keeps until then.
+        let block = 6 * hidden + 2 * qkv + 2 * gate_up + inner;
+        let kept = match recompute {
+            true => hidden,
+            false => 5 * hidden + qkv + heads * config.head_dim + gate_up + inner + heads,
+        };
+        let blocks = block + config.num_hidden_layers * kept;
+        // Logits and their gradient, in chunks of the vocabulary.
+        let head = 2 * config.vocab_size.min(HEAD_ROWS);
+        // Side by side each has gradients of its own beside the sum.
+        let own = if lanes > 1 { trained.saturating_mul(4 * lanes as u64) } else { 0 };
+        // What is far too much must not come out as little.
+        let activations = [rows, blocks + head, lanes, 4].map(|factor| factor as u64);
+        Self {
+            weights: frozen.saturating_add(trained.saturating_mul(TRAINED)).saturating_add(own),
+            trained,
+            activations: activations.into_iter().fold(1, u64::saturating_mul).saturating_add(PROGRAM),
+        }
+    }
+
+    pub fn total(&self) -> u64 {
+        self.weights.saturating_add(self.activations)
+    }
+}
+
+impl std::fmt::Display for TrainingNeed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let [total, weights, activations] = [self.total(), self.weights, self.activations].map(show_bytes);
+        write!(f, "{total} ({weights} of weights, gradients and moments, {activations} of activations)")
+    }
 }
 
 /// A number of bytes for a person.
@@ -74,5 +238,18 @@ mod tests {
     fn sizes_are_shown_short() {
         assert_eq!(show_bytes(98_362_432), "98 MB");
         assert_eq!(show_bytes(40_100_000_000), "40.1 GB");
+    }
+
+    #[test]
+    fn needs_of_all_stages_are_the_whole() {
+        let parts =
+            Parts { embedding: 50, layers: vec![90; 6], head: 60, tied: false, cache: 10, scratch: 5 };
+        let needs = [0..2, 2..3, 3..6].map(|layers| parts.need(&layers));
+        let weights: u64 = needs.iter().map(|need| need.weights).sum();
+        assert_eq!(weights, 50 + 6 * 90 + 60);
+        assert_eq!(needs.map(|need| need.cache), [20, 10, 30]);
+        let tied = Parts { tied: true, ..parts };
+        assert_eq!(tied.whole_need().weights, 6 * 90 + 60);
+        assert_eq!(tied.need(&(3..6)).weights, 3 * 90 + 60);
     }
 }

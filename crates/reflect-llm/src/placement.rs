@@ -2,14 +2,7 @@
 
 use std::ops::Range;
 
-use reflect_kernels::KvFormat;
-
-use crate::{
-    LlamaConfig,
-    engine::Engine,
-    need::{Need, scratch_bytes, show_bytes},
-    weights::TensorSource,
-};
+use crate::need::{Need, Parts, show_bytes};
 
 /// What is known of a device before anything lies on it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -21,95 +14,32 @@ pub struct Room {
 }
 
 /// The devices together have no room for all layers.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
-#[error(
-    "{fit} of {layers} layers fit the devices, and {missing} more would be needed; add a device (cpu is one), or use a smaller format or a shorter --context"
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{fit} of {layers} layers fit the devices, and {} more would be needed", show_bytes(*missing))]
 pub struct NoRoom {
     pub fit: usize,
     pub layers: usize,
-    /// Bytes, for a person.
-    pub missing: String,
+    /// Bytes.
+    pub missing: u64,
 }
 
-/// Bytes of the parts of a model with its cache.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Parts {
-    pub embedding: u64,
-    /// Weights of each layer.
-    pub layers: Vec<u64>,
-    /// The last norm and the head; the embedding again where the two are tied.
-    pub head: u64,
-    /// Whether the head is the embedding again.
-    pub tied: bool,
-    /// Cached keys and values of one layer.
-    pub cache: u64,
-    /// Activations, on each device.
-    pub scratch: u64,
+/// All layers on one device, which reads each when it is its turn.
+///
+/// # Errors
+/// [`NoRoom`].
+pub fn place_streamed(parts: &Parts, room: &Room) -> Result<Vec<Range<usize>>, NoRoom> {
+    place_on_one(parts, room, &parts.streamed_need()).map_err(|error| NoRoom { fit: 0, ..error })
 }
 
-impl Parts {
-    /// Those of a checkpoint with `positions` cached positions and steps of `rows` rows, of which
-    /// `logit_rows` get logits.
-    pub fn of(
-        config: &LlamaConfig,
-        source: &impl TensorSource,
-        positions: usize,
-        format: KvFormat,
-        rows: usize,
-        logit_rows: usize,
-    ) -> Self {
-        let cache = Engine::cache_bytes(config, positions, format) / config.num_hidden_layers as u64;
-        let scratch = scratch_bytes(config, rows, logit_rows);
-        let layers = vec![0; config.num_hidden_layers];
-        let tied = config.tie_word_embeddings;
-        let mut parts = Self { embedding: 0, layers, head: 0, tied, cache, scratch };
-        for info in source.names().filter_map(|name| source.info(name)) {
-            let bytes = 4 * (info.rows() * info.format.row_words(info.cols())) as u64;
-            let layer = info.name.strip_prefix("model.layers.").and_then(|rest| rest.split('.').next());
-            match layer.and_then(|layer| layer.parse::<usize>().ok()) {
-                Some(layer) => {
-                    if let Some(sum) = parts.layers.get_mut(layer) {
-                        *sum += bytes;
-                    }
-                }
-                None if info.name == "model.embed_tokens.weight" => parts.embedding = bytes,
-                // A tied head that a file has all the same is not read.
-                None if tied && info.name == "lm_head.weight" => {}
-                None => parts.head += bytes,
-            }
+/// All layers on one device, which needs `need` for them.
+fn place_on_one(parts: &Parts, room: &Room, need: &Need) -> Result<Vec<Range<usize>>, NoRoom> {
+    let layers = parts.layers.len();
+    match room.free.map_or(0, |free| need.total().saturating_sub(free)) {
+        0 => Ok(std::iter::once(0..layers).collect()),
+        missing => {
+            let fit = layers.saturating_sub(missing.div_ceil(parts.largest_layer().max(1)) as usize);
+            Err(NoRoom { fit, layers, missing })
         }
-        if tied {
-            parts.head += parts.embedding;
-        }
-        parts
-    }
-
-    /// What a device needs that holds `layers`.
-    pub fn need(&self, layers: &Range<usize>) -> Need {
-        let (first, last) = (layers.start == 0, layers.end == self.layers.len());
-        let mut weights = self.layers[layers.clone()].iter().sum();
-        if first {
-            weights += self.embedding;
-        }
-        if last {
-            // On one device the head of a tied model is the embedding itself.
-            weights += if first && self.tied { self.head - self.embedding } else { self.head };
-        }
-        Need { weights, cache: self.cache * layers.len() as u64, scratch: self.scratch }
-    }
-}
-
-impl Parts {
-    /// What a device needs that reads each layer when it is its turn: one of them at a time, and a tensor of
-    /// the file behind it.
-    pub fn streamed_need(&self) -> Need {
-        let all = self.need(&(0..self.layers.len()));
-        let layer = self.layers.iter().copied().max().unwrap_or(0);
-        // Half of the feed-forward network is the largest tensor, a quarter of a layer or a little more.
-        let mapped = layer * 3 / 10;
-        let weights = all.weights - self.layers.iter().sum::<u64>() + layer;
-        Need { weights, scratch: all.scratch + mapped, ..all }
     }
 }
 
@@ -119,9 +49,12 @@ impl Parts {
 /// # Errors
 /// [`NoRoom`].
 pub fn place(parts: &Parts, rooms: &[Room]) -> Result<Vec<Range<usize>>, NoRoom> {
+    if let [room] = rooms {
+        return place_on_one(parts, room, &parts.whole_need());
+    }
     let count = parts.layers.len();
     // Layers are nearly alike; the largest stands for all, so that none is promised too much.
-    let layer = parts.layers.iter().copied().max().unwrap_or(0) + parts.cache;
+    let layer = parts.largest_layer();
     let capacity: Vec<usize> = rooms
         .iter()
         .enumerate()
@@ -137,8 +70,7 @@ pub fn place(parts: &Parts, rooms: &[Room]) -> Result<Vec<Range<usize>>, NoRoom>
         .collect();
     let fit: usize = capacity.iter().sum();
     if fit < count {
-        let missing = show_bytes((count - fit) as u64 * layer);
-        return Err(NoRoom { fit, layers: count, missing });
+        return Err(NoRoom { fit, layers: count, missing: (count - fit) as u64 * layer });
     }
     let mut shares = vec![0usize; rooms.len()];
     for _ in 0..count {
@@ -186,18 +118,18 @@ mod tests {
         assert_eq!(place(&parts(8), &[room(255, 3.0), unknown]), Ok(vec![0..2, 2..8]));
         assert_eq!(place(&parts(8), &[room(254, 3.0), room(1000, 1.0)]), Ok(vec![0..1, 1..8]));
         let error = place(&parts(8), &[room(355, 1.0), room(365, 1.0)]).unwrap_err();
-        assert_eq!((error.fit, error.layers, error.missing.as_str()), (6, 8, "0 KB"));
+        assert_eq!(error, NoRoom { fit: 6, layers: 8, missing: 200 });
     }
 
     #[test]
-    fn needs_of_all_stages_are_the_whole() {
-        let parts = parts(6);
-        let needs = [0..2, 2..3, 3..6].map(|layers| parts.need(&layers));
-        let weights: u64 = needs.iter().map(|need| need.weights).sum();
-        assert_eq!(weights, 50 + 6 * 90 + 60);
-        assert_eq!(needs.map(|need| need.cache), [20, 10, 30]);
-        let tied = Parts { tied: true, ..parts };
-        assert_eq!(tied.need(&(0..6)).weights, 6 * 90 + 60);
-        assert_eq!(tied.need(&(3..6)).weights, 3 * 90 + 60);
+    fn one_device_is_held_to_the_sum() {
+        let parts = Parts { layers: vec![90, 10, 10], tied: true, head: 60, ..parts(3) };
+        // 110 of layers, 60 of embedding and norm, 30 of cache, 5 of scratch.
+        assert_eq!(place(&parts, &[room(205, 1.0)]).map(|all| all[0].clone()), Ok(0..3));
+        assert_eq!(place(&parts, &[room(204, 1.0)]), Err(NoRoom { fit: 2, layers: 3, missing: 1 }));
+        // One layer and the 27 bytes of the tensor behind it.
+        let streamed = place_streamed(&parts, &room(212, 1.0));
+        assert_eq!(streamed.map(|all| all[0].clone()), Ok(0..3));
+        assert_eq!(place_streamed(&parts, &room(200, 1.0)), Err(NoRoom { fit: 0, layers: 3, missing: 12 }));
     }
 }

@@ -15,7 +15,7 @@ use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 
 use crate::config::shown;
 use crate::weights::{
-    ByteSource, LoadError, Located, TensorInfo, TensorSource, is_of_llama, no_such_tensor, plain_floats,
+    ByteSource, LoadError, Located, TensorInfo, TensorSource, is_of_model, no_such_tensor, plain_floats,
 };
 
 /// The limit that the format sets for its header.
@@ -29,7 +29,7 @@ pub struct SafetensorsFiles<S> {
     tensors: BTreeMap<String, Located>,
     /// Of each tensor in fp8, a scale for each row.
     scales: BTreeMap<String, Vec<f32>>,
-    /// Names of tensors that no Llama has, in types that are not read.
+    /// Names of tensors that no model has, in types that are not read.
     ignored: BTreeSet<String>,
 }
 
@@ -252,7 +252,7 @@ pub(crate) fn read_file(path: &std::path::Path) -> Result<Vec<u8>, LoadError> {
 struct FileHeader {
     /// In order of their place.
     tensors: Vec<Located>,
-    /// Names of tensors that no Llama has, of types that are not read or without any element.
+    /// Names of tensors that no model has, of types that are not read or without any element.
     ignored: Vec<String>,
 }
 
@@ -289,8 +289,8 @@ async fn read_header(file: &impl ByteSource) -> Result<FileHeader, LoadError> {
             _ => None,
         };
         let format = match format {
-            Some(format) if !raw.shape.contains(&0) || is_of_llama(&name) => format,
-            None if is_of_llama(&name) => {
+            Some(format) if !raw.shape.contains(&0) || is_of_model(&name) => format,
+            None if is_of_model(&name) => {
                 let (file, found) = (file.name().into(), shown(&raw.dtype));
                 return Err(LoadError::UnsupportedDtype { file, tensor: name, found });
             }

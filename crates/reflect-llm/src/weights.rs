@@ -12,6 +12,7 @@ use std::sync::Arc;
 use reflect_kernels::Format;
 use reflect_text::TextError;
 
+use crate::architecture::{Role, TensorId, tensors};
 use crate::config::{ConfigError, LlamaConfig};
 
 mod bytes;
@@ -51,6 +52,15 @@ impl TensorInfo {
     pub fn row_bytes(&self) -> usize {
         // A source only holds tensors for which this is defined; see `checked_byte_len`.
         self.format.file_row_bytes(self.cols()).unwrap_or(0)
+    }
+
+    /// Bytes on a device: matrices stay packed, vectors are widened to f32.
+    pub fn device_bytes(&self) -> u64 {
+        let words = match self.shape[..] {
+            [len] => len,
+            _ => self.rows() * self.format.row_words(self.cols()),
+        };
+        4 * words as u64
     }
 
     /// Bytes of all rows as a source reads them.
@@ -222,40 +232,14 @@ pub(crate) fn no_such_tensor(name: &str, rows: Range<usize>) -> LoadError {
     LoadError::Rows { tensor: name.into(), start: rows.start, end: rows.end, available: 0 }
 }
 
-/// Every tensor that `config` needs, with its shape. A tied head is not in the list.
+/// Names and shapes of every tensor that `config` needs. A tied head is not in the list.
 pub fn expected_shapes(config: &LlamaConfig) -> Vec<(String, Vec<usize>)> {
-    let hidden = config.hidden_size;
-    let q = config.num_attention_heads * config.head_dim;
-    let kv = config.num_key_value_heads * config.head_dim;
-    let ffn = config.intermediate_size;
-    // [rows, cols] = [out, in], and whether the projection may carry a bias.
-    let (attention, mlp) = (config.attention_bias, config.mlp_bias);
-    let sizes = [
-        (q, hidden, attention),
-        (kv, hidden, attention),
-        (kv, hidden, attention),
-        (hidden, q, attention),
-        (ffn, hidden, mlp),
-        (ffn, hidden, mlp),
-        (hidden, ffn, mlp),
-    ];
-    let mut shapes = vec![("model.embed_tokens.weight".into(), vec![config.vocab_size, hidden])];
-    for layer in 0..config.num_hidden_layers {
-        for norm in ["input_layernorm", "post_attention_layernorm"] {
-            shapes.push((format!("model.layers.{layer}.{norm}.weight"), vec![hidden]));
-        }
-        for (name, (rows, cols, bias)) in PROJECTIONS.into_iter().zip(sizes) {
-            shapes.push((format!("model.layers.{layer}.{name}.weight"), vec![rows, cols]));
-            if bias {
-                shapes.push((format!("model.layers.{layer}.{name}.bias"), vec![rows]));
-            }
-        }
-    }
-    shapes.push(("model.norm.weight".into(), vec![hidden]));
-    if !config.tie_word_embeddings {
-        shapes.push(("lm_head.weight".into(), vec![config.vocab_size, hidden]));
-    }
-    shapes
+    tensors(config).map(|id| (id.name(), id.shape(config))).collect()
+}
+
+/// Rows of the embedding of `source`, or those of `config` where it has none.
+pub fn embedding_rows(config: &LlamaConfig, source: &impl TensorSource) -> usize {
+    source.info(&Role::Embedding.weight(None).name()).map_or(config.vocab_size, TensorInfo::rows)
 }
 
 /// Checks that `source` has every tensor of `config` in the right shape. Other tensors are ignored.
@@ -275,36 +259,12 @@ pub fn check_shapes(config: &LlamaConfig, source: &impl TensorSource) -> Result<
     Ok(())
 }
 
-/// Whether a Llama has a tensor of this name (or scales beside one). Checkpoints hold others, such as tables
+/// Whether a model has a tensor of this name (or scales beside one). Checkpoints hold others, such as tables
 /// that can be computed and the parts of a model that sees; those need not be understood.
-pub(crate) fn is_of_llama(name: &str) -> bool {
+pub(crate) fn is_of_model(name: &str) -> bool {
     let name = name.trim_end_matches("_scale_inv").trim_end_matches("_scale");
-    if matches!(name, "model.embed_tokens.weight" | "model.norm.weight" | "lm_head.weight") {
-        return true;
-    }
-    let in_layer = || {
-        let (layer, part) = name.strip_prefix("model.layers.")?.split_once('.')?;
-        let (part, kind) = part.rsplit_once('.')?;
-        layer.parse::<usize>().ok()?;
-        let norm = matches!(part, "input_layernorm" | "post_attention_layernorm");
-        Some(match kind {
-            "weight" => norm || PROJECTIONS.contains(&part),
-            "bias" => PROJECTIONS.contains(&part),
-            _ => false,
-        })
-    };
-    in_layer().unwrap_or(false)
+    TensorId::parse(name).is_some()
 }
-
-const PROJECTIONS: [&str; 7] = [
-    "self_attn.q_proj",
-    "self_attn.k_proj",
-    "self_attn.v_proj",
-    "self_attn.o_proj",
-    "mlp.gate_proj",
-    "mlp.up_proj",
-    "mlp.down_proj",
-];
 
 /// Values in f32, f16 or bf16; `None` for a packed format.
 pub(crate) fn plain_floats(format: Format, bytes: &[u8]) -> Option<Vec<f32>> {

@@ -12,7 +12,9 @@ use anyhow::{Result, anyhow, ensure};
 use pollster::block_on;
 use reflect_kernels::{Format, PAGE, device::OpenDevice, launch_cost};
 use reflect_llm::{
-    Engine, LlamaConfig, Request, SequenceId, need::show_bytes, sampler::SamplingParams,
+    Engine, LlamaConfig, Request, SequenceId,
+    need::{show_bytes, usual_step_rows},
+    sampler::SamplingParams,
     weights::TensorSource,
 };
 use serde::Serialize;
@@ -50,9 +52,6 @@ struct Report {
     stage_overhead: Option<f64>,
 }
 
-/// Rows of a step on the devices that take the fewest.
-const LEAST_CHUNK: usize = 256;
-
 /// Tokens of one turn where two engines are compared.
 const TURN: usize = 8;
 
@@ -77,8 +76,8 @@ pub fn bench(args: &BenchArgs) -> Result<ExitCode> {
     forget_peak();
     let concurrent = args.concurrent.map(usize::from);
     let needed = match concurrent {
-        // The device's own chunk is not known yet. The smallest one takes the most steps, so it needs the most room.
-        Some(_) => concurrent::context(args, args.prefill_chunk.map_or(LEAST_CHUNK, usize::from)),
+        // The smallest chunk, which is the CPU's, takes the most steps, so it needs the most room.
+        Some(_) => concurrent::context(args, args.prefill_chunk.map_or(usual_step_rows(true), usize::from)),
         // The first token belongs to the prefill.
         None => prompt + generate + 1,
     };

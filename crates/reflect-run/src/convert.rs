@@ -17,11 +17,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use pollster::block_on;
 use reflect_kernels::Format;
-use reflect_llm::{
-    LlamaConfig, Weights,
-    need::show_bytes,
-    weights::{TensorSource, expected_shapes},
-};
+use reflect_llm::{LlamaConfig, Weights, architecture::tensors, need::show_bytes, weights::TensorSource};
 
 use self::layout::{Kind, Layout, Piece, Wanted};
 use self::target::fitting;
@@ -200,23 +196,22 @@ fn pieces(
     source: &impl TensorSource,
 ) -> Result<Vec<Piece>> {
     let mut pieces = Vec::new();
-    for (name, shape) in expected_shapes(config) {
+    for id in tensors(config) {
+        let (name, shape, spec) = (id.name(), id.shape(config), id.role.spec());
         let info = source.info(&name).with_context(|| format!("the checkpoint has no tensor {name}"))?;
-        let ends = name == "model.embed_tokens.weight" || name == "lm_head.weight";
         let wanted = match (shape.len(), args.embedding) {
             (1, _) => Format::F32,
-            (_, Some(embedding)) if ends => embedding,
+            (_, Some(embedding)) if !spec.in_layer => embedding,
             // Readers of fp8 checkpoints expect the projections alone in it.
-            _ if ends && args.to.format == Format::Fp8 => Format::Bf16,
-            _ => args.to.of(&name, config),
+            _ if !spec.projection && args.to.format == Format::Fp8 => Format::Bf16,
+            _ => args.to.of(id, config),
         };
         let to = match kind {
             Kind::Gguf => fitting(wanted, info.cols()),
             Kind::Folder => wanted,
         };
         let instead_of = (to != wanted).then_some(wanted);
-        let rotated = name.contains("self_attn.q_proj.") || name.contains("self_attn.k_proj.");
-        let head = rotated.then_some(config.head_dim);
+        let head = spec.rotated.then_some(config.head_dim);
         pieces.push(Piece { name, shape, from: info.format, to, head, instead_of, made: None });
     }
     Ok(pieces)

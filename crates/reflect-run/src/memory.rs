@@ -1,13 +1,14 @@
-//! How much memory a model needs, and whether this machine has it: asked before anything is loaded.
+//! How much memory the devices of this machine have, and whether what is to lie there fits: asked before
+//! anything is loaded.
 
 use anyhow::Result;
 use reflect_kernels::device::{Memory, OpenDevice};
 use reflect_llm::{
-    LlamaConfig,
-    need::{Need, show_bytes},
+    need::{Need, TrainingNeed, show_bytes},
+    placement::Room,
 };
 
-use crate::{input, train::HEAD_ROWS};
+use crate::input;
 
 /// Makes freed memory stay with the process. A training step frees and asks for the same gigabytes
 /// over and over; given back to the system each time, its pages are zeroed and mapped anew, which
@@ -19,23 +20,6 @@ pub fn keep_freed_memory() {
         libc::mallopt(libc::M_MMAP_THRESHOLD, i32::MAX);
         libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
     }
-}
-
-/// Refuses a run that does not fit.
-///
-/// # Errors
-/// One sentence with the numbers.
-pub fn check_run(need: &Need, device: &OpenDevice, limit: Option<u64>) -> Result<()> {
-    let what = || {
-        format!(
-            "the model needs {} ({} of weights, {} of cache, {} of scratch)",
-            show_bytes(need.total()),
-            show_bytes(need.weights),
-            show_bytes(need.cache),
-            show_bytes(need.scratch)
-        )
-    };
-    check(need.total(), what, "a smaller model or format, or a shorter --context", device, limit)
 }
 
 /// Who says how much memory a device has free.
@@ -62,18 +46,71 @@ impl std::fmt::Display for Source {
     }
 }
 
-/// Bytes that each device may hold: what was said for it, else what is free, of which devices in host memory and
-/// several on one card have a share each.
-pub fn free_memory(devices: &[OpenDevice], said: &[u64]) -> Vec<(Option<u64>, Source)> {
-    let free = devices.iter().enumerate().map(|(at, device)| {
-        if let Some(said) = said.get(at) {
-            return (Some(*said), Source::Given);
-        }
-        let (free, source) = free_on(device);
-        let sharing = devices.iter().filter(|other| device.shares_memory(other)).count() as u64;
-        (free.map(|free| free / sharing), source)
-    });
-    free.collect()
+/// A device, and what is known of it before anything lies on it.
+#[derive(Clone, Debug)]
+pub struct Seat {
+    pub name: String,
+    /// Whether it is the CPU itself.
+    pub on_cpu: bool,
+    /// Bytes that may be used; `None` where nobody knows.
+    pub free: Option<u64>,
+    pub memory: Source,
+    /// Bytes that it reads in a second, where that was asked for.
+    pub bandwidth: Option<f64>,
+}
+
+impl Seat {
+    /// What placing layers asks of it. Devices of unknown speed are taken for equally fast.
+    pub fn room(&self) -> Room {
+        Room { free: self.free, speed: self.bandwidth.unwrap_or(1.0) }
+    }
+
+    /// Refuses a model that does not fit.
+    ///
+    /// # Errors
+    /// One sentence with the numbers.
+    pub fn check_run(&self, need: &Need) -> Result<()> {
+        let way = "a smaller model or format, or a shorter --context";
+        self.check(need.total(), &format!("the model needs {need}"), way)
+    }
+
+    /// Refuses training that does not fit.
+    ///
+    /// # Errors
+    /// One sentence with the numbers.
+    pub fn check_training(&self, need: &TrainingNeed) -> Result<()> {
+        let way = "--recompute, fewer --micro-tokens, or --method qlora";
+        self.check(need.total(), &format!("training needs {need}"), way)
+    }
+
+    fn check(&self, total: u64, what: &str, way: &str) -> Result<()> {
+        let Some(free) = self.free.filter(|free| *free < total) else { return Ok(()) };
+        let has = match self.memory {
+            Source::Given => "--memory allows".to_owned(),
+            Source::Assumed => format!("{} has only", self.name),
+            _ if self.on_cpu => "this machine has free".to_owned(),
+            _ => format!("{} has free", self.name),
+        };
+        Err(input(format!("{what} and {has} {}; use {way}", show_bytes(free))))
+    }
+}
+
+/// The devices with what each may hold: what was said for it, else what is free, of which devices in host memory
+/// and several on one card have a share each.
+pub fn seats(devices: &[OpenDevice], said: &[u64]) -> Vec<Seat> {
+    let seat = |(at, device): (usize, &OpenDevice)| {
+        let (free, memory) = match said.get(at) {
+            Some(said) => (Some(*said), Source::Given),
+            None => {
+                let (free, source) = free_on(device);
+                let sharing = devices.iter().filter(|other| device.shares_memory(other)).count() as u64;
+                (free.map(|free| free / sharing), source)
+            }
+        };
+        let (name, on_cpu) = (device.name.clone(), device.profile.is_none());
+        Seat { name, on_cpu, free, memory, bandwidth: None }
+    };
+    devices.iter().enumerate().map(seat).collect()
 }
 
 fn free_on(device: &OpenDevice) -> (Option<u64>, Source) {
@@ -84,104 +121,6 @@ fn free_on(device: &OpenDevice) -> (Option<u64>, Source) {
         (false, None) => None,
     };
     free.map_or((None, Source::Unknown), |(bytes, source)| (Some(bytes), source))
-}
-
-/// What training takes, in bytes.
-#[derive(Clone, Copy, Debug)]
-pub struct TrainingNeed {
-    /// With gradients and moments where they are trained.
-    pub weights: u64,
-    /// Numbers that are trained.
-    pub trained: u64,
-    /// With the program itself.
-    pub activations: u64,
-}
-
-impl TrainingNeed {
-    /// The need of `frozen` bytes of weights, `trained` numbers with their gradients and two moments, and
-    /// what `lanes` micro-batches of `rows` rows side by side keep for the way back: every block's
-    /// activations, or with `recompute` one block's and the inputs of all.
-    pub fn of(
-        config: &LlamaConfig,
-        frozen: u64,
-        trained: u64,
-        rows: usize,
-        recompute: bool,
-        lanes: usize,
-    ) -> Self {
-        // A number with its gradient and AdamW's two moments, in f32.
-        const TRAINED: u64 = 16;
-        // The program itself, its tokenizer and the examples.
-        const PROGRAM: u64 = 28_000_000;
-        let (hidden, ffn) = (config.hidden_size, config.intermediate_size);
-        let heads = config.num_attention_heads + 2 * config.num_key_value_heads;
-        // What a block has in hand on its way back, and what one keeps until then.
-        let block = 6 * hidden + 2 * heads * config.head_dim + 5 * ffn;
-        let attention = config.num_attention_heads + config.num_key_value_heads;
-        let kept = match recompute {
-            true => hidden,
-            false => 5 * hidden + 2 * attention * config.head_dim + 3 * ffn + config.num_attention_heads,
-        };
-        let blocks = block + config.num_hidden_layers * kept;
-        // Logits and their gradient, in chunks of the vocabulary.
-        let head = 2 * config.vocab_size.min(HEAD_ROWS);
-        // Side by side each has gradients of its own beside the sum.
-        let own = if lanes > 1 { trained.saturating_mul(4 * lanes as u64) } else { 0 };
-        // What is far too much must not come out as little.
-        let activations = [rows, blocks + head, lanes, 4].map(|factor| factor as u64);
-        Self {
-            weights: frozen.saturating_add(trained.saturating_mul(TRAINED)).saturating_add(own),
-            trained,
-            activations: activations.into_iter().fold(1, u64::saturating_mul).saturating_add(PROGRAM),
-        }
-    }
-
-    pub fn total(&self) -> u64 {
-        self.weights.saturating_add(self.activations)
-    }
-
-    /// Refuses training that does not fit.
-    ///
-    /// # Errors
-    /// One sentence with the numbers.
-    pub fn check(&self, device: &OpenDevice, limit: Option<u64>) -> Result<()> {
-        let total = self.total();
-        let what = || {
-            format!(
-                "training needs {} ({} of weights, gradients and moments, {} of activations)",
-                show_bytes(total),
-                show_bytes(self.weights),
-                show_bytes(self.activations)
-            )
-        };
-        check(total, what, "--recompute, fewer --micro-tokens, or --method qlora", device, limit)
-    }
-}
-
-/// Refuses what does not fit `limit`, or else the memory that is free. Where nobody knows how much is, it is not
-/// checked.
-fn check(
-    total: u64,
-    what: impl Fn() -> String,
-    way: &str,
-    device: &OpenDevice,
-    limit: Option<u64>,
-) -> Result<()> {
-    let (free, has) = match limit {
-        Some(limit) => (Some(limit), "--memory allows".to_owned()),
-        None if device.in_host_memory() => (free_on(device).0, "this machine has free".to_owned()),
-        None => {
-            let (free, source) = free_on(device);
-            (
-                free,
-                format!("{} has {}", device.name, if source == Source::Measured { "free" } else { "only" }),
-            )
-        }
-    };
-    let Some(free) = free.filter(|free| *free < total) else {
-        return Ok(());
-    };
-    Err(input(format!("{} and {has} {}; use {way}", what(), show_bytes(free))))
 }
 
 /// Bytes that can be written to the disk that holds `path`, or `None` where the system does not say.

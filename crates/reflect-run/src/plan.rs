@@ -9,26 +9,21 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
-use reflect_kernels::{Format, KvFormat, device::OpenDevice};
-use reflect_llm::{
-    LlamaConfig,
-    need::show_bytes,
-    placement::{NoRoom, Room},
-    weights::TensorSource,
-};
-use reflect_train::lora::Updates;
+use reflect_kernels::{Format, KvFormat};
+use reflect_llm::{LlamaConfig, need::show_bytes, placement::NoRoom, weights::TensorSource};
+use reflect_train::{lora::Updates, settings::LoraSettings};
 use serde::Serialize;
 
-use self::advice::{Question, Wish, advice};
+use self::advice::{Question, Wish, advice, usual};
 use crate::{
     args::{ModelArgs, parse_format},
     bandwidth,
     bench::main_format,
     input,
-    memory::{self, free_memory, parse_bytes},
+    memory::{self, Seat, parse_bytes},
     runtime::{Checkpoint, open_devices},
     synthetic::Synthetic,
-    train::{MICRO_TOKENS, MethodName, planned_need},
+    train::{MICRO_TOKENS, MethodName, training_need},
 };
 
 #[derive(Args, Debug)]
@@ -105,20 +100,6 @@ struct Report {
     advice: Option<String>,
 }
 
-/// A device in the plan.
-struct Seat {
-    name: String,
-    free: Option<u64>,
-    memory: memory::Source,
-    bandwidth: Option<f64>,
-}
-
-impl Seat {
-    fn room(&self) -> Room {
-        Room { free: self.free, speed: self.bandwidth.unwrap_or(1.0) }
-    }
-}
-
 /// Runs the command.
 ///
 /// # Errors
@@ -159,9 +140,8 @@ fn plan_of(
     if let Some(asked) = place.context.filter(|asked| asked.get() > most) {
         eprintln!("note: {name} has a context of {most} tokens; the plan is for these and not for {asked}");
     }
-    let on_cpu = seats.iter().all(|seat| seat.name == "cpu");
-    let default = if on_cpu { KvFormat::F32 } else { KvFormat::F16 };
-    let wish = Wish { context, kv: place.kv.map_or(default, KvFormat::from), stream: place.stream };
+    let usual = usual(&seats, context, 1);
+    let wish = Wish { context, kv: place.kv.map_or(usual.kv_format, KvFormat::from), stream: place.stream };
     let question = Question { config, source, adapters, seats: &seats, sequences: args.sequences.get() };
     let whole = question.parts(wish);
     let placed = question.place(wish);
@@ -229,27 +209,28 @@ fn plan_of(
 /// The devices of the plan: those of --memory where it names more than the devices, else the devices.
 fn seats(args: &PlanArgs) -> Result<Vec<Seat>> {
     let given = &args.model.place.memory;
-    let said = |at: usize| args.bandwidth.get(at).map(|bytes| *bytes as f64);
-    let seats: Vec<Seat> = if given.len() > 1 || (given.len() == 1 && args.config.is_some()) {
+    let mut seats: Vec<Seat> = if given.len() > 1 || (given.len() == 1 && args.config.is_some()) {
         let seat = |(at, free): (usize, &u64)| Seat {
             name: format!("device {at}"),
+            on_cpu: false,
             free: Some(*free),
             memory: memory::Source::Given,
-            bandwidth: said(at),
+            bandwidth: None,
         };
         given.iter().enumerate().map(seat).collect()
     } else {
         let devices = open_devices(&args.model.place)?;
-        let measured = match args.bandwidth.is_empty() {
-            true => bandwidth::measure(&devices)?.into_iter().map(Some).collect(),
-            false => vec![None; devices.len()],
-        };
-        let seat = |(at, (free, memory))| {
-            let device: &OpenDevice = &devices[at];
-            Seat { name: device.name.clone(), free, memory, bandwidth: said(at).or(measured[at]) }
-        };
-        free_memory(&devices, given).into_iter().enumerate().map(seat).collect()
+        let mut seats = memory::seats(&devices, given);
+        if args.bandwidth.is_empty() {
+            for (seat, bandwidth) in seats.iter_mut().zip(bandwidth::measure(&devices)?) {
+                seat.bandwidth = Some(bandwidth);
+            }
+        }
+        seats
     };
+    for (seat, said) in seats.iter_mut().zip(&args.bandwidth) {
+        seat.bandwidth = Some(*said as f64);
+    }
     if !args.bandwidth.is_empty() && args.bandwidth.len() != seats.len() {
         return Err(input(format!(
             "--bandwidth has {} entries for {} devices; give one for each",
@@ -344,7 +325,8 @@ fn training(
     method: MethodName,
     seats: &[Seat],
 ) -> Result<ExitCode> {
-    let need = planned_need(config, source, method, args.micro_tokens, args.recompute);
+    let with = method.with(LoraSettings::default());
+    let need = training_need(config, source, &with, args.micro_tokens, args.recompute, 1);
     let free = seats.first().and_then(|seat| seat.free);
     let fits = free.is_none_or(|free| need.total() <= free);
     let mut out = stdout().lock();
@@ -365,17 +347,13 @@ fn training(
     } else {
         writeln!(
             out,
-            "{name}, {} training with {} tokens at a time: {} of weights, gradients and moments, {} of activations \
-             ({}), {} together{}",
+            "{name}, {} training with {} tokens at a time: {need}, {}{}",
             method.name(),
             args.micro_tokens,
-            show_bytes(need.weights),
-            show_bytes(need.activations),
             match args.recompute {
                 true => "with --recompute",
                 false => "less with --recompute, which runs each block twice",
             },
-            show_bytes(need.total()),
             match free {
                 Some(free) if fits => format!(", of {}", show_bytes(free)),
                 Some(free) => format!(", more than the {} there are", show_bytes(free)),

@@ -18,10 +18,10 @@ use reflect_llm::{
     config::{Repair, diagnose},
     gguf::GgufFile,
     load_block, load_stages,
-    need::show_bytes,
-    placement::{Parts, Room, place},
+    need::{Parts, show_bytes},
+    placement::{Room, place},
     safetensors_dir::open_dir,
-    weights::{LoadError, MmapFile, TensorInfo, TensorSource},
+    weights::{LoadError, MmapFile, TensorSource, embedding_rows},
 };
 use reflect_text::{ChatTemplate, Tokenizer};
 use reflect_train::lora::{self, Merged, Share, Updates, hang};
@@ -29,7 +29,7 @@ use reflect_train::lora::{self, Merged, Share, Updates, hang};
 use crate::{
     args::{ModelArgs, PlaceArgs},
     bandwidth, catalogue, input,
-    memory::{check_run, free_memory},
+    memory::{Seat, seats},
     tuning,
 };
 
@@ -89,8 +89,7 @@ impl Checkpoint {
             true => (Texts::open(&path)?, Weights::Folder(block_on(open_dir(&path))?)),
             false => open_gguf(&path)?,
         };
-        let rows =
-            weights.info("model.embed_tokens.weight").map_or(texts.config.vocab_size, TensorInfo::rows);
+        let rows = embedding_rows(&texts.config, &weights);
         let mut found = diagnose(&texts.config, rows, texts.tokenizer.vocab_size());
         if !repair && !found.is_empty() {
             return Err(input(found.swap_remove(0).explanation));
@@ -223,6 +222,19 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Sizes of the engine on devices that are the CPU alone or not.
+    fn options(&self, on_cpu: bool) -> EngineOptions {
+        let usual = EngineOptions::usual(on_cpu, self.context, self.sequences);
+        let prefill_chunk =
+            self.prefill_chunk.map_or(usual.prefill_chunk, |rows| rows.min(self.context).max(1));
+        EngineOptions {
+            prefill_chunk,
+            kv_format: self.kv.unwrap_or(usual.kv_format),
+            prefix_cache: self.prefix_cache,
+            ..usual
+        }
+    }
+
     /// A plan for `context` positions under the options of the command line.
     pub fn new(args: &PlaceArgs, context: usize) -> Self {
         let kv = args.kv.map(KvFormat::from);
@@ -253,29 +265,23 @@ pub fn load<S: TensorSource + Send + Sync + 'static>(
 ) -> Result<Engine> {
     // What can't hang on a linear is added while it is read.
     let source = &Arc::new(Merged::new(source.clone(), config, &plan.adapters, Share::NotHung));
-    let on_cpu = devices.iter().all(|device| device.profile.is_none());
-    let kv_format = plan.kv.unwrap_or(if on_cpu { KvFormat::F32 } else { KvFormat::F16 });
-    if kv_format == KvFormat::Q8 && !config.head_dim.is_multiple_of(16) {
+    let mut seats = seats(devices, &plan.memory);
+    let options = plan.options(seats.iter().all(|seat| seat.on_cpu));
+    if options.kv_format == KvFormat::Q8 && !config.head_dim.is_multiple_of(16) {
         return Err(input(format!(
             "a cache in q8 needs heads of a multiple of 16, and this model has heads of {}; use --kv f16",
             config.head_dim
         )));
     }
-    let chunk = plan.prefill_chunk.unwrap_or(if on_cpu { 256 } else { 512 });
-    let chunk = chunk.min(plan.context).max(1);
-    let logit_rows = if plan.all_logits { chunk } else { 1 };
-    // Pages belong to one sequence each.
-    let cache_positions = plan.context.next_multiple_of(PAGE) * plan.sequences;
-    let mut parts = Parts::of(config, &**source, cache_positions, kv_format, chunk, logit_rows);
+    let logit_rows = if plan.all_logits { options.prefill_chunk } else { 1 };
+    let mut parts = Parts::of(config, &**source, &options, logit_rows);
     add_adapters(&mut parts, &plan.adapters);
-    let free = |at: usize| plan.memory.get(at).copied();
     let mut streamed = None;
-    let layers = match devices {
-        [device] => {
-            let all = 0..config.num_hidden_layers;
-            let fits = check_run(&parts.need(&all), device, free(0));
+    let layers = match (devices, &seats[..]) {
+        ([device], [seat]) => {
+            let fits = seat.check_run(&parts.whole_need());
             if plan.stream || fits.is_err() {
-                if check_run(&parts.streamed_need(), device, free(0)).is_err() {
+                if seat.check_run(&parts.streamed_need()).is_err() {
                     fits?;
                 }
                 eprintln!(
@@ -286,20 +292,24 @@ pub fn load<S: TensorSource + Send + Sync + 'static>(
                 );
                 streamed = Some(stream_from(config, source, &plan.adapters, device));
             }
-            vec![all]
+            std::iter::once(0..config.num_hidden_layers).collect()
         }
         _ if plan.stream => {
             return Err(input("--stream reads the layers of a model on one device; name one in --device"));
         }
         _ => {
             // Devices with one memory are equally fast.
-            let speeds = match devices.iter().all(OpenDevice::in_host_memory) {
-                true => vec![1.0; devices.len()],
-                false => bandwidth::measure(devices)?,
-            };
-            let rooms = free_memory(devices, &plan.memory).into_iter().zip(speeds);
-            let rooms: Vec<Room> = rooms.map(|((free, _), speed)| Room { free, speed }).collect();
-            place(&parts, &rooms).map_err(|error| input(error.to_string()))?
+            if !devices.iter().all(OpenDevice::in_host_memory) {
+                for (seat, speed) in seats.iter_mut().zip(bandwidth::measure(devices)?) {
+                    seat.bandwidth = Some(speed);
+                }
+            }
+            let rooms: Vec<Room> = seats.iter().map(Seat::room).collect();
+            place(&parts, &rooms).map_err(|error| {
+                input(format!(
+                    "{error}; add a device (cpu is one), or use a smaller format or a shorter --context"
+                ))
+            })?
         }
     };
     let stages: Vec<(Stage, u64)> = devices
@@ -327,13 +337,6 @@ pub fn load<S: TensorSource + Send + Sync + 'static>(
             hang(block, plan.adapters.adapters(config, layer, device));
         }
     }
-    let options = EngineOptions {
-        context: plan.context,
-        cache_positions,
-        prefill_chunk: chunk,
-        kv_format,
-        prefix_cache: plan.prefix_cache,
-    };
     Ok(Engine::new(model, options))
 }
 

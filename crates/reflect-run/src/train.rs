@@ -14,7 +14,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use reflect_data::import::ImportReport;
 use reflect_data::io::{self, IoError, write_jsonl};
 use reflect_data::records::read_records;
-use reflect_llm::need::show_bytes;
+use reflect_llm::need::{TrainingNeed, show_bytes};
 use reflect_train::{
     TrainError,
     batch::pack,
@@ -25,19 +25,20 @@ use reflect_train::{
     trainer::{self, Ended, Happened, Record, Trainer},
 };
 
-pub use self::{
-    args::{MICRO_TOKENS, MethodName, TrainArgs},
-    base::{HEAD_ROWS, planned_need},
-};
 use self::{
+    args::LoraArgs,
     base::Base,
     show::{Log, Show},
+};
+pub use self::{
+    args::{MICRO_TOKENS, MethodName, TrainArgs},
+    base::training_need,
 };
 use crate::{
     data::say_complaints,
     input,
     interrupt::Answering,
-    memory::{TrainingNeed, free_disk, keep_freed_memory},
+    memory::{free_disk, keep_freed_memory, seats},
     runtime::open_device,
 };
 
@@ -106,7 +107,9 @@ pub fn train(args: &TrainArgs) -> Result<ExitCode> {
     let last = checkpoint::newest(&args.out, &fingerprint)?;
     let device = open_device(&args.device)?;
     let need = base.need(&settings, &device);
-    need.check(&device, None)?;
+    for seat in seats(std::slice::from_ref(&device), &[]) {
+        seat.check_training(&need)?;
+    }
     check_disk(&args.out, disk_bytes(need.trained, settings.patience > 0))?;
     say_plan(args, &settings, &need);
     fs::create_dir_all(&args.out).map_err(|source| IoError::Write { path: args.out.clone(), source })?;
@@ -160,15 +163,9 @@ pub fn train(args: &TrainArgs) -> Result<ExitCode> {
 /// The settings of a run, but for what depends on its examples.
 fn settings(args: &TrainArgs) -> Settings {
     let (length, optimizer) = (&args.length, &args.optimizer);
-    let method = match args.method {
-        MethodName::Full => Method::Full,
-        method => Method::Lora(LoraSettings {
-            rank: args.lora.rank,
-            alpha: args.lora.alpha,
-            targets: args.lora.targets.clone(),
-            packed: method == MethodName::Qlora,
-        }),
-    };
+    let LoraArgs { rank, alpha, targets } = &args.lora;
+    let lora = LoraSettings { rank: *rank, alpha: *alpha, targets: targets.clone(), packed: false };
+    let method = args.method.with(lora);
     Settings {
         strategy: args.loss.clone(),
         steps: length.steps.unwrap_or(1),

@@ -11,8 +11,10 @@ use reflect_data::io::IoError;
 use reflect_kernels::{Format, PackedMatrix, device::landed, ops::Moments};
 use reflect_llm::{
     Llama, LlamaConfig,
+    architecture::{Kind, Permute, TensorSpec},
     config::RopeLayout,
-    model::{Block, Linear},
+    model::ModuleRef,
+    need::PIECE,
 };
 use safetensors::{Dtype, SafeTensors};
 
@@ -37,8 +39,8 @@ enum Values<'a> {
     Rows { matrix: &'a PackedMatrix, first: usize },
     /// Elements of a vector from `first` on.
     Elements { vector: &'a Tensor<1>, first: usize },
-    /// The same in another order of rows.
-    Turned(Box<Values<'a>>, Stacked, &'a LlamaConfig),
+    /// Rows or elements of heads whose size this is, put into Hugging Face's order.
+    Permuted(Box<Values<'a>>, Permute, usize),
 }
 
 impl<'a> Stored<'a> {
@@ -50,16 +52,15 @@ impl<'a> Stored<'a> {
         Self { name, shape: vector.dims().to_vec(), values: Values::Elements { vector, first: 0 } }
     }
 
-    /// A projection among the rows of `matrix`, from `first` on, in Hugging Face's order.
-    pub fn stacked(
+    /// A matrix with the rows of a projection, in Hugging Face's order.
+    pub fn of_projection(
         name: String,
         matrix: &'a PackedMatrix,
-        first: usize,
-        part: Stacked,
-        config: &'a LlamaConfig,
+        spec: &TensorSpec,
+        config: &LlamaConfig,
     ) -> Self {
-        let values = Values::Turned(Box::new(Values::Rows { matrix, first }), part, config);
-        Self { name, shape: vec![part.rows, matrix.cols], values }
+        let stored = Self::matrix(name, matrix);
+        Self { values: stored.values.in_hugging_face_order(spec, config), ..stored }
     }
 
     /// Hands the values to `put`, some megabytes at a time.
@@ -67,13 +68,12 @@ impl<'a> Stored<'a> {
     /// # Errors
     /// If the device fails, the matrix is not in f32, or as `put`.
     pub fn each(&self, put: &mut dyn FnMut(&[f32]) -> Result<(), TrainError>) -> Result<(), TrainError> {
-        const AT_ONCE: usize = 4 << 20;
         let cols = self.shape.get(1).copied().unwrap_or(1).max(1);
         let count = self.shape[0];
         // An order of rows is one of whole heads.
         let step = match &self.values {
-            Values::Turned(..) => count,
-            _ => (AT_ONCE / cols).max(1),
+            Values::Permuted(..) => count,
+            _ => PIECE / 4 / cols,
         };
         for start in (0..count).step_by(step.max(1)) {
             put(&self.values.read(start..(start + step).min(count), cols)?)?;
@@ -96,14 +96,23 @@ impl<'a> Stored<'a> {
 }
 
 impl Values<'_> {
+    /// The same in Hugging Face's order of rows.
+    fn in_hugging_face_order(self, spec: &TensorSpec, config: &LlamaConfig) -> Self {
+        match Permute::between(config.rope_layout, RopeLayout::HalfSplit) {
+            Permute::No => self,
+            permute if spec.rotated => Self::Permuted(Box::new(self), permute, config.head_dim),
+            _ => self,
+        }
+    }
+
     fn read(&self, range: Range<usize>, cols: usize) -> Result<Vec<f32>, TrainError> {
         match self {
             Self::Rows { matrix, first } => rows_of(matrix, first + range.start..first + range.end),
             Self::Elements { vector, first } => {
                 floats((*vector).clone().slice(first + range.start..first + range.end))
             }
-            Self::Turned(values, part, config) => {
-                Ok(part.to_hugging_face(config, &values.read(range, cols)?, cols))
+            Self::Permuted(values, permute, head) => {
+                Ok(permute.apply(&values.read(range, cols)?, *head, cols))
             }
         }
     }
@@ -113,87 +122,29 @@ impl Values<'_> {
 /// Face's order. Adapters are not included.
 pub fn weights(model: &Llama) -> Vec<Stored<'_>> {
     let config = &model.config;
-    let mut tensors = vec![Stored::matrix("model.embed_tokens.weight".into(), &model.embed_tokens)];
-    for (layer, block) in model.layers.iter().enumerate() {
-        let name = |part: &str| format!("model.layers.{layer}.{part}");
-        tensors.push(Stored::vector(name("input_layernorm.weight"), &block.input_layernorm));
-        tensors
-            .push(Stored::vector(name("post_attention_layernorm.weight"), &block.post_attention_layernorm));
-        for (linear, stacked) in linears(config, block) {
-            let mut first = 0;
-            for part in stacked {
-                let weight = name(&format!("{}.weight", part.name));
-                tensors.push(Stored::stacked(weight, &linear.weight, first, part, config));
-                if let Some(vector) = &linear.bias {
-                    let values = Values::Elements { vector, first };
-                    tensors.push(Stored {
-                        name: name(&format!("{}.bias", part.name)),
-                        shape: vec![part.rows],
-                        values: Values::Turned(Box::new(values), part, config),
-                    });
-                }
-                first += part.rows;
+    let mut tensors = Vec::new();
+    for (module, layer, held) in model.modules() {
+        let mut first = 0;
+        for spec in module.specs() {
+            for id in spec.tensors(config, layer) {
+                let values = match (held, id.kind) {
+                    (ModuleRef::Matrix(matrix), _) => Values::Rows { matrix, first },
+                    (ModuleRef::Vector(vector), _) => Values::Elements { vector, first },
+                    (ModuleRef::Linear(linear), Kind::Weight) => {
+                        Values::Rows { matrix: &linear.weight, first }
+                    }
+                    (ModuleRef::Linear(linear), Kind::Bias) => match &linear.bias {
+                        Some(vector) => Values::Elements { vector, first },
+                        None => continue,
+                    },
+                };
+                let values = values.in_hugging_face_order(spec, config);
+                tensors.push(Stored { name: id.name(), shape: id.shape(config), values });
             }
+            first += (spec.rows)(config);
         }
-    }
-    tensors.push(Stored::vector("model.norm.weight".into(), &model.norm));
-    if !config.tie_word_embeddings {
-        tensors.push(Stored::matrix("lm_head.weight".into(), &model.lm_head));
     }
     tensors
-}
-
-/// One Hugging Face projection inside a stacked matrix.
-#[derive(Clone, Copy, Debug)]
-pub struct Stacked {
-    /// Such as `self_attn.q_proj`.
-    pub name: &'static str,
-    pub rows: usize,
-    /// Whether RoPE rotates its rows, so that their order depends on the layout.
-    rotated: bool,
-}
-
-impl Stacked {
-    /// Rows of `cols` values in Hugging Face's order. A GGUF file has the two elements that are
-    /// rotated together next to each other; Hugging Face has them half a head apart.
-    pub fn to_hugging_face(&self, config: &LlamaConfig, values: &[f32], cols: usize) -> Vec<f32> {
-        if !self.rotated || config.rope_layout == RopeLayout::HalfSplit {
-            return values.to_vec();
-        }
-        let half = config.head_dim / 2;
-        let mut out = Vec::with_capacity(values.len());
-        for head in values.chunks(config.head_dim * cols) {
-            for row in 0..config.head_dim {
-                let from = 2 * (row % half) + row / half;
-                out.extend_from_slice(&head[from * cols..][..cols]);
-            }
-        }
-        out
-    }
-}
-
-/// The linears of a block with the projections that are stacked in them.
-pub fn linears<'a>(config: &LlamaConfig, block: &'a Block) -> [(&'a Linear, Vec<Stacked>); 4] {
-    let [qkv, o, gate_up, down] = stacked(config);
-    [(&block.qkv_proj, qkv), (&block.o_proj, o), (&block.gate_up_proj, gate_up), (&block.down_proj, down)]
-}
-
-/// The projections in the four stacked matrices of a block, in the order of their rows.
-pub fn stacked(config: &LlamaConfig) -> [Vec<Stacked>; 4] {
-    let part = |name, rows, rotated| Stacked { name, rows, rotated };
-    let (queries, keys) =
-        (config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim);
-    let (hidden, ffn) = (config.hidden_size, config.intermediate_size);
-    [
-        vec![
-            part("self_attn.q_proj", queries, true),
-            part("self_attn.k_proj", keys, true),
-            part("self_attn.v_proj", keys, false),
-        ],
-        vec![part("self_attn.o_proj", hidden, false)],
-        vec![part("mlp.gate_proj", ffn, false), part("mlp.up_proj", ffn, false)],
-        vec![part("mlp.down_proj", hidden, false)],
-    ]
 }
 
 /// Rows of an f32 matrix without their padding.

@@ -11,9 +11,9 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use reflect_llm::{
     Llama, LlamaConfig,
+    architecture::{self, Kind, Permute, TABLE, TensorSpec},
     config::RopeLayout,
-    model::{Adapter, AdapterPart, LowRank},
-    weights::expected_shapes,
+    model::{Adapter, AdapterPart, Linear, LowRank, ModuleMut, ModuleRef},
 };
 
 pub use self::{
@@ -23,7 +23,7 @@ pub use self::{
 };
 use crate::{
     TrainError,
-    export::{Stacked, Stored, linears, matrix, stacked},
+    export::{Stored, matrix},
     settings::LoraSettings,
 };
 
@@ -31,18 +31,23 @@ use crate::{
 pub const CONFIG: &str = "adapter_config.json";
 pub const WEIGHTS: &str = "adapter_model.safetensors";
 
-/// Every projection that may have an adapter.
-pub const TARGETS: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+/// Every projection that may have an adapter, by the last part of its name.
+pub fn targets() -> impl Iterator<Item = &'static str> {
+    TABLE.iter().filter(|spec| spec.projection).map(TensorSpec::short_name)
+}
+
+/// Whether adapters of these settings have an update of a projection.
+fn is_target(settings: &LoraSettings, spec: &TensorSpec) -> bool {
+    spec.projection && settings.targets.iter().any(|target| target == spec.short_name())
+}
 
 /// Numbers of the adapters of a model with these settings.
 pub fn numbers(config: &LlamaConfig, settings: &LoraSettings) -> u64 {
-    let shapes = expected_shapes(config).into_iter().filter(|(name, _)| {
-        settings.targets.iter().any(|target| name.ends_with(&format!("{target}.weight")))
-    });
+    let weights = architecture::tensors(config);
+    let weights = weights.filter(|id| id.kind == Kind::Weight && is_target(settings, id.role.spec()));
+    let sides = weights.map(|id| id.shape(config).iter().sum::<usize>() as u64);
     // A rank that is far too large must not come out small.
-    let sizes =
-        shapes.map(|(_, shape)| (settings.rank as u64).saturating_mul(shape.iter().sum::<usize>() as u64));
-    sizes.fold(0, u64::saturating_add)
+    sides.map(|sides| (settings.rank as u64).saturating_mul(sides)).fold(0, u64::saturating_add)
 }
 
 /// Hangs new adapters on the target projections: A uniform within `1 / sqrt(inputs)`, as PEFT begins
@@ -59,27 +64,24 @@ pub fn attach(
     settings.check()?;
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     let (rank, scale) = (settings.rank, settings.alpha / settings.rank as f64);
-    let projections = stacked(&model.config);
-    for block in &mut model.layers {
-        let linears = [&block.qkv_proj, &block.o_proj, &block.gate_up_proj, &block.down_proj];
-        let adapters = std::array::from_fn(|at| {
-            let cols = linears[at].weight.cols;
-            let bound = 1.0 / (cols as f32).sqrt();
-            let mut part = |part: &Stacked| {
-                let is_target = settings.targets.iter().any(|target| part.name.ends_with(target.as_str()));
-                let low_rank = is_target.then(|| {
-                    let a: Vec<f32> = (0..rank * cols).map(|_| random.random_range(-bound..bound)).collect();
-                    LowRank {
-                        a: matrix(&a, rank, cols, device),
-                        b: matrix(&vec![0.0; part.rows * rank], part.rows, rank, device),
-                    }
-                });
-                AdapterPart { rows: part.rows, low_rank }
-            };
-            let parts: Vec<AdapterPart> = projections[at].iter().map(&mut part).collect();
-            parts.iter().any(|part| part.low_rank.is_some()).then_some(Adapter { scale, parts })
-        });
-        hang(block, adapters);
+    let config = model.config.clone();
+    for (module, _, held) in model.modules_mut() {
+        let ModuleMut::Linear(linear) = held else { continue };
+        let cols = linear.weight.cols;
+        let bound = 1.0 / (cols as f32).sqrt();
+        let mut part = |spec: &TensorSpec| {
+            let rows = (spec.rows)(&config);
+            let low_rank = is_target(settings, spec).then(|| {
+                let a: Vec<f32> = (0..rank * cols).map(|_| random.random_range(-bound..bound)).collect();
+                LowRank {
+                    a: matrix(&a, rank, cols, device),
+                    b: matrix(&vec![0.0; rows * rank], rows, rank, device),
+                }
+            });
+            AdapterPart { rows, low_rank }
+        };
+        let parts: Vec<AdapterPart> = module.specs().map(&mut part).collect();
+        linear.adapter = parts.iter().any(|part| part.low_rank.is_some()).then_some(Adapter { scale, parts });
     }
     Ok(())
 }
@@ -96,38 +98,29 @@ pub fn load(model: &mut Llama, folder: &Path, device: &Device) -> Result<(), Tra
     Ok(())
 }
 
-/// PEFT's name of a factor.
-fn peft_name(layer: usize, projection: &str, factor: &str) -> String {
-    format!("base_model.model.model.layers.{layer}.{projection}.{factor}.weight")
-}
-
 /// The factors of all adapters under PEFT's names, in Hugging Face's order of rows.
 pub fn tensors(model: &Llama) -> Vec<Stored<'_>> {
     let mut tensors = Vec::new();
-    for (layer, block) in model.layers.iter().enumerate() {
-        for (linear, projections) in linears(&model.config, block) {
-            let parts = linear.adapter.iter().flat_map(|adapter| &adapter.parts);
-            for (part, projection) in parts.zip(projections) {
-                let Some(LowRank { a, b }) = &part.low_rank else { continue };
-                let name = |factor| peft_name(layer, projection.name, factor);
-                tensors.push(Stored::matrix(name("lora_A"), a));
-                tensors.push(Stored::stacked(name("lora_B"), b, 0, projection, &model.config));
-            }
+    for (module, layer, held) in model.modules() {
+        let ModuleRef::Linear(Linear { adapter: Some(adapter), .. }) = held else { continue };
+        for (part, spec) in adapter.parts.iter().zip(module.specs()) {
+            let Some(LowRank { a, b }) = &part.low_rank else { continue };
+            let module = spec.role.weight(layer).module_name();
+            let name = |factor| format!("{PEFT_MODEL}{module}.{factor}.weight");
+            tensors.push(Stored::matrix(name("lora_A"), a));
+            tensors.push(Stored::of_projection(name("lora_B"), b, spec, &model.config));
         }
     }
     tensors
 }
 
-/// The inverse of [`Stacked::to_hugging_face`], by finding where it puts each row.
-fn from_hugging_face(part: &Stacked, config: &LlamaConfig, values: &[f32], cols: usize) -> Vec<f32> {
-    if config.rope_layout == RopeLayout::HalfSplit {
-        return values.to_vec();
+/// What stands before the name of a module in PEFT's names.
+const PEFT_MODEL: &str = "base_model.model.";
+
+/// Rows of `cols` values in the order of `config`, from Hugging Face's.
+fn from_hugging_face(spec: &TensorSpec, config: &LlamaConfig, values: &[f32], cols: usize) -> Vec<f32> {
+    match Permute::between(RopeLayout::HalfSplit, config.rope_layout) {
+        permute if spec.rotated => permute.apply(values, config.head_dim, cols),
+        _ => values.to_vec(),
     }
-    let numbers: Vec<f32> = (0..part.rows).map(|row| row as f32).collect();
-    let places = part.to_hugging_face(config, &numbers, 1);
-    let mut out = vec![0.0; values.len()];
-    for (row, place) in values.chunks_exact(cols).zip(places) {
-        out[place as usize * cols..][..cols].copy_from_slice(row);
-    }
-    out
 }

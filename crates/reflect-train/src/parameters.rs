@@ -2,7 +2,10 @@
 
 use burn::tensor::{Int, Tensor};
 use reflect_kernels::{PackedMatrix, ops::zeros};
-use reflect_llm::{Llama, model::Linear};
+use reflect_llm::{
+    Llama,
+    model::{Linear, ModuleMut},
+};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -42,73 +45,44 @@ impl Parameter {
 /// Calls `update` with each trained tensor and puts what it returns in its place. The tensor is taken
 /// out of the model meanwhile, so that the update may write where it lies.
 pub fn update(model: &mut Llama, scope: Scope, update: &mut dyn FnMut(&str, Parameter) -> Parameter) {
-    let tied = model.config.tie_word_embeddings;
-    if scope == Scope::Full {
-        if tied {
-            // A second owner of the embedding would make each update copy it.
-            model.lm_head.parts.clear();
-        }
-        matrix(&mut model.embed_tokens, EMBED, update);
+    let full = scope == Scope::Full;
+    let tied = full && model.config.tie_word_embeddings;
+    if tied {
+        // A second owner of the embedding would make each update copy it.
+        model.lm_head.parts.clear();
     }
-    for (layer, block) in model.layers.iter_mut().enumerate() {
-        let name = |part: &str| layer_name(layer, part);
-        if scope == Scope::Full {
-            vector(&mut block.input_layernorm, &name(INPUT_NORM), update);
-            vector(&mut block.post_attention_layernorm, &name(POST_NORM), update);
-        }
-        let linears = [
-            (&mut block.qkv_proj, QKV),
-            (&mut block.o_proj, O),
-            (&mut block.gate_up_proj, GATE_UP),
-            (&mut block.down_proj, DOWN),
-        ];
-        for (linear, part) in linears {
-            linear_parameters(linear, &name(part), scope, update);
+    for (module, layer, held) in model.modules_mut() {
+        let name = module.name(layer);
+        match held {
+            ModuleMut::Matrix(weight) if full => matrix(weight, &weight_name(&name), update),
+            ModuleMut::Vector(weight) if full => vector(weight, &weight_name(&name), update),
+            ModuleMut::Linear(linear) => linear_parameters(linear, &name, scope, update),
+            ModuleMut::Matrix(_) | ModuleMut::Vector(_) => {}
         }
     }
-    if scope == Scope::Full {
-        vector(&mut model.norm, NORM, update);
-        if tied {
-            model.lm_head = model.embed_tokens.clone();
-        } else {
-            matrix(&mut model.lm_head, HEAD, update);
-        }
+    if tied {
+        model.lm_head = model.embed_tokens.clone();
     }
 }
 
-pub const EMBED: &str = "model.embed_tokens.weight";
-pub const HEAD: &str = "lm_head.weight";
-pub const NORM: &str = "model.norm.weight";
-pub const INPUT_NORM: &str = "input_layernorm.weight";
-pub const POST_NORM: &str = "post_attention_layernorm.weight";
-pub const QKV: &str = "self_attn.qkv_proj";
-pub const O: &str = "self_attn.o_proj";
-pub const GATE_UP: &str = "mlp.gate_up_proj";
-pub const DOWN: &str = "mlp.down_proj";
-
-/// Name of a tensor of a layer.
-pub fn layer_name(layer: usize, part: &str) -> String {
-    format!("model.layers.{layer}.{part}")
-}
-
-/// Name of the weight of part `part` of a matrix.
+/// Name of part `part` of a matrix.
 pub fn part_name(matrix: &str, part: usize) -> String {
     format!("{matrix}.{part}")
 }
 
-/// Name of a linear's weight.
-pub fn weight_name(linear: &str) -> String {
-    format!("{linear}.weight")
+/// Name of a module's weight.
+pub fn weight_name(module: &str) -> String {
+    format!("{module}.weight")
 }
 
-/// Name of a linear's bias.
-pub fn bias_name(linear: &str) -> String {
-    format!("{linear}.bias")
+/// Name of a module's bias.
+pub fn bias_name(module: &str) -> String {
+    format!("{module}.bias")
 }
 
-/// Names of the two factors of the update of stacked matrix `stacked` of a linear.
-pub fn lora_names(linear: &str, stacked: usize) -> [String; 2] {
-    ["a", "b"].map(|factor| format!("{linear}.lora_{factor}.{stacked}"))
+/// Names of the two factors of the update of stacked matrix `stacked` of a module.
+pub fn lora_names(module: &str, stacked: usize) -> [String; 2] {
+    ["a", "b"].map(|factor| format!("{module}.lora_{factor}.{stacked}"))
 }
 
 type Update<'a> = &'a mut dyn FnMut(&str, Parameter) -> Parameter;

@@ -18,16 +18,14 @@ use reflect_kernels::{
 };
 use reflect_llm::{
     Llama,
+    architecture::Module,
     model::{Block, BlockPass, Linear, LowRank, residual_norm},
 };
 
 use crate::{
     TrainError,
     batch::MicroBatch,
-    parameters::{
-        DOWN, EMBED, GATE_UP, Gradients, HEAD, INPUT_NORM, NORM, O, POST_NORM, QKV, bias_name, layer_name,
-        lora_names, part_name, weight_name,
-    },
+    parameters::{Gradients, bias_name, lora_names, part_name, weight_name},
 };
 
 /// What is kept of a block until the way back.
@@ -92,7 +90,7 @@ pub fn losses_and_gradients(
 
     let dx = head_backward(model, x, micro, &state, logits, divisor, gradients);
     let nothing = zeros(last.dims(), &last.device());
-    let mut d = norm_backward(last, &model.norm, dx, nothing, eps, NORM, gradients);
+    let mut d = norm_backward(last, &model.norm, dx, nothing, eps, &Module::FinalNorm.name(None), gradients);
     for (layer, block) in model.layers.iter().enumerate().rev() {
         let made = match kept.pop() {
             Some(Kept::Whole(made)) => *made,
@@ -101,8 +99,9 @@ pub fn losses_and_gradients(
         };
         d = backward(model, layer, block, made, d, micro, gradients);
     }
+    let embedding = weight_name(&Module::Embedding.name(None));
     for (part, index) in micro.index.iter().enumerate() {
-        gradients.add(&part_name(EMBED, part), |gradient| embed_backward(gradient, d.clone(), index));
+        gradients.add(&part_name(&embedding, part), |gradient| embed_backward(gradient, d.clone(), index));
     }
     read(state, micro)
 }
@@ -136,19 +135,20 @@ fn backward(
     gradients: &mut Gradients,
 ) -> Tensor<2> {
     let (eps, heads) = (model.config.rms_norm_eps, model.head_shape());
-    let name = |part: &str| layer_name(layer, part);
+    let name = |module: Module| module.name(Some(layer));
 
-    let dgated = linear_backward(&block.down_proj, pass.gated, d.clone(), &name(DOWN), gradients);
+    let dgated = linear_backward(&block.down_proj, pass.gated, d.clone(), &name(Module::Down), gradients);
     let dgate_up = swiglu_backward(pass.gate_up, dgated);
-    let dx = linear_backward(&block.gate_up_proj, pass.ffn_input, dgate_up, &name(GATE_UP), gradients);
+    let dx = linear_backward(&block.gate_up_proj, pass.ffn_input, dgate_up, &name(Module::GateUp), gradients);
     let weight = &block.post_attention_layernorm;
-    let d = norm_backward(pass.middle, weight, dx, d, eps, &name(POST_NORM), gradients);
+    let d = norm_backward(pass.middle, weight, dx, d, eps, &name(Module::PostNorm), gradients);
 
-    let dcontext = linear_backward(&block.o_proj, pass.context.clone(), d.clone(), &name(O), gradients);
+    let dcontext =
+        linear_backward(&block.o_proj, pass.context.clone(), d.clone(), &name(Module::Output), gradients);
     let dqkv = segment_attention_backward(qkv, &micro.batch, heads, pass.context, lse, dcontext);
     let dqkv = rope(dqkv, &micro.batch, heads, true);
-    let dx = linear_backward(&block.qkv_proj, pass.attention_input, dqkv, &name(QKV), gradients);
-    norm_backward(pass.input, &block.input_layernorm, dx, d, eps, &name(INPUT_NORM), gradients)
+    let dx = linear_backward(&block.qkv_proj, pass.attention_input, dqkv, &name(Module::Qkv), gradients);
+    norm_backward(pass.input, &block.input_layernorm, dx, d, eps, &name(Module::InputNorm), gradients)
 }
 
 /// Gradient of a norm's input `x`, with `past`, what reaches it past the norm.
@@ -162,7 +162,7 @@ fn norm_backward(
     gradients: &mut Gradients,
 ) -> Tensor<2> {
     let (dx, scales) = rms_norm_backward(x.clone(), weight.clone(), dy.clone(), past, eps);
-    gradients.add(name, |gradient| rms_norm_dw(gradient, x, dy, scales));
+    gradients.add(&weight_name(name), |gradient| rms_norm_dw(gradient, x, dy, scales));
     dx
 }
 
@@ -240,7 +240,8 @@ fn head_backward(
 ) -> Tensor<2> {
     let scale: Vec<f32> = micro.weights.iter().map(|w| (f64::from(*w) / divisor) as f32).collect();
     let scale = Tensor::<1>::from_floats(scale.as_slice(), &x.device());
-    let name = if model.config.tie_word_embeddings { EMBED } else { HEAD };
+    let module = if model.config.tie_word_embeddings { Module::Embedding } else { Module::Head };
+    let name = weight_name(&module.name(None));
     let mut logits = logits;
     let mut dx: Option<Tensor<2>> = None;
     let mut first = 0;
@@ -248,7 +249,7 @@ fn head_backward(
         let logits = logits.take().unwrap_or_else(|| matmul(x.clone(), &part));
         let d = cross_entropy_backward(logits, &micro.targets, state, &scale, first);
         gradients
-            .add(&part_name(name, at), |gradient| matmul_dw(gradient, d.clone(), 0, x.clone(), part.rows()));
+            .add(&part_name(&name, at), |gradient| matmul_dw(gradient, d.clone(), 0, x.clone(), part.rows()));
         let share = matmul_dx(d, &part);
         dx = Some(match dx {
             Some(dx) => dx + share,

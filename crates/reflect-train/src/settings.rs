@@ -3,7 +3,7 @@
 use reflect_data::loss::LossStrategy;
 use serde::{Deserialize, Serialize};
 
-use crate::{TrainError, lora::TARGETS, parameters::Scope};
+use crate::{TrainError, lora, parameters::Scope};
 
 /// What is trained, and how a step is taken.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -110,6 +110,13 @@ pub struct LoraSettings {
     pub packed: bool,
 }
 
+impl Default for LoraSettings {
+    /// On every projection.
+    fn default() -> Self {
+        Self { rank: 16, alpha: 32.0, targets: lora::targets().map(str::to_owned).collect(), packed: false }
+    }
+}
+
 impl LoraSettings {
     /// Refuses adapters that change nothing, and unknown targets.
     ///
@@ -126,10 +133,10 @@ impl LoraSettings {
                 self.alpha
             ));
         }
-        match self.targets.iter().find(|target| !TARGETS.contains(&target.as_str())) {
+        match self.targets.iter().find(|target| !lora::targets().any(|known| known == target.as_str())) {
             Some(target) => refuse(format!(
                 "`{target}` is not a projection that can have an adapter; choose from {}",
-                TARGETS.join(", ")
+                lora::targets().collect::<Vec<_>>().join(", ")
             )),
             None if self.targets.is_empty() => {
                 refuse("an adapter needs at least one target projection".to_owned())

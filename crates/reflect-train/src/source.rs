@@ -12,7 +12,8 @@ use reflect_kernels::{
 };
 use reflect_llm::{
     LlamaConfig,
-    weights::{LoadError, TensorInfo, TensorSource, expected_shapes},
+    architecture::{self, Kind, Role, TensorId},
+    weights::{LoadError, TensorInfo, TensorSource},
 };
 
 /// A checkpoint all of whose numbers are read as f32.
@@ -84,7 +85,9 @@ impl<'a, S: TensorSource> Packed<'a, S> {
         let info = |info: &TensorInfo| {
             let wide = matches!(info.format, Format::F32 | Format::F16 | Format::Bf16);
             let fits = Format::Q4_0.file_row_bytes(info.cols()).is_some();
-            let packed = wide && fits && info.name.ends_with("_proj.weight");
+            let id = TensorId::parse(&info.name);
+            let projection = id.is_some_and(|id| id.kind == Kind::Weight && id.role.spec().projection);
+            let packed = wide && fits && projection;
             let format = if packed { Format::Q4_0 } else { info.format };
             (info.name.clone(), (TensorInfo { format, ..info.clone() }, packed))
         };
@@ -146,17 +149,17 @@ impl Fresh {
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         let depth = (2.0 * config.num_hidden_layers as f32).sqrt();
         let mut tensors = BTreeMap::new();
-        for (name, shape) in expected_shapes(config) {
+        for id in architecture::tensors(config) {
+            let (name, shape) = (id.name(), id.shape(config));
             let len: usize = shape.iter().product();
             let narrow = 1.0 / (shape.last().copied().unwrap_or(1) as f32).sqrt();
-            let writes = name.contains("o_proj") || name.contains("down_proj");
-            let deviation = match name.contains("embed_tokens") {
-                true => EMBEDDING * narrow,
-                false if writes => narrow / depth,
-                false => narrow,
+            let deviation = match id.role {
+                Role::Embedding => EMBEDDING * narrow,
+                role if role.spec().writes_residual => narrow / depth,
+                _ => narrow,
             };
-            let values: Vec<f32> = match (shape.len(), name.ends_with(".bias")) {
-                (_, true) => vec![0.0; len],
+            let values: Vec<f32> = match (shape.len(), id.kind) {
+                (_, Kind::Bias) => vec![0.0; len],
                 (1, _) => vec![1.0; len],
                 _ => (0..len).map(|_| deviation * normal(&mut random)).collect(),
             };

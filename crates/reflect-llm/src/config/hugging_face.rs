@@ -3,6 +3,8 @@
 use serde::Deserialize;
 use serde_json::{Value as Json, json};
 
+use crate::architecture::Role;
+
 use super::{ConfigError, LlamaConfig, RopeScaling, invalid, required, shown};
 
 /// The fields of `config.json` that matter here.
@@ -128,7 +130,7 @@ fn fp8_config() -> Json {
         "quant_method": "compressed-tensors",
         "format": "float-quantized",
         "quantization_status": "compressed",
-        "ignore": ["lm_head"],
+        "ignore": [Role::Head.weight(None).module_name()],
         "config_groups": { "group_0": {
             "targets": ["Linear"],
             "input_activations": null,

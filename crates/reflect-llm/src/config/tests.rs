@@ -1,4 +1,7 @@
+use reflect_kernels::{KvFormat, PAGE};
+
 use super::*;
+use crate::Engine;
 
 const BASE: &str = r#"{"architectures":["LlamaForCausalLM"],"hidden_size":64,
     "intermediate_size":96,"num_hidden_layers":2,"num_attention_heads":4,"vocab_size":101,
@@ -20,10 +23,23 @@ fn published_shapes_have_the_published_sizes() {
         let config = LlamaConfig::by_name(name).unwrap();
         config.validate().unwrap();
         assert_eq!(config.param_count(), params, "{name}");
-        assert_eq!(config.kv_bytes_per_token(2), kv_kib * 1024, "{name}");
+        let cache = Engine::cache_bytes(&config, PAGE, KvFormat::F16);
+        assert_eq!(cache, PAGE as u64 * kv_kib * 1024, "{name}");
     }
     assert_eq!(LlamaConfig::by_name("smollm2-135m").unwrap().param_count(), 134_515_008);
     assert!(LlamaConfig::by_name("9b").unwrap_err().to_string().contains("reflection-70b"));
+}
+
+#[test]
+fn biases_are_counted() {
+    let mut config = parse(r#","num_key_value_heads":2,"head_dim":8"#).unwrap();
+    let count = |config: &LlamaConfig| config.param_count();
+    let plain = count(&config);
+    config.attention_bias = true;
+    // 4 query heads and 2 of keys and of values, of 8 rows each, and the output's 64 rows, in 2 layers.
+    assert_eq!(count(&config), plain + 2 * (8 * (4 + 2 + 2) + 64));
+    (config.attention_bias, config.mlp_bias) = (false, true);
+    assert_eq!(count(&config), plain + 2 * (96 + 96 + 64));
 }
 
 #[test]

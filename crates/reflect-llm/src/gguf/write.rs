@@ -249,31 +249,3 @@ fn put_text(to: &mut Vec<u8>, text: &str) {
 fn list(kind: u32, len: usize) -> Vec<u8> {
     [&kind.to_le_bytes()[..], &(len as u64).to_le_bytes()].concat()
 }
-
-/// The GGUF name of a tensor of a Hugging Face Llama; the inverse of [`hf_name`](super::hf_name).
-pub fn gguf_name(hugging_face: &str) -> String {
-    let top = match hugging_face {
-        "model.embed_tokens.weight" => Some("token_embd.weight"),
-        "model.norm.weight" => Some("output_norm.weight"),
-        "lm_head.weight" => Some("output.weight"),
-        _ => None,
-    };
-    let in_layer = || {
-        let (layer, rest) = hugging_face.strip_prefix("model.layers.")?.split_once('.')?;
-        let (part, kind) = rest.rsplit_once('.')?;
-        let part = match part {
-            "input_layernorm" => "attn_norm",
-            "self_attn.q_proj" => "attn_q",
-            "self_attn.k_proj" => "attn_k",
-            "self_attn.v_proj" => "attn_v",
-            "self_attn.o_proj" => "attn_output",
-            "post_attention_layernorm" => "ffn_norm",
-            "mlp.gate_proj" => "ffn_gate",
-            "mlp.up_proj" => "ffn_up",
-            "mlp.down_proj" => "ffn_down",
-            _ => return None,
-        };
-        Some(format!("blk.{layer}.{part}.{kind}"))
-    };
-    top.map(str::to_owned).or_else(in_layer).unwrap_or_else(|| hugging_face.to_owned())
-}

@@ -7,6 +7,8 @@ use std::ops::Range;
 use half::{bf16, f16};
 use reflect_kernels::Format;
 
+use crate::architecture::Role;
+
 use super::{LoadError, Located, TensorInfo, TensorSource, no_such_tensor};
 
 /// A checkpoint whose embedding and head got extra rows, each the mean of the existing ones.
@@ -16,7 +18,7 @@ use super::{LoadError, Located, TensorInfo, TensorSource, no_such_tensor};
 pub struct ExtendedVocabulary<S> {
     source: S,
     /// By tensor name: the new info, the number of rows in the source, and the bytes of the rest.
-    extended: BTreeMap<&'static str, (TensorInfo, usize, Vec<u8>)>,
+    extended: BTreeMap<String, (TensorInfo, usize, Vec<u8>)>,
 }
 
 impl<S: TensorSource> ExtendedVocabulary<S> {
@@ -27,22 +29,22 @@ impl<S: TensorSource> ExtendedVocabulary<S> {
     /// If they cannot be read, or are in a block format, whose means cannot be stored exactly.
     pub async fn new(source: S, extra: usize) -> Result<Self, LoadError> {
         let mut extended = BTreeMap::new();
-        for name in ["model.embed_tokens.weight", "lm_head.weight"] {
-            let Some(mut info) = source.info(name).cloned() else {
+        for role in [Role::Embedding, Role::Head] {
+            let Some(mut info) = source.info(&role.weight(None).name()).cloned() else {
                 continue;
             };
             let &[rows, cols] = info.shape.as_slice() else {
                 return Err(LoadError::Unsupported {
-                    file: name.into(),
+                    file: info.name,
                     problem: "vocabulary rows can only be added to a matrix; use another checkpoint".into(),
                 });
             };
             let mean = mean_row(&source, &info).await?;
             info.shape = vec![rows.saturating_add(extra), cols];
             if info.checked_byte_len().is_none() {
-                return Err(no_such_tensor(name, 0..extra));
+                return Err(no_such_tensor(&info.name, 0..extra));
             }
-            extended.insert(name, (info, rows, mean.repeat(extra)));
+            extended.insert(info.name.clone(), (info, rows, mean.repeat(extra)));
         }
         Ok(ExtendedVocabulary { source, extended })
     }

@@ -8,8 +8,9 @@ use pollster::block_on;
 use reflect_kernels::Format;
 use reflect_llm::{
     LlamaConfig,
+    architecture::{Kind, Role, TensorId},
     config::GGUF_EOS_IDS,
-    gguf::{GgufFile, GgufHeader, gguf_name},
+    gguf::{GgufFile, GgufHeader, ROPE_FREQS, gguf_name},
     weights::MmapFile,
 };
 use reflect_text::GgufVocab;
@@ -137,19 +138,16 @@ fn add_vocab(header: &mut GgufHeader, vocab: &mut GgufVocab, config: &LlamaConfi
 }
 
 fn add_tensors(header: &mut GgufHeader, config: &LlamaConfig, pieces: &mut Vec<Piece>, share_layers: bool) {
-    let mut first: BTreeMap<String, usize> = BTreeMap::new();
+    let mut first: BTreeMap<(Role, Kind), usize> = BTreeMap::new();
     for (at, piece) in pieces.iter().enumerate() {
-        let part = piece.name.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.'));
-        let same = match part {
-            Some((_, part)) if share_layers => Some(*first.entry(part.to_owned()).or_insert(at)),
-            _ => None,
-        };
+        let id = TensorId::parse(&piece.name).filter(|id| share_layers && id.layer.is_some());
+        let same = id.map(|id| *first.entry((id.role, id.kind)).or_insert(at));
         let name = gguf_name(&piece.name);
         header.tensor(&name, &piece.shape, piece.to, piece.bytes(), same.filter(|same| *same != at));
     }
     if let Some(factors) = config.freq_factors() {
         let piece = Piece {
-            name: "rope_freqs.weight".to_owned(),
+            name: ROPE_FREQS.to_owned(),
             shape: vec![factors.len()],
             from: Format::F32,
             to: Format::F32,

@@ -4,9 +4,11 @@ use std::path::Path;
 
 use anyhow::Result;
 use reflect_kernels::Format;
-use reflect_llm::{LlamaConfig, config::RopeLayout, gguf::GgufFile, weights::MmapFile};
+use reflect_llm::{
+    LlamaConfig, architecture::Permute, config::RopeLayout, gguf::GgufFile, weights::MmapFile,
+};
 
-use super::{folder, gguf, rows::Permute, target::Target};
+use super::{folder, gguf, target::Target};
 use crate::input;
 
 /// What becomes of one tensor.
@@ -119,19 +121,13 @@ impl Layout {
                         "layers can share their bytes in GGUF alone; give --to q4_0 or the like",
                     ));
                 }
-                let permute = match config.rope_layout {
-                    RopeLayout::HalfSplit => Permute::No,
-                    RopeLayout::Interleaved => Permute::ToHalves,
-                };
+                let permute = Permute::between(config.rope_layout, RopeLayout::HalfSplit);
                 let companions = folder::companions(wanted.target.format, config, texts, &mut notes)?;
                 let (header, starts, ends) = folder::header(&pieces, wanted.origin)?;
                 Ok(Self { header, pieces, starts, ends, permute, notes, companions })
             }
             Kind::Gguf => {
-                let permute = match config.rope_layout {
-                    RopeLayout::HalfSplit => Permute::ToAdjacent,
-                    RopeLayout::Interleaved => Permute::No,
-                };
+                let permute = Permute::between(config.rope_layout, RopeLayout::Interleaved);
                 let (header, starts, ends) = gguf::header(wanted, config, texts, &mut pieces, &mut notes)?;
                 Ok(Self { header, pieces, starts, ends, permute, notes, companions: Vec::new() })
             }

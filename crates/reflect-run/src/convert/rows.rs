@@ -9,30 +9,9 @@ use reflect_kernels::{
     format::{encode_row, pack_row},
     ops::matmul::widen,
 };
-use reflect_llm::weights::TensorSource;
+use reflect_llm::{architecture::Permute, need::PIECE, weights::TensorSource};
 
 use super::layout::Piece;
-
-/// How the rows of a head that is rotated change places.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Permute {
-    No,
-    /// From pairs half a head apart to pairs side by side.
-    ToAdjacent,
-    /// The other way.
-    ToHalves,
-}
-
-impl Permute {
-    /// The row of a head of `size` rows that comes to row `row`.
-    fn from(self, row: usize, size: usize) -> usize {
-        match self {
-            Self::No => row,
-            Self::ToAdjacent => row / 2 + row % 2 * (size / 2),
-            Self::ToHalves => 2 * (row % (size / 2)) + row / (size / 2),
-        }
-    }
-}
 
 /// Bytes of a tensor's rows in its new format, some megabytes at a time.
 pub fn blocks<'a, S: TensorSource>(
@@ -42,7 +21,7 @@ pub fn blocks<'a, S: TensorSource>(
 ) -> impl Iterator<Item = impl Future<Output = Result<Vec<u8>>> + 'a> + 'a {
     // Whole heads, so that their rows can change places.
     let unit = piece.head.unwrap_or(1);
-    let wanted = (16 << 20) / (4 * piece.cols()).max(1);
+    let wanted = PIECE / (4 * piece.cols()).max(1);
     let step = (wanted / unit).max(1) * unit;
     let rows = piece.rows();
     (0..rows).step_by(step).map(move |start| {
@@ -107,17 +86,4 @@ pub fn split_scales(rows: &[u8], cols: usize, scales: &mut Vec<u8>) -> Vec<u8> {
         scales.extend(&row[cols..]);
     }
     numbers
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn both_orders_of_a_head_are_inverses() {
-        let adjacent: Vec<usize> = (0..8).map(|row| Permute::ToAdjacent.from(row, 8)).collect();
-        // llama.cpp's converter: rows [2, size / 2] are transposed.
-        assert_eq!(adjacent, [0, 4, 1, 5, 2, 6, 3, 7]);
-        assert!((0..8).all(|row| adjacent[Permute::ToHalves.from(row, 8)] == row));
-    }
 }

@@ -2,7 +2,10 @@
 //! whole blocks.
 
 use reflect_kernels::Format;
-use reflect_llm::LlamaConfig;
+use reflect_llm::{
+    LlamaConfig,
+    architecture::{Role, TensorId},
+};
 
 /// What is to be made of the weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,35 +97,28 @@ impl Target {
         Some(format!("{}_{letter}", self.format.name().to_ascii_uppercase()))
     }
 
-    /// The format of a matrix, by the rules of llama.cpp's mixtures (`src/llama-quant.cpp`). `tensor` is its
-    /// Hugging Face name.
-    pub fn of(self, tensor: &str, config: &LlamaConfig) -> Format {
+    /// The format of a matrix, by the rules of llama.cpp's mixtures (`src/llama-quant.cpp`).
+    pub fn of(self, tensor: TensorId, config: &LlamaConfig) -> Format {
         if self.mixture == Mixture::Plain {
             return self.format;
         }
-        let head = if config.tie_word_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" };
-        if tensor == head {
+        let head = if config.tie_word_embeddings { Role::Embedding } else { Role::Head };
+        if tensor.role == head {
             return Format::Q6K;
         }
-        let layer = tensor.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.'));
-        let Some((layer, part)) = layer.and_then(|(layer, part)| Some((layer.parse::<usize>().ok()?, part)))
-        else {
-            return self.format;
-        };
+        let Some(layer) = tensor.layer else { return self.format };
         let layers = config.num_hidden_layers;
         let eighth = layers / 8;
         let outer = layer < eighth || layer >= 7 * layers / 8;
         let better = outer || (layer - eighth) % 3 == 2;
-        match (part, self.mixture) {
-            ("self_attn.v_proj.weight" | "mlp.down_proj.weight", Mixture::Medium) if better => Format::Q6K,
+        match (tensor.role, self.mixture) {
+            (Role::Value | Role::Down, Mixture::Medium) if better => Format::Q6K,
             // The 70B, whose v is small and serves many heads.
-            ("self_attn.v_proj.weight", _)
-                if layers == 80 && config.num_key_value_heads < config.num_attention_heads =>
-            {
+            (Role::Value, _) if layers == 80 && config.num_key_value_heads < config.num_attention_heads => {
                 Format::Q5K
             }
-            ("self_attn.v_proj.weight", Mixture::Small) if layer < 4 => Format::Q5K,
-            ("mlp.down_proj.weight", Mixture::Small) if layer < eighth => Format::Q5K,
+            (Role::Value, Mixture::Small) if layer < 4 => Format::Q5K,
+            (Role::Down, Mixture::Small) if layer < eighth => Format::Q5K,
             _ => self.format,
         }
     }
@@ -167,23 +163,23 @@ mod tests {
         let mut config = LlamaConfig::by_name("smollm2-135m").unwrap();
         config.num_hidden_layers = 22;
         config.tie_word_embeddings = false;
-        let better = |target: &str, part: &str, format: Format| -> Vec<usize> {
+        let better = |target: &str, role: Role, format: Format| -> Vec<usize> {
             let target = Target::parse(target).unwrap();
-            let name = |layer| format!("model.layers.{layer}.{part}.weight");
-            (0..22).filter(|layer| target.of(&name(*layer), &config) == format).collect()
+            (0..22).filter(|layer| target.of(role.weight(*layer), &config) == format).collect()
         };
         // The first and the last eighth, and every third layer between.
         let known = [0, 1, 4, 7, 10, 13, 16, 19, 20, 21];
-        assert_eq!(better("q4_K_M", "self_attn.v_proj", Format::Q6K), known);
-        assert_eq!(better("q5_K_M", "mlp.down_proj", Format::Q6K), known);
-        assert_eq!(better("q4_K_S", "self_attn.v_proj", Format::Q5K), [0, 1, 2, 3]);
-        assert_eq!(better("q4_K_S", "mlp.down_proj", Format::Q5K), [0, 1]);
-        assert_eq!(better("q4_K_M", "self_attn.q_proj", Format::Q4K).len(), 22);
+        assert_eq!(better("q4_K_M", Role::Value, Format::Q6K), known);
+        assert_eq!(better("q5_K_M", Role::Down, Format::Q6K), known);
+        assert_eq!(better("q4_K_S", Role::Value, Format::Q5K), [0, 1, 2, 3]);
+        assert_eq!(better("q4_K_S", Role::Down, Format::Q5K), [0, 1]);
+        assert_eq!(better("q4_K_M", Role::Query, Format::Q4K).len(), 22);
         let target = Target::parse("q4_K_M").unwrap();
-        assert_eq!(target.of("lm_head.weight", &config), Format::Q6K);
-        assert_eq!(target.of("model.embed_tokens.weight", &config), Format::Q4K);
+        let (embedding, head) = (Role::Embedding.weight(None), Role::Head.weight(None));
+        assert_eq!(target.of(head, &config), Format::Q6K);
+        assert_eq!(target.of(embedding, &config), Format::Q4K);
         config.tie_word_embeddings = true;
-        assert_eq!(target.of("model.embed_tokens.weight", &config), Format::Q6K);
+        assert_eq!(target.of(embedding, &config), Format::Q6K);
     }
 
     #[test]

@@ -2,17 +2,22 @@
 
 use std::ops::Range;
 
-use reflect_kernels::{Format, KvFormat, PAGE};
+use reflect_kernels::{Format, KvFormat};
 use reflect_llm::{
-    LlamaConfig,
-    need::show_bytes,
-    placement::{NoRoom, Parts, Room, place},
-    weights::{TensorSource, expected_shapes},
+    EngineOptions, LlamaConfig,
+    architecture::tensors,
+    need::{Parts, show_bytes},
+    placement::{NoRoom, Room, place, place_streamed},
+    weights::{TensorInfo, TensorSource},
 };
 use reflect_train::lora::Updates;
 
-use super::Seat;
-use crate::{runtime::add_adapters, synthetic::Synthetic};
+use crate::{memory::Seat, runtime::add_adapters, synthetic::Synthetic};
+
+/// Sizes of an engine on these devices where nothing else is asked for.
+pub fn usual(seats: &[Seat], context: usize, sequences: usize) -> EngineOptions {
+    EngineOptions::usual(seats.iter().all(|seat| seat.on_cpu), context, sequences)
+}
 
 /// How a model is to be run.
 #[derive(Clone, Copy)]
@@ -35,8 +40,8 @@ pub struct Question<'a, S> {
 impl<S: TensorSource> Question<'_, S> {
     /// What the model holds.
     pub fn parts(&self, Wish { context, kv, .. }: Wish) -> Parts {
-        let positions = context.next_multiple_of(PAGE) * self.sequences;
-        let mut parts = Parts::of(self.config, self.source, positions, kv, 512.min(context), 1);
+        let options = EngineOptions { kv_format: kv, ..usual(self.seats, context, self.sequences) };
+        let mut parts = Parts::of(self.config, self.source, &options, 1);
         add_adapters(&mut parts, self.adapters);
         parts
     }
@@ -47,14 +52,10 @@ impl<S: TensorSource> Question<'_, S> {
     /// If there is no room for all.
     pub fn place(&self, wish: Wish) -> Result<Vec<Range<usize>>, NoRoom> {
         let parts = self.parts(wish);
-        if !wish.stream {
-            let rooms: Vec<Room> = self.seats.iter().map(Seat::room).collect();
-            return place(&parts, &rooms);
-        }
-        let (need, layers) = (parts.streamed_need().total(), parts.layers.len());
-        match self.seats.first().and_then(|seat| seat.free).filter(|free| *free < need) {
-            Some(free) => Err(NoRoom { fit: 0, layers, missing: show_bytes(need - free) }),
-            None => Ok(std::iter::once(0..layers).collect()),
+        let rooms: Vec<Room> = self.seats.iter().map(Seat::room).collect();
+        match &rooms[..] {
+            [room, ..] if wish.stream => place_streamed(&parts, room),
+            rooms => place(&parts, rooms),
         }
     }
 
@@ -72,7 +73,7 @@ impl<S: TensorSource> Question<'_, S> {
 
 /// What would make the model fit: only what does.
 pub fn advice(error: &NoRoom, question: &Question<'_, impl TensorSource>, wish: Wish) -> String {
-    let mut ways = vec![format!("{} more of memory", error.missing)];
+    let mut ways = vec![format!("{} more of memory", show_bytes(error.missing))];
     let packs = wish.kv != KvFormat::Q8 && question.config.head_dim.is_multiple_of(16);
     let shorter = |wish: Wish| {
         let halves = std::iter::successors(Some(wish.context / 2), |context| Some(context / 2));
@@ -120,6 +121,5 @@ fn small_of(wish: Wish) -> Wish {
 
 /// Bytes of the tensors of a model in their files.
 fn stored_bytes(config: &LlamaConfig, source: &impl TensorSource) -> u64 {
-    let infos = expected_shapes(config);
-    infos.iter().filter_map(|(name, _)| source.info(name)).map(|info| info.byte_len()).sum()
+    tensors(config).filter_map(|id| source.info(&id.name()).map(TensorInfo::byte_len)).sum()
 }

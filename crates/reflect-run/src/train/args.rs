@@ -6,6 +6,7 @@ use anyhow::Result;
 use clap::{Args, ValueEnum};
 use reflect_data::loss::LossStrategy;
 use reflect_kernels::device::DeviceChoice;
+use reflect_train::settings::{LoraSettings, Method};
 
 use crate::input;
 
@@ -75,6 +76,14 @@ impl MethodName {
             Self::Qlora => "qlora",
         }
     }
+
+    /// The method, with these settings for its adapters if it trains some.
+    pub fn with(self, lora: LoraSettings) -> Method {
+        match self {
+            Self::Full => Method::Full,
+            Self::Lora | Self::Qlora => Method::Lora(LoraSettings { packed: self == Self::Qlora, ..lora }),
+        }
+    }
 }
 
 /// How long a run is and how it is cut.
@@ -141,13 +150,13 @@ pub struct OptimizerArgs {
 #[command(next_help_heading = "Adapters")]
 pub struct LoraArgs {
     /// Rank of an adapter
-    #[arg(long, value_name = "N", default_value_t = 16)]
+    #[arg(long, value_name = "N", default_value_t = LoraSettings::default().rank)]
     pub rank: usize,
     /// An adapter's output is scaled by alpha / rank
-    #[arg(long, value_name = "ALPHA", default_value_t = 32.0, allow_negative_numbers = true)]
+    #[arg(long, value_name = "ALPHA", default_value_t = LoraSettings::default().alpha, allow_negative_numbers = true)]
     pub alpha: f64,
     /// Projections with an adapter
-    #[arg(long, value_name = "NAMES", value_delimiter = ',', default_values_t = reflect_train::lora::TARGETS.map(str::to_owned))]
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', default_values_t = LoraSettings::default().targets)]
     pub targets: Vec<String>,
 }
 

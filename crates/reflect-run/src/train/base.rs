@@ -7,21 +7,20 @@ use indicatif::{ProgressBar, ProgressStyle};
 use pollster::block_on;
 use reflect_kernels::{Format, device::OpenDevice};
 use reflect_llm::{
-    Llama, LlamaConfig, Texts, load_model, need::weight_bytes, safetensors_dir::open_dir,
+    Llama, LlamaConfig, Texts, load_model,
+    need::{HEAD_ROWS, TrainingNeed, weight_bytes},
+    safetensors_dir::open_dir,
     weights::TensorSource,
 };
 use reflect_train::{
     lora,
-    settings::{LoraSettings, Method, Settings},
+    settings::{Method, Settings},
     source::{Fresh, Packed, Widened},
     trainer::side_by_side,
 };
 
 use super::{MethodName, TrainArgs};
-use crate::{input, memory::TrainingNeed, runtime::Checkpoint};
-
-/// Rows of the head whose logits exist at a time.
-pub const HEAD_ROWS: usize = 16_384;
+use crate::{input, runtime::Checkpoint};
 
 /// What is trained, before its weights are read.
 pub enum Base {
@@ -84,16 +83,20 @@ impl Base {
     /// Memory that the run takes.
     pub fn need(&self, settings: &Settings, device: &OpenDevice) -> TrainingNeed {
         let config = &self.texts().config;
-        let (frozen, trained) = match (&settings.method, self) {
-            (Method::Lora(lora), Self::Checkpoint(checkpoint)) => beneath(config, &checkpoint.weights, lora),
-            _ => (0, config.param_count()),
-        };
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let lanes = match side_by_side(settings, device.profile.is_none()) {
             true => settings.accumulate.min(threads),
             false => 1,
         };
-        TrainingNeed::of(config, frozen, trained, settings.micro_tokens, settings.recompute, lanes)
+        let Settings { method, micro_tokens, recompute, .. } = settings;
+        match self {
+            Self::Fresh { .. } => {
+                TrainingNeed::of(config, 0, config.param_count(), *micro_tokens, *recompute, lanes)
+            }
+            Self::Checkpoint(checkpoint) => {
+                training_need(config, &checkpoint.weights, method, *micro_tokens, *recompute, lanes)
+            }
+        }
     }
 
     /// The model of a run with its adapters, as it began or as its last checkpoint has it.
@@ -143,30 +146,24 @@ fn load(config: &LlamaConfig, source: &impl TensorSource, device: &OpenDevice) -
     Ok(model?)
 }
 
-/// Bytes of the weights beneath adapters, and numbers of the adapters.
-fn beneath(config: &LlamaConfig, source: &impl TensorSource, settings: &LoraSettings) -> (u64, u64) {
-    let frozen = match settings.packed {
-        true => weight_bytes(config, &Packed::new(source)),
-        false => weight_bytes(config, source),
-    };
-    (frozen, lora::numbers(config, settings))
-}
-
-/// The memory of training by a method with the settings that `train` has where nothing else is asked for.
-pub fn planned_need(
+/// The memory of training a checkpoint by a method, with `lanes` micro-batches of `rows` rows side by side.
+pub fn training_need(
     config: &LlamaConfig,
     source: &impl TensorSource,
-    method: MethodName,
+    method: &Method,
     rows: usize,
     recompute: bool,
+    lanes: usize,
 ) -> TrainingNeed {
     let (frozen, trained) = match method {
-        MethodName::Full => (0, config.param_count()),
-        method => {
-            let targets = lora::TARGETS.map(str::to_owned).into();
-            let packed = method == MethodName::Qlora;
-            beneath(config, source, &LoraSettings { rank: 16, alpha: 32.0, targets, packed })
+        Method::Full => (0, config.param_count()),
+        Method::Lora(settings) => {
+            let frozen = match settings.packed {
+                true => weight_bytes(config, &Packed::new(source)),
+                false => weight_bytes(config, source),
+            };
+            (frozen, lora::numbers(config, settings))
         }
     };
-    TrainingNeed::of(config, frozen, trained, rows, recompute, 1)
+    TrainingNeed::of(config, frozen, trained, rows, recompute, lanes)
 }

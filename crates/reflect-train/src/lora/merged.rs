@@ -9,11 +9,12 @@ use rayon::prelude::*;
 use reflect_kernels::Format;
 use reflect_llm::{
     LlamaConfig,
+    architecture::TensorId,
     weights::{LoadError, TensorInfo, TensorSource},
 };
 
 use super::{Updates, from_hugging_face, updates::Update};
-use crate::{export::stacked, source::widen};
+use crate::source::widen;
 
 /// Which updates of matrices are added.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,17 +41,14 @@ struct Changed {
 impl<S: TensorSource> Merged<S> {
     /// Changes the tensors of `source`, a checkpoint of `config`, which the updates were read for.
     pub fn new(source: S, config: &LlamaConfig, updates: &Arc<Updates>, share: Share) -> Self {
-        let hung = |name: &str| share == Share::NotHung && name.starts_with("model.layers.");
+        let id = |name: &str| TensorId::parse(name);
+        let hung = |name: &str| share == Share::NotHung && id(name).is_some_and(|id| id.layer.is_some());
         let names = updates.low_rank.keys().filter(|name| !hung(name)).chain(updates.saved.keys());
         let mut changed = BTreeMap::new();
         for name in names {
             let Some(info) = source.info(name) else { continue };
-            let part = stacked(config).into_iter().flatten().find(|part| {
-                let end = name.rsplit_once('.').map_or("", |(module, _)| module);
-                end.ends_with(part.name)
-            });
-            let ordered = |values: &[f32], cols: usize| match &part {
-                Some(part) => from_hugging_face(part, config, values, cols),
+            let ordered = |values: &[f32], cols: usize| match id(name) {
+                Some(id) => from_hugging_face(id.role.spec(), config, values, cols),
                 None => values.to_vec(),
             };
             let cols = if info.shape.len() > 1 { info.cols() } else { 1 };

@@ -3,6 +3,7 @@
 //! made the golden values of `tests/golden/train/peft_rules.json`.
 
 use fancy_regex::Regex;
+use reflect_llm::architecture::Role;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -103,6 +104,9 @@ const MORE: [(&str, &str); 10] = [
     ("arrow_config", "routing between adapters"),
     ("kasa_config", "a base that it cuts down"),
 ];
+
+/// Matrices that are no linear, or the last one, to PEFT.
+const ENDS: [Role; 2] = [Role::Embedding, Role::Head];
 
 /// Ways to begin an adapter that change the model beneath it.
 const CHANGES_BASE: [&str; 5] = ["pissa", "corda", "olora", "loftq", "lora_ga"];
@@ -211,7 +215,7 @@ impl Rule {
             return Ok(false);
         }
         match &self.targets {
-            Targets::AllLinear => Ok(module != "lm_head" && module != "model.embed_tokens"),
+            Targets::AllLinear => Ok(ENDS.iter().all(|role| role.weight(None).module_name() != module)),
             Targets::Whole(pattern) => matches(pattern, module),
             Targets::Names(names) if names.iter().any(|name| name == module) => Ok(true),
             Targets::Names(names) => {
@@ -252,9 +256,9 @@ fn targets(read: &Fields<'_>) -> Result<Targets, String> {
         Some(Value::String(text)) if text.to_lowercase() == "all-linear" => Ok(Targets::AllLinear),
         Some(Value::String(pattern)) => Ok(Targets::Whole(whole("target_modules", pattern)?)),
         // PEFT's own choice for a Llama.
-        _ => Ok(Targets::Names(
-            read.texts("target_modules")?.unwrap_or_else(|| ["q_proj", "v_proj"].map(str::to_owned).into()),
-        )),
+        _ => Ok(Targets::Names(read.texts("target_modules")?.unwrap_or_else(|| {
+            [Role::Query, Role::Value].map(|role| role.spec().short_name().to_owned()).into()
+        }))),
     }
 }
 

@@ -8,18 +8,18 @@ use burn::tensor::Device;
 use reflect_data::io::IoError;
 use reflect_llm::{
     LlamaConfig,
-    model::{Adapter, AdapterPart, Block, LowRank},
+    architecture::{Module, Role, TABLE, TensorId, TensorSpec},
+    model::{Adapter, AdapterPart, Block, LowRank, ModuleMut},
     weights::expected_shapes,
 };
 
 use super::{
-    CONFIG, WEIGHTS, from_hugging_face,
+    CONFIG, PEFT_MODEL, WEIGHTS, from_hugging_face,
     peft::{Rule, Target},
 };
 use crate::{
     TrainError,
-    export::{HostTensor, Stacked, matrix, read_safetensors, stacked},
-    parameters::{EMBED, HEAD},
+    export::{HostTensor, matrix, read_safetensors},
 };
 
 /// `W += scale · B · A`.
@@ -88,60 +88,68 @@ impl Updates {
 
     /// Bytes that the updates hung on a layer take on its device.
     pub fn layer_bytes(&self, layer: usize) -> u64 {
-        let prefix = format!("model.layers.{layer}.");
-        let of_layer =
-            self.low_rank.range(prefix.clone()..).take_while(|(name, _)| name.starts_with(&prefix));
-        of_layer
-            .flat_map(|(_, updates)| updates)
-            .map(|update| 4 * (update.a.len() + update.b.len()) as u64)
-            .sum()
+        let in_layer = |name: &str| TensorId::parse(name).is_some_and(|id| id.layer == Some(layer));
+        let updates =
+            self.low_rank.iter().filter(|(name, _)| in_layer(name)).flat_map(|(_, updates)| updates);
+        updates.map(|update| 4 * (update.a.len() + update.b.len()) as u64).sum()
     }
 
-    /// The updates of a layer as they hang on its four linears.
-    pub fn adapters(&self, config: &LlamaConfig, layer: usize, device: &Device) -> [Option<Adapter>; 4] {
-        stacked(config).map(|projections| self.adapter(config, layer, &projections, device))
+    /// The updates of a layer as they hang on its linears.
+    pub fn adapters(&self, config: &LlamaConfig, layer: usize, device: &Device) -> BTreeMap<Module, Adapter> {
+        let mut modules: Vec<Module> =
+            TABLE.iter().filter(|spec| spec.projection).map(|spec| spec.module).collect();
+        modules.dedup();
+        let adapter = |module| Some((module, self.adapter(config, layer, module, device)?));
+        modules.into_iter().filter_map(adapter).collect()
     }
 
     fn adapter(
         &self,
         config: &LlamaConfig,
         layer: usize,
-        projections: &[Stacked],
+        module: Module,
         device: &Device,
     ) -> Option<Adapter> {
-        let of = |part: &Stacked| {
-            let name = format!("model.layers.{layer}.{}.weight", part.name);
-            self.low_rank.get(&name).map_or(&[][..], Vec::as_slice)
+        let of = |spec: &TensorSpec| {
+            self.low_rank.get(&spec.role.weight(layer).name()).map_or(&[][..], Vec::as_slice)
         };
-        projections.iter().flat_map(of).next()?;
-        let scales = projections.iter().flat_map(of).map(|update| update.scale);
+        module.specs().flat_map(of).next()?;
+        let mut scales = module.specs().flat_map(of).map(|update| update.scale);
         // By it the others are divided.
-        let scale = scales.into_iter().find(|scale| *scale != 0.0).unwrap_or(1.0);
-        let part = |part: &Stacked| {
-            let updates = of(part);
-            let low_rank = (!updates.is_empty()).then(|| joined(config, part, updates, scale, device));
-            AdapterPart { rows: part.rows, low_rank }
+        let scale = scales.find(|scale| *scale != 0.0).unwrap_or(1.0);
+        let part = |spec: &'static TensorSpec| {
+            let updates = of(spec);
+            let low_rank = (!updates.is_empty()).then(|| joined(config, spec, updates, scale, device));
+            AdapterPart { rows: (spec.rows)(config), low_rank }
         };
-        Some(Adapter { scale, parts: projections.iter().map(part).collect() })
+        Some(Adapter { scale, parts: module.specs().map(part).collect() })
     }
 }
 
-/// Hangs adapters on the linears of a block.
-pub fn hang(block: &mut Block, adapters: [Option<Adapter>; 4]) {
-    let linears = [&mut block.qkv_proj, &mut block.o_proj, &mut block.gate_up_proj, &mut block.down_proj];
-    for (linear, adapter) in linears.into_iter().zip(adapters) {
-        linear.adapter = adapter;
+/// Hangs adapters on the linears of a block, and takes away those that hang there.
+pub fn hang(block: &mut Block, mut adapters: BTreeMap<Module, Adapter>) {
+    for (module, held) in block.modules_mut() {
+        if let ModuleMut::Linear(linear) = held {
+            linear.adapter = adapters.remove(&module);
+        }
     }
 }
 
 /// Updates of one matrix as one: the A's stacked by rows, the B's side by side, each times its own scale over
 /// the common one.
-fn joined(config: &LlamaConfig, part: &Stacked, updates: &[Update], scale: f64, device: &Device) -> LowRank {
+fn joined(
+    config: &LlamaConfig,
+    spec: &TensorSpec,
+    updates: &[Update],
+    scale: f64,
+    device: &Device,
+) -> LowRank {
+    let rows = (spec.rows)(config);
     let rank: usize = updates.iter().map(|update| update.rank).sum();
     let a: Vec<f32> = updates.iter().flat_map(|update| update.a.iter().copied()).collect();
     let cols = a.len() / rank.max(1);
-    let mut b = Vec::with_capacity(part.rows * rank);
-    for row in 0..part.rows {
+    let mut b = Vec::with_capacity(rows * rank);
+    for row in 0..rows {
         for update in updates {
             // The same scales give a factor of 1, which changes nothing.
             let factor = if update.scale == scale { 1.0 } else { update.scale / scale };
@@ -149,8 +157,8 @@ fn joined(config: &LlamaConfig, part: &Stacked, updates: &[Update], scale: f64, 
             b.extend(row.iter().map(|value| (f64::from(*value) * factor) as f32));
         }
     }
-    let b = from_hugging_face(part, config, &b, rank);
-    LowRank { a: matrix(&a, rank, cols, device), b: matrix(&b, part.rows, rank, device) }
+    let b = from_hugging_face(spec, config, &b, rank);
+    LowRank { a: matrix(&a, rank, cols, device), b: matrix(&b, rows, rank, device) }
 }
 
 /// What the tensors of one module are.
@@ -160,8 +168,8 @@ struct Found {
     b: Option<HostTensor>,
 }
 
-/// The part that a tensor of an adapter plays.
-enum Role {
+/// What a tensor of an adapter is.
+enum AdapterTensor {
     A(String),
     B(String),
     /// Of an embedding, whose factors are stored the other way round.
@@ -171,17 +179,17 @@ enum Role {
     Saved(String),
 }
 
-fn role(name: &str) -> Option<Role> {
-    let name = name.strip_prefix("base_model.model.")?;
+fn adapter_tensor(name: &str) -> Option<AdapterTensor> {
+    let name = name.strip_prefix(PEFT_MODEL)?;
     // Before PEFT leaves it out, its name of an adapter stands in the names of tensors.
     let plain = name.replace(".default.", ".");
     let plain = plain.strip_suffix(".default").unwrap_or(&plain);
-    type Factor = fn(String) -> Role;
+    type Factor = fn(String) -> AdapterTensor;
     let factors: [(&str, Factor); 4] = [
-        (".lora_A.weight", Role::A),
-        (".lora_B.weight", Role::B),
-        (".lora_embedding_A", Role::EmbeddingA),
-        (".lora_embedding_B", Role::EmbeddingB),
+        (".lora_A.weight", AdapterTensor::A),
+        (".lora_B.weight", AdapterTensor::B),
+        (".lora_embedding_A", AdapterTensor::EmbeddingA),
+        (".lora_embedding_B", AdapterTensor::EmbeddingB),
     ];
     if let Some((module, role)) =
         factors.into_iter().find_map(|(end, role)| Some((plain.strip_suffix(end)?, role)))
@@ -194,7 +202,7 @@ fn role(name: &str) -> Option<Role> {
     }
     let module =
         module.strip_suffix(".modules_to_save").or(module.strip_suffix(".base_layer")).unwrap_or(module);
-    Some(Role::Saved(format!("{module}.{kind}")))
+    Some(AdapterTensor::Saved(format!("{module}.{kind}")))
 }
 
 fn read_adapter(folder: &Path, config: &LlamaConfig) -> Result<Updates, TrainError> {
@@ -241,22 +249,27 @@ pub fn of_tensors(
 ) -> Result<Updates, String> {
     let mut shapes: BTreeMap<String, Vec<usize>> = expected_shapes(config).into_iter().collect();
     // A head that is tied is no tensor of the model, but one that adapters name.
-    shapes.entry(HEAD.to_owned()).or_insert_with(|| vec![config.vocab_size, config.hidden_size]);
+    let head = Role::Head.weight(None);
+    shapes.entry(head.name()).or_insert_with(|| head.shape(config));
     let model = Model { shapes, config, base: rule.base.as_deref() };
     let mut found: BTreeMap<String, Found> = BTreeMap::new();
     let mut updates = Updates::default();
     for (name, tensor) in tensors {
-        let Some(role) = role(&name) else {
+        let Some(part) = adapter_tensor(&name) else {
             return Err(format!(
                 "it holds {name}, which is no part of a plain LoRA adapter; merge it with PEFT, and give the merged model"
             ));
         };
-        match role {
-            Role::A(module) => found.entry(module).or_default().a = Some(tensor),
-            Role::B(module) => found.entry(module).or_default().b = Some(tensor),
-            Role::EmbeddingA(module) => found.entry(module).or_default().b = Some(transposed(tensor)),
-            Role::EmbeddingB(module) => found.entry(module).or_default().a = Some(transposed(tensor)),
-            Role::Saved(target) => {
+        match part {
+            AdapterTensor::A(module) => found.entry(module).or_default().a = Some(tensor),
+            AdapterTensor::B(module) => found.entry(module).or_default().b = Some(tensor),
+            AdapterTensor::EmbeddingA(module) => {
+                found.entry(module).or_default().b = Some(transposed(tensor))
+            }
+            AdapterTensor::EmbeddingB(module) => {
+                found.entry(module).or_default().a = Some(transposed(tensor))
+            }
+            AdapterTensor::Saved(target) => {
                 let expected = model.shape(&target)?;
                 if *expected != tensor.0 {
                     return Err(model.other(&target, &tensor.0, expected));
@@ -303,15 +316,16 @@ fn untied(updates: &mut Updates, rule: &Rule, config: &LlamaConfig) -> Result<()
     if !config.tie_word_embeddings {
         return Ok(());
     }
-    let head = updates.saved.remove(HEAD);
-    let same = match (updates.saved.get(EMBED), &head) {
+    let [embedding, head] = [Role::Embedding, Role::Head].map(|role| role.weight(None).name());
+    let low_rank = [&embedding, &head].into_iter().any(|name| updates.low_rank.contains_key(name));
+    let head = updates.saved.remove(&head);
+    let same = match (updates.saved.get(&embedding), &head) {
         (None, None) => true,
         (Some(embedding), Some(head)) => embedding == head,
         // PEFT trains a copy of the one that is named, unless it was told to keep both the same.
         (Some(_), None) => rule.ties,
         (None, Some(_)) => false,
     };
-    let low_rank = [EMBED, HEAD].iter().any(|name| updates.low_rank.contains_key(*name));
     match same && !low_rank {
         true => Ok(()),
         false => Err(
@@ -354,7 +368,9 @@ impl Model<'_> {
     }
 
     fn other(&self, tensor: &str, found: &[usize], expected: &[usize]) -> String {
-        let vocabulary = matches!(tensor, EMBED | HEAD) && found.get(1) == expected.get(1);
+        let outside =
+            TensorId::parse(tensor).is_some_and(|id| matches!(id.role, Role::Embedding | Role::Head));
+        let vocabulary = outside && found.get(1) == expected.get(1);
         match vocabulary {
             true => format!(
                 "its {tensor} is {found:?} and the model's is {expected:?}: it was trained with another \

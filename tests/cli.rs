@@ -287,6 +287,33 @@ fn a_plan_adds_up_and_says_what_would_help() {
 }
 
 #[test]
+fn a_question_alone_is_one_for_run() {
+    let [alone, named] = [run(&["What is 35 + 43?"]), run(&["run", "What is 35 + 43?"])];
+    assert!(alone.status.success(), "{}", String::from_utf8_lossy(&alone.stderr));
+    assert!(!alone.stdout.is_empty() && alone.stdout == named.stdout);
+}
+
+/// `cargo xtask run` looks at its first word before it builds, by a list of its own.
+#[test]
+fn the_list_of_commands_before_a_build_is_whole() {
+    let help = String::from_utf8(run(&["--help"]).stdout).expect("help is UTF-8");
+    let (_, listed) = help.split_once("Commands:\n").expect("a list of commands");
+    let chores =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../xtask/src/checks.rs"))
+            .expect("the source of xtask");
+    let (_, list) = chores.split_once("const COMMANDS").expect("its list");
+    let (list, _) = list.split_once("];").expect("its end");
+    let names: Vec<&str> =
+        listed.lines().map_while(|line| line.strip_prefix("  ")?.split(' ').next()).collect();
+    let mut known = 0;
+    for name in names.iter().filter(|name| !name.is_empty() && **name != "help") {
+        assert!(list.contains(&format!("\"{name}\"")), "{name} is missing in {list}");
+        known += 1;
+    }
+    assert_eq!(list.matches('"').count(), 2 * known, "{list}");
+}
+
+#[test]
 fn unknown_usage_has_code_two() {
     for args in [&["dance"][..], &["run", "--no-such-flag"], &["run", "--temperature", "hot", "Hi"]] {
         assert_eq!(run(args).status.code(), Some(2), "{args:?}");

@@ -26,7 +26,7 @@ Usage: cargo xtask <command>
   web                   build the page and its WebAssembly module into web/dist
   fetch smollm2         download and check the model that the tests use
   golden [SCRIPT ARGS…] list the scripts that make golden files, or run one
-  acceptance            the full matrix of checkpoints, prompts and adapters
+  acceptance            the tests that look at a part of their cases elsewhere, over all of them
   make-70b-slice [DIR]  write a made-up model with the widths of the 70B and two layers, 2.2 GB
   train-tiny            make reflect-tiny and reflect-micro with their twins, and evaluate them; resumable
   study --grid small|full

@@ -72,7 +72,7 @@ pub fn write_jsonl<T: Serialize>(path: &Path, records: &[T]) -> Result<usize, Io
     })
 }
 
-/// Writes JSON for people to read, as [`write`].
+/// Writes JSON for people to read, as [`write()`].
 ///
 /// # Errors
 /// [`IoError`] when the file can't be written or the value has no JSON form.
@@ -95,10 +95,10 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<(), IoError> {
     })
 }
 
-/// As [`write`], piece by piece.
+/// As [`write()`], piece by piece.
 ///
 /// # Errors
-/// As [`write`] and `pieces`.
+/// As [`write()`] and `pieces`.
 pub fn write_with<T, E: From<IoError>>(
     path: &Path,
     pieces: impl FnOnce(&mut BufWriter<File>) -> Result<T, E>,

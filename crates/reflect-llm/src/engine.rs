@@ -48,7 +48,7 @@ pub enum EngineError {
     UnknownToken { id: u32, vocab: usize },
     #[error("there is no sequence {0:?}; it has ended or was cancelled")]
     NoSequence(SequenceId),
-    #[error("only the first tokens of a sequence can be forked: {len} of {tokens} were asked for")]
+    #[error("a fork takes from 1 to {tokens} tokens of its sequence, and {len} were asked for")]
     Fork { len: usize, tokens: usize },
     #[error(transparent)]
     CacheFull(#[from] CacheFull),
@@ -338,18 +338,21 @@ impl Engine {
         if groups.is_empty() {
             return Ok(report);
         }
-        // The tokens of a sequence with its draft behind them.
+        // The ids of the rows of a sequence with a draft.
         let mut drafted: BTreeMap<SequenceId, Vec<u32>> = BTreeMap::new();
         for (id, rows) in groups.iter().flatten() {
             let Some(sequence) = self.sequences.get(id) else { continue };
             if let (Some(draft), true) = (drafts.get(id), rows.end > sequence.tokens.len()) {
-                drafted.insert(*id, sequence.tokens.iter().chain(draft).copied().collect());
+                let ids = sequence.tokens[rows.start..].iter().chain(draft).take(rows.len());
+                drafted.insert(*id, ids.copied().collect());
             }
         }
         let rows_of = |(id, rows): &(SequenceId, Range<usize>)| {
             let sequence = self.sequences.get(id)?;
-            let tokens = drafted.get(id).unwrap_or(&sequence.tokens);
-            let ids = &tokens[rows.clone()];
+            let ids = match drafted.get(id) {
+                Some(ids) => ids,
+                None => &sequence.tokens[rows.clone()],
+            };
             Some(SequenceRows { ids, first_position: rows.start, pages: &sequence.pages })
         };
         let passes: Vec<Pass<'_>> = groups

@@ -226,8 +226,8 @@ impl<F: Fn(SequenceId) -> Found> Step<'_, F> {
             }
             free -= missing;
             left -= taken;
-            let starts = (view.computed..end).step_by(rows);
-            groups.extend(starts.map(|start| vec![(*id, start..(start + rows).min(end))]));
+            let chunks = (view.computed..end).step_by(rows);
+            groups.extend(chunks.map(|start| vec![(*id, start..(start + rows).min(end))]));
         }
         Ok(groups)
     }

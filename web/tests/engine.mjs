@@ -201,7 +201,7 @@ function longTiny() {
 
 for (const device of ["cpu", "gpu"]) {
   // Two questions with the same 2,000 tokens before them.
-  const [one, two] = ["35 + 43", "12 + 30"].map((sum) => `${"There are 7 bags and 9 cups. ".repeat(200)}What is ${sum}?`);
+  const [one, two] = ["35 + 43", "12 + 30"].map((sum) => `${"There are 7 bags and 9 cups. ".repeat(270)}What is ${sum}?`);
   onPage("a second prompt that begins like the first computes what differs", device, async (page, { ready, until, ask, done }) => {
     const folder = longTiny();
     const names = ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"];

@@ -11,7 +11,12 @@ use burn::{
 
 use super::{MatmulArgs, PackedMatmul};
 #[cfg(target_arch = "x86_64")]
-use super::{avx2, avx512, vnni};
+use super::{
+    avx2,
+    avx2_lanes::Avx2,
+    avx512::{self, Avx512},
+    lanes, vnni,
+};
 use crate::{
     cpu::{self, Scattered, View, dispatch_simd, fma},
     format::{Format, Scale, UNIT, decode_e4m3, widen_f16},
@@ -115,7 +120,13 @@ fn wide_product(x: View<'_>, words: &[u32], out: Scattered<'_>, args: &MatmulArg
     }
     #[cfg(target_arch = "x86_64")]
     if avx512::is_available() {
-        return avx512::product(x, words, out, args);
+        // SAFETY: the processor has the vectors.
+        return unsafe { lanes::product::<Avx512>(x, words, out, args) };
+    }
+    #[cfg(target_arch = "x86_64")]
+    if avx2::is_available() {
+        // SAFETY: the processor has the vectors.
+        return unsafe { lanes::product::<Avx2>(x, words, out, args) };
     }
     let width = args.cols.div_ceil(UNIT) * UNIT;
     cpu::for_each(args.rows.div_ceil(WIDE_ROWS), |task| {

@@ -1,4 +1,4 @@
-//! Many tokens: lanes are tokens, as in [`avx512`](super::super::avx512), and a few that fill no vector have dot
+//! Many tokens: lanes are tokens, as in [`lanes`](super::super::lanes), and a few that fill no vector have dot
 //! products of their own.
 
 use std::{
@@ -9,7 +9,8 @@ use std::{
 use super::{
     super::{
         MatmulArgs,
-        avx512::{self, LANES, store, transposed},
+        avx512::{Avx512, LANES, transposed},
+        lanes::{self, store},
         of_format,
     },
     Quantized, has_offset, quantize_unit, scales_of, unpack_unit,
@@ -22,9 +23,9 @@ use crate::{
 /// Most vectors of a block: with [`ROWS`] rows, 12 vectors of integer sums, 12 of float sums and 2 of tokens.
 const VECTORS: usize = 2;
 /// Rows of a tile.
-const ROWS: usize = avx512::ROWS;
+const ROWS: usize = lanes::ROWS;
 /// Rows of a task.
-const TASK_ROWS: usize = avx512::TASK_ROWS;
+const TASK_ROWS: usize = lanes::TASK_ROWS;
 /// Most units of a pass, so that a tile's rows stay in the first-level cache and a block of tokens in the
 /// second-level one.
 const PASS_UNITS: usize = 64;
@@ -65,7 +66,7 @@ pub fn product(x: View<'_>, words: &[u32], out: Scattered<'_>, args: &MatmulArgs
         _ => 0,
     };
     let whole = args.tokens - rest;
-    let starts = avx512::starts(whole.div_ceil(LANES), VECTORS);
+    let starts = lanes::starts(whole.div_ceil(LANES), VECTORS);
     let [mut blocks, mut left] = TOKENS.take();
     blocks.resize(whole.div_ceil(LANES) * LANES * units);
     left.resize(rest * units);
@@ -217,7 +218,7 @@ unsafe fn rows_of(
         }
     }
     // SAFETY: by this function's contract.
-    unsafe { store(sums, starts, rest, *whole, rows, out, args) };
+    unsafe { store::<Avx512>(sums, starts, rest, *whole, rows, out, args) };
 }
 
 /// Words, scales and offsets of some units of a packed row of `units` units. The first is a multiple of 16.

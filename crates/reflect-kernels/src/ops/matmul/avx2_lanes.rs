@@ -91,14 +91,21 @@ fn dots(x: &[f32], w: &[f32], width: usize, sums: &mut [f32], add: bool) {
         }
     }
     for (r, (sum, lanes)) in sums.iter_mut().zip(lanes).enumerate() {
-        let four = _mm_add_ps(_mm256_castps256_ps128(lanes), _mm256_extractf128_ps::<1>(lanes));
-        let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-        let mut total = _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)));
+        let mut total = sum_of(lanes);
         for k in whole..x.len() {
             total += w[r * width + k] * x[k];
         }
         *sum = if add { *sum } else { 0.0 } + total;
     }
+}
+
+/// The sum of the lanes.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub fn sum_of(lanes: __m256) -> f32 {
+    let four = _mm_add_ps(_mm256_castps256_ps128(lanes), _mm256_extractf128_ps::<1>(lanes));
+    let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
 }
 
 /// [`Simd::transpose`].
@@ -124,10 +131,16 @@ fn transpose<'a>(from: &[f32], stride: usize, [rows, cols]: [usize; 2], to: impl
         let square = transposed(square);
         for (col, row) in square.iter().enumerate().take(count) {
             let to = to(first + col);
-            let mut column = [0f32; LANES];
-            // SAFETY: eight elements.
-            unsafe { _mm256_storeu_ps(column.as_mut_ptr(), *row) };
-            to.copy_from_slice(&column[..to.len()]);
+            match <&mut [f32; LANES]>::try_from(&mut *to) {
+                // SAFETY: eight elements.
+                Ok(to) => unsafe { _mm256_storeu_ps(to.as_mut_ptr(), *row) },
+                Err(_) => {
+                    let mut column = [0f32; LANES];
+                    // SAFETY: eight elements.
+                    unsafe { _mm256_storeu_ps(column.as_mut_ptr(), *row) };
+                    to.copy_from_slice(&column[..to.len()]);
+                }
+            }
         }
     }
 }
@@ -135,7 +148,7 @@ fn transpose<'a>(from: &[f32], stride: usize, [rows, cols]: [usize; 2], to: impl
 /// A square with rows and columns exchanged: pairs, then fours, then halves of registers change places.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn transposed(rows: [__m256; LANES]) -> [__m256; LANES] {
+pub fn transposed(rows: [__m256; LANES]) -> [__m256; LANES] {
     let mut fours = rows;
     for i in (0..LANES).step_by(4) {
         let [a, b, c, d] = [rows[i], rows[i + 1], rows[i + 2], rows[i + 3]];

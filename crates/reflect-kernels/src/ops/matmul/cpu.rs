@@ -15,7 +15,7 @@ use super::{
     avx2,
     avx2_lanes::Avx2,
     avx512::{self, Avx512},
-    lanes, vnni,
+    ints, lanes, vnni,
 };
 use crate::{
     cpu::{self, Scattered, View, dispatch_simd, fma},
@@ -74,7 +74,7 @@ fn product(x: &[f32], words: &[u32], out: Scattered<'_>, args: &MatmulArgs) {
         return;
     }
     #[cfg(target_arch = "x86_64")]
-    if vnni::takes(args.format) && vnni::is_available() {
+    if ints::takes(args.format) && vnni::is_available() {
         return vnni::few(View::rows(x, 0, stride), words, out, args);
     }
     if stride == width {
@@ -95,7 +95,7 @@ const WIDE_TOKENS: usize = 16;
 pub(super) fn rounds_activations(format: Format, tokens: usize) -> bool {
     #[cfg(target_arch = "x86_64")]
     if vnni::is_available() {
-        return if tokens >= WIDE_TOKENS { vnni::takes_many(format) } else { vnni::takes(format) };
+        return if tokens >= WIDE_TOKENS { ints::takes_many(format) } else { ints::takes(format) };
     }
     let _ = (format, tokens);
     false
@@ -115,7 +115,7 @@ fn wide_product(x: View<'_>, words: &[u32], out: Scattered<'_>, args: &MatmulArg
         return;
     }
     #[cfg(target_arch = "x86_64")]
-    if vnni::takes_many(args.format) && vnni::is_available() {
+    if ints::takes_many(args.format) && vnni::is_available() {
         return vnni::many(x, words, out, args);
     }
     #[cfg(target_arch = "x86_64")]

@@ -7,6 +7,9 @@
 //
 // The prompt is random token ids, the same in every run. Prefill is one call that ends with the first greedy token, so that work
 // still in a GPU queue is counted; decode is G calls of one token each, with the greedy choice taken every time.
+//
+// With `--concurrent N` one sequence decodes alone and then N together, each after a prompt of its own, as in `reflect-run bench
+// --concurrent N`. All of a step are asked for at once and waited for, so llama.cpp evaluates them as one batch.
 
 import {parseArgs} from "node:util";
 import {loadNodeLlamaCpp} from "./load.mjs";
@@ -20,13 +23,14 @@ const {values: args} = parseArgs({
         "prompt-tokens": {type: "string", default: "128"},
         "gen-tokens": {type: "string", default: "32"},
         repeat: {type: "string", default: "5"},
+        concurrent: {type: "string"},
         json: {type: "boolean", default: false},
     },
 });
 
 /** Token ids spread over the vocabulary by a fixed linear congruential sequence; the first 1,000 ids are left to special tokens. */
-function fixedTokens(count, vocabulary) {
-    let state = 12345;
+function fixedTokens(count, vocabulary, seed = 12345) {
+    let state = seed;
     return Array.from({length: count}, () => {
         state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
         return 1000 + (state % (vocabulary - 1000));
@@ -43,6 +47,20 @@ function median(numbers) {
 async function greedy(sequence, tokens) {
     const input = [...tokens.slice(0, -1), [tokens.at(-1), {generateNext: {token: true, options: {temperature: 0}}}]];
     return (await sequence.controlledEvaluate(input)).at(-1).next.token;
+}
+
+/** Decodes `genTokens` of each sequence in steps of all, after their prompts; tokens per second of all together. */
+async function together(sequences, prompts, genTokens) {
+    let last = [];
+    for (const [at, sequence] of sequences.entries()) {
+        await sequence.clearHistory();
+        last.push(await greedy(sequence, prompts[at]));
+    }
+    const start = performance.now();
+    for (let i = 0; i < genTokens; i++) {
+        last = await Promise.all(sequences.map((sequence, at) => greedy(sequence, [last[at]])));
+    }
+    return (genTokens * sequences.length * 1000) / (performance.now() - start);
 }
 
 async function measure(sequence, prompt, genTokens) {
@@ -66,6 +84,7 @@ if (args.model === undefined) {
 }
 const {module, version, llamaCpp} = await loadNodeLlamaCpp();
 const [threads, promptTokens, genTokens, repeat] = ["threads", "prompt-tokens", "gen-tokens", "repeat"].map((name) => Number(args[name]));
+const concurrent = Number(args.concurrent ?? 1);
 const api = args.gpu ?? (args.device === "cpu" ? "false" : "vulkan");
 const gpu = api === "false" ? false : api;
 // llama.cpp passes over software adapters unless an adapter is named.
@@ -75,21 +94,27 @@ const model = await llama.loadModel({modelPath: args.model, gpuLayers: gpu ? "ma
 const context = await model.createContext({
     contextSize: promptTokens + genTokens + 8,
     batchSize: promptTokens,
-    sequences: 1,
+    sequences: concurrent,
     threads,
     ignoreMemorySafetyChecks: true,
 });
-const sequence = context.getSequence();
+const sequences = Array.from({length: concurrent}, () => context.getSequence());
 const vocabulary = model.fileInfo.metadata.tokenizer.ggml.tokens.length;
-const prompt = fixedTokens(promptTokens, vocabulary);
-await measure(sequence, prompt, Math.min(genTokens, 4));
+const prompts = sequences.map((_, at) => fixedTokens(promptTokens, vocabulary, 12345 + at));
+const run = async (tokens) => args.concurrent === undefined
+    ? measure(sequences[0], prompts[0], tokens)
+    : {
+        alone_tokens_per_s: await together(sequences.slice(0, 1), prompts, tokens),
+        tokens_per_s: await together(sequences, prompts, tokens),
+    };
+await run(Math.min(genTokens, 4));
 const all = [];
 while (all.length < repeat) {
-    all.push(await measure(sequence, prompt, genTokens));
+    all.push(await run(genTokens));
 }
+const medians = Object.keys(all[0]).map((key) => [key, median(all.map((one) => one[key]))]);
 const result = {
-    prefill_tokens_per_s: median(all.map((run) => run.prefill_tokens_per_s)),
-    decode_tokens_per_s: median(all.map((run) => run.decode_tokens_per_s)),
+    ...Object.fromEntries(medians),
     all,
     gpu: gpu ? await llama.getGpuDeviceNames() : false,
     gpu_layers: model.gpuLayers,

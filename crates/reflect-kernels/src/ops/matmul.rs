@@ -22,8 +22,16 @@ use super::output;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
+mod avx2_ints;
+#[cfg(target_arch = "x86_64")]
+mod avx2_lanes;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 mod cpu;
+#[cfg(target_arch = "x86_64")]
+mod ints;
+#[cfg(target_arch = "x86_64")]
+mod lanes;
 #[cfg(target_arch = "x86_64")]
 mod vnni;
 
@@ -63,8 +71,8 @@ pub fn matmul(x: Tensor<2>, w: &PackedMatrix) -> Tensor<2> {
     out
 }
 
-/// Whether a product on `device` rounds activations, to 16 bits beside a scale for each 32: products of quants with
-/// many tokens on processors with AVX-512 VNNI.
+/// Whether a product on `device` rounds activations, to 16 bits beside a scale for each 32: products of quants on
+/// processors with AVX-512 VNNI, and those with many tokens on processors with AVX2.
 pub fn rounds_activations(device: &Device, format: Format, tokens: usize) -> bool {
     *device == Device::flex() && cpu::rounds_activations(format, tokens)
 }

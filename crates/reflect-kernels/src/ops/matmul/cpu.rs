@@ -11,7 +11,12 @@ use burn::{
 
 use super::{MatmulArgs, PackedMatmul};
 #[cfg(target_arch = "x86_64")]
-use super::{avx2, avx512, vnni};
+use super::{
+    avx2,
+    avx2_lanes::Avx2,
+    avx512::{self, Avx512},
+    ints, lanes, vnni,
+};
 use crate::{
     cpu::{self, Scattered, View, dispatch_simd, fma},
     format::{Format, Scale, UNIT, decode_e4m3, widen_f16},
@@ -69,7 +74,7 @@ fn product(x: &[f32], words: &[u32], out: Scattered<'_>, args: &MatmulArgs) {
         return;
     }
     #[cfg(target_arch = "x86_64")]
-    if vnni::takes(args.format) && vnni::is_available() {
+    if ints::takes(args.format) && vnni::is_available() {
         return vnni::few(View::rows(x, 0, stride), words, out, args);
     }
     if stride == width {
@@ -90,7 +95,7 @@ const WIDE_TOKENS: usize = 16;
 pub(super) fn rounds_activations(format: Format, tokens: usize) -> bool {
     #[cfg(target_arch = "x86_64")]
     if vnni::is_available() {
-        return if tokens >= WIDE_TOKENS { vnni::takes_many(format) } else { vnni::takes(format) };
+        return if tokens >= WIDE_TOKENS { ints::takes_many(format) } else { ints::takes(format) };
     }
     let _ = (format, tokens);
     false
@@ -110,12 +115,18 @@ fn wide_product(x: View<'_>, words: &[u32], out: Scattered<'_>, args: &MatmulArg
         return;
     }
     #[cfg(target_arch = "x86_64")]
-    if vnni::takes_many(args.format) && vnni::is_available() {
+    if ints::takes_many(args.format) && vnni::is_available() {
         return vnni::many(x, words, out, args);
     }
     #[cfg(target_arch = "x86_64")]
     if avx512::is_available() {
-        return avx512::product(x, words, out, args);
+        // SAFETY: the processor has the vectors.
+        return unsafe { lanes::product::<Avx512>(x, words, out, args) };
+    }
+    #[cfg(target_arch = "x86_64")]
+    if avx2::is_available() {
+        // SAFETY: the processor has the vectors.
+        return unsafe { lanes::product::<Avx2>(x, words, out, args) };
     }
     let width = args.cols.div_ceil(UNIT) * UNIT;
     cpu::for_each(args.rows.div_ceil(WIDE_ROWS), |task| {

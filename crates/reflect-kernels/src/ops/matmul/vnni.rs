@@ -1,21 +1,19 @@
-//! Products with packed rows of integer quants, in AVX-512 VNNI intrinsics.
+//! Products of integer quants in AVX-512 VNNI intrinsics: an instruction multiplies and adds 32 of them.
 //!
-//! A unit of a token becomes integers of 16 bits beside a scale, with an error of at most 2^-16 of its largest
-//! number; the quants are integers already. An instruction multiplies and adds, exactly, twice as many of them as
-//! it would floats, and a unit's sum becomes a float once.
-//!
-//! Words hold two columns of a unit, column `k` below column `16 + k`: in this order nibbles lie in a packed unit.
+//! Words hold column `k` of a unit below column `16 + k`: in this order nibbles lie in a packed unit.
 
 mod rows;
 mod tiles;
 
 use std::arch::x86_64::*;
 
-use super::avx512::{self, LANES, mask};
-use crate::format::{self, Format, SUPER, UNIT};
+use super::{
+    avx512::{self, LANES, mask},
+    ints::middle,
+};
+use crate::format::{Format, SUPER};
 
 pub use rows::product as few;
-pub use tiles::product as many;
 
 /// Whether the processor has what the products need.
 pub fn is_available() -> bool {
@@ -23,74 +21,6 @@ pub fn is_available() -> bool {
         && std::arch::is_x86_feature_detected!("avx512bw")
         && std::arch::is_x86_feature_detected!("avx512vl")
         && std::arch::is_x86_feature_detected!("avx512vnni")
-}
-
-/// Whether quants of the format are small integers.
-pub fn takes(format: Format) -> bool {
-    takes_many(format) || format == Format::Q6K
-}
-
-/// Whether a unit has one scale too, as a product of many tokens wants it.
-pub fn takes_many(format: Format) -> bool {
-    match format {
-        Format::Q8_0
-        | Format::Q4_0
-        | Format::Q4_1
-        | Format::Q5_0
-        | Format::Q5_1
-        | Format::Q4K
-        | Format::Q5K => true,
-        Format::F32 | Format::F16 | Format::Bf16 | Format::Q6K | Format::Fp8 => false,
-    }
-}
-
-/// Whether units have offsets.
-const fn has_offset(format: Format) -> bool {
-    matches!(format, Format::Q4_1 | Format::Q5_1 | Format::Q4K | Format::Q5K)
-}
-
-/// The quant in the middle of the unsigned ones, which is taken from all: integers of either sign, and half as
-/// large, make half the error.
-const fn middle(format: Format) -> i16 {
-    match format {
-        Format::Q4_1 | Format::Q4K => 8,
-        Format::Q5_1 | Format::Q5K => 16,
-        _ => format::offset(format) as i16,
-    }
-}
-
-/// Integers of tokens: `[units, 16, lanes]` words of a block of tokens, or `[units, 16]` of one token.
-#[derive(Default)]
-struct Quantized {
-    words: Vec<i32>,
-    /// Of each unit and token.
-    scales: Vec<f32>,
-    /// Sum of each unit of each token, before rounding.
-    sums: Vec<f32>,
-}
-
-impl Quantized {
-    /// Space for `count` units of tokens, with anything in it.
-    fn resize(&mut self, count: usize) {
-        self.words.resize(count * LANES, 0);
-        self.scales.resize(count, 0.0);
-        self.sums.resize(count, 0.0);
-    }
-
-    /// Makes one token's units, `x`, those from number `first` on.
-    ///
-    /// # Panics
-    /// If there is no room for them.
-    #[target_feature(enable = "avx512f")]
-    fn set(&mut self, first: usize, x: &[f32]) {
-        for (at, x) in (first..).zip(x.chunks(UNIT)) {
-            let words;
-            (words, self.scales[at], self.sums[at]) = quantize_unit(x);
-            let to = &mut self.words[at * LANES..][..LANES];
-            // SAFETY: sixteen words.
-            unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), words) };
-        }
-    }
 }
 
 /// The first 32 numbers of `x`, or as many as it has, as words of two; their scale and their sum. With a number
@@ -164,7 +94,7 @@ fn unpack_unit<const FORMAT: usize>(row: &[u32], units: usize, unit: usize) -> _
 }
 
 /// Scales of the halves of sixteen units, and offsets of quants less the middle one, zero in formats without: see
-/// [`Scale::read`](format::Scale::read).
+/// [`Scale::read`](crate::format::Scale::read).
 struct Scales {
     d: [__m512; 2],
     m: __m512,
@@ -243,6 +173,7 @@ fn scales_of<const FORMAT: usize>(row: &[u32], units: usize, first: usize) -> Sc
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::format::UNIT;
 
     /// The integers of one unit in the order of their columns, and its scale.
     fn quantized(x: &[f32]) -> ([i16; UNIT], f32) {

@@ -3,8 +3,13 @@
 use std::arch::x86_64::*;
 
 use super::{
-    super::{MatmulArgs, avx512::LANES, of_format},
-    Quantized, has_offset, scales_of, unpack_unit,
+    super::{
+        MatmulArgs,
+        avx512::{Avx512, LANES},
+        ints::{Ints, Quantized, WORDS, has_offset},
+        of_format,
+    },
+    scales_of, unpack_unit,
 };
 use crate::{
     cpu::{self, Scattered, View},
@@ -20,9 +25,13 @@ pub fn product(x: View<'_>, words: &[u32], out: Scattered<'_>, args: &MatmulArgs
     let units = args.cols.div_ceil(UNIT);
     let mut tokens = Quantized::default();
     tokens.resize(args.tokens * units);
+    let Quantized { words: to, scales, sums } = &mut tokens;
     for token in 0..args.tokens {
+        let (x, at) = (&x.data[x.first + token * x.row_stride..][..args.cols], token * units);
         // SAFETY: the caller has asked for the features.
-        unsafe { tokens.set(token * units, &x.data[x.first + token * x.row_stride..][..args.cols]) };
+        unsafe {
+            Avx512::quantize(x, &mut to[at * WORDS..], &mut scales[at..], &mut sums[at..]);
+        }
     }
     // A few tasks a thread even out cores of unequal speed.
     let rows_per_task = args.rows.div_ceil(cpu::threads() * 4).max(1);

@@ -1,226 +1,116 @@
-//! Many tokens: lanes are tokens, as in [`avx512`](super::super::avx512), and a few that fill no vector have dot
-//! products of their own.
+//! Many tokens, as [`ints`](super::super::ints) has them.
 
-use std::{
-    arch::x86_64::*,
-    cell::{Cell, RefCell},
-};
+use std::arch::x86_64::*;
 
 use super::{
     super::{
-        MatmulArgs,
-        avx512::{self, LANES, store, transposed},
+        avx512::{Avx512, LANES, transposed},
+        ints::{Ints, Rows, Units, WORDS},
+        lanes::ROWS,
         of_format,
     },
-    Quantized, has_offset, quantize_unit, scales_of, unpack_unit,
+    quantize_unit, scales_of, unpack_unit,
 };
-use crate::{
-    cpu::{self, Scattered, View},
-    format::{Format, UNIT},
-};
+use crate::format::{Format, UNIT};
 
-/// Most vectors of a block: with [`ROWS`] rows, 12 vectors of integer sums, 12 of float sums and 2 of tokens.
-const VECTORS: usize = 2;
-/// Rows of a tile.
-const ROWS: usize = avx512::ROWS;
-/// Rows of a task.
-const TASK_ROWS: usize = avx512::TASK_ROWS;
-/// Most units of a pass, so that a tile's rows stay in the first-level cache and a block of tokens in the
-/// second-level one.
-const PASS_UNITS: usize = 64;
-/// Most tokens that get dot products: more are faster as a vector that is not full.
-const MAX_REST: usize = 5;
-/// Units of a task that makes tokens integers.
-const TASK_UNITS: usize = 8;
+impl Ints for Avx512 {
+    const BLOCK: usize = 2;
+    const REST: usize = 5;
 
-thread_local! {
-    /// Rows and sums of a task: kept, since clearing them anew took as long as filling them.
-    static SCRATCH: RefCell<(Rows, Vec<f32>)> = const { RefCell::new((Rows::new(), Vec::new())) };
-    /// Tokens in blocks and tokens that are left, kept for the same reason by the thread that starts a product.
-    static TOKENS: Cell<[Quantized; 2]> = Cell::default();
-}
+    unsafe fn quantize(x: &[f32], words: &mut [i32], scales: &mut [f32], sums: &mut [f32]) {
+        // SAFETY: by this function's contract.
+        unsafe { quantize(x, words, scales, sums) };
+    }
 
-/// The rows of a tile: `[ROWS, units, 16]` words, and a scale and an offset a unit.
-struct Rows {
-    words: Vec<i32>,
-    scales: Vec<f32>,
-    offsets: Vec<f32>,
-}
+    unsafe fn quantize_lanes<'a, 'b>(
+        tokens: impl Fn(usize) -> &'a [f32],
+        words: impl Fn(usize) -> &'b mut [f32],
+        scales: &mut [f32],
+        sums: &mut [f32],
+    ) {
+        // SAFETY: by this function's contract.
+        unsafe { quantize_lanes(tokens, words, scales, sums) };
+    }
 
-impl Rows {
-    const fn new() -> Self {
-        Self { words: Vec::new(), scales: Vec::new(), offsets: Vec::new() }
+    unsafe fn unpack(
+        format: Format,
+        row: &[u32],
+        units: usize,
+        pass: std::ops::Range<usize>,
+        words: &mut [i32],
+        numbers: [&mut [f32]; 2],
+    ) {
+        // SAFETY: by this function's contract.
+        unsafe { of_format!(format, unpack)(row, units, pass, words, numbers) };
+    }
+
+    unsafe fn tile(
+        vectors: usize,
+        offset: bool,
+        x: Units<'_>,
+        tile: &Rows,
+        stride: usize,
+        sums: &mut [f32],
+        add: bool,
+    ) {
+        let products = match (vectors, offset) {
+            (1, false) => products::<1, false>,
+            (1, true) => products::<1, true>,
+            (_, false) => products::<{ Self::BLOCK }, false>,
+            (_, true) => products::<{ Self::BLOCK }, true>,
+        };
+        // SAFETY: by this function's contract.
+        unsafe { products(x, tile, stride, sums, add) };
+    }
+
+    unsafe fn tile_dots(
+        offset: bool,
+        x: Units<'_>,
+        tile: &Rows,
+        stride: usize,
+        sums: &mut [f32],
+        add: bool,
+    ) {
+        let dots = if offset { dots::<true> } else { dots::<false> };
+        // SAFETY: by this function's contract.
+        unsafe { dots(x, tile, stride, sums, add) };
     }
 }
 
-/// Writes the product of all rows with all tokens of `x`, whose rows are contiguous, into one part's columns of
-/// `out`.
-///
-/// # Panics
-/// If a slice is too short.
-pub fn product(x: View<'_>, words: &[u32], out: Scattered<'_>, args: &MatmulArgs) {
-    let units = args.cols.div_ceil(UNIT);
-    let rest = match args.tokens % LANES {
-        rest if rest <= MAX_REST => rest,
-        _ => 0,
-    };
-    let whole = args.tokens - rest;
-    let starts = avx512::starts(whole.div_ceil(LANES), VECTORS);
-    let [mut blocks, mut left] = TOKENS.take();
-    blocks.resize(whole.div_ceil(LANES) * LANES * units);
-    left.resize(rest * units);
-    quantize(x, &starts, [whole, args.tokens], args.cols, &mut blocks, &mut left);
-    let tokens = Tokens { blocks, starts, left, whole };
-    cpu::for_each(args.rows.div_ceil(TASK_ROWS), |task| {
-        SCRATCH.with_borrow_mut(|(tile, sums)| {
-            let first = task * TASK_ROWS;
-            let rows = first..args.rows.min(first + TASK_ROWS);
-            // SAFETY: each task has rows, and so columns of the output, of its own; the caller of `product` has
-            // asked for the features.
-            unsafe { rows_of(&tokens, words, out, args, rows, tile, sums) };
-        });
-    });
-    TOKENS.set([tokens.blocks, tokens.left]);
-}
-
-struct Tokens {
-    blocks: Quantized,
-    /// First vector of each block, and where the last one ends.
-    starts: Vec<usize>,
-    left: Quantized,
-    /// Tokens that are in blocks.
-    whole: usize,
-}
-
-/// Fills `blocks` with tokens below `whole`, `left` with the others up to `tokens`.
-fn quantize(
-    x: View<'_>,
-    starts: &[usize],
-    [whole, tokens]: [usize; 2],
-    cols: usize,
-    blocks: &mut Quantized,
-    left: &mut Quantized,
-) {
-    let units = cols.div_ceil(UNIT);
-    let token = |token: usize| &x.data[x.first + token * x.row_stride..][..cols];
-    let parts = units.div_ceil(TASK_UNITS);
-    let words = Scattered::new(bytemuck::cast_slice_mut(&mut blocks.words));
-    let [scales, sums] = [&mut blocks.scales, &mut blocks.sums].map(|numbers| Scattered::new(numbers));
-    cpu::for_each(whole.div_ceil(LANES) * parts, |task| {
-        let (vector, part) = (task / parts, task % parts);
-        let block = starts.partition_point(|start| *start <= vector) - 1;
-        let (lanes, at) = ((starts[block + 1] - starts[block]) * LANES, (vector - starts[block]) * LANES);
-        let first = starts[block] * LANES * units;
-        for unit in part * TASK_UNITS..units.min((part + 1) * TASK_UNITS) {
-            let count = LANES.min(whole - vector * LANES);
-            let at_unit = first + unit * lanes + at;
-            // SAFETY: each vector of a unit is written by one task; `product` runs where the processor has the
-            // features.
-            unsafe {
-                let tokens = std::array::from_fn(|lane| match lane < count {
-                    true => &token(vector * LANES + lane)[unit * UNIT..],
-                    false => &[],
-                });
-                let (square, unit_scales, unit_sums) = quantize_unit_of(tokens);
-                scales.slice(at_unit, LANES).copy_from_slice(&unit_scales);
-                sums.slice(at_unit, LANES).copy_from_slice(&unit_sums);
-                for (pair, row) in square.into_iter().enumerate() {
-                    let to = words.slice(first * LANES + (unit * LANES + pair) * lanes + at, LANES);
-                    _mm512_storeu_ps(to.as_mut_ptr(), row);
-                }
-            }
-        }
-    });
-    for (number, token) in (whole..tokens).map(token).enumerate() {
-        // SAFETY: `product` runs where the processor has the features.
-        unsafe { left.set(number * units, token) };
-    }
-}
-
-/// Sixteen tokens' units, lanes exchanged with words, as floats of the same bits.
+/// [`Ints::quantize`].
 #[target_feature(enable = "avx512f")]
-fn quantize_unit_of(tokens: [&[f32]; LANES]) -> ([__m512; LANES], [f32; LANES], [f32; LANES]) {
-    let (mut scales, mut sums) = ([0.0; LANES], [0.0; LANES]);
-    let mut square = [_mm512_setzero_ps(); LANES];
-    for (lane, x) in tokens.into_iter().enumerate() {
-        let words;
-        (words, scales[lane], sums[lane]) = quantize_unit(x);
-        square[lane] = _mm512_castsi512_ps(words);
+pub(super) fn quantize(x: &[f32], words: &mut [i32], scales: &mut [f32], sums: &mut [f32]) {
+    let (words, _) = words.as_chunks_mut::<WORDS>();
+    for (((x, words), scale), sum) in x.chunks(UNIT).zip(words).zip(scales).zip(sums) {
+        let unit;
+        (unit, *scale, *sum) = quantize_unit(x);
+        // SAFETY: sixteen words.
+        unsafe { _mm512_storeu_si512(words.as_mut_ptr().cast(), unit) };
     }
-    (transposed(square), scales, sums)
 }
 
-/// The products of `rows`.
-///
-/// # Safety
-/// No other thread may touch these columns of the output meanwhile.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,f16c")]
-unsafe fn rows_of(
-    tokens: &Tokens,
-    words: &[u32],
-    out: Scattered<'_>,
-    args: &MatmulArgs,
-    rows: std::ops::Range<usize>,
-    tile: &mut Rows,
-    sums: &mut Vec<f32>,
+/// [`Ints::quantize_lanes`].
+#[target_feature(enable = "avx512f")]
+fn quantize_lanes<'a, 'b>(
+    tokens: impl Fn(usize) -> &'a [f32],
+    words: impl Fn(usize) -> &'b mut [f32],
+    scales: &mut [f32],
+    sums: &mut [f32],
 ) {
-    let Tokens { blocks, starts, left, whole } = tokens;
-    let MatmulArgs { format, cols, .. } = *args;
-    let (units, row_words) = (cols.div_ceil(UNIT), format.row_words(cols));
-    // Scales are read sixteen at a time.
-    let pass_units = units.div_ceil(units.div_ceil(PASS_UNITS)).next_multiple_of(LANES);
-    let vectors = whole.div_ceil(LANES);
-    tile.words.resize(ROWS * pass_units * LANES, 0);
-    tile.scales.resize(ROWS * pass_units, 0.0);
-    tile.offsets.resize(ROWS * pass_units, 0.0);
-    // `[blocks][TASK_ROWS][lanes of the block]`, and `[tokens that are left][TASK_ROWS]`.
-    sums.resize(TASK_ROWS * (vectors * LANES + args.tokens - whole), 0.0);
-    let (sums, rest) = sums.split_at_mut(TASK_ROWS * vectors * LANES);
-    for first_unit in (0..units).step_by(pass_units) {
-        let pass = first_unit..units.min(first_unit + pass_units);
-        for (number, first) in rows.clone().step_by(ROWS).enumerate() {
-            // A tile of fewer rows multiplies rows of an earlier one once more: nobody reads the sums.
-            for (at, row) in (first..rows.end.min(first + ROWS)).enumerate() {
-                let row = &words[row * row_words..][..row_words];
-                let at = at * pass_units;
-                let numbers = [&mut tile.scales[at..], &mut tile.offsets[at..]];
-                of_format!(format, unpack)(row, units, pass.clone(), &mut tile.words[at * LANES..], numbers);
-            }
-            let add = first_unit > 0;
-            for block in starts.windows(2) {
-                let (start, lanes) = (block[0], (block[1] - block[0]) * LANES);
-                let at = start * LANES * units + first_unit * lanes;
-                let count = pass.len() * lanes;
-                let x = [&blocks.scales[at..][..count], &blocks.sums[at..][..count]];
-                // The words of a block begin where those of the ones before end, as its scales do.
-                let x_words = &blocks.words[at * LANES..][..count * LANES];
-                let products = match (block[1] - block[0], has_offset(format)) {
-                    (1, false) => products::<1, false>,
-                    (1, true) => products::<1, true>,
-                    (_, false) => products::<VECTORS, false>,
-                    (_, true) => products::<VECTORS, true>,
-                };
-                let size = ROWS * lanes;
-                let sums = &mut sums[TASK_ROWS * start * LANES + number * size..][..size];
-                products(x_words, x, tile, pass_units, sums, add);
-            }
-            for (token, sums) in rest.chunks_exact_mut(TASK_ROWS).enumerate() {
-                let at = token * units + first_unit;
-                let x = [&left.scales[at..][..pass.len()], &left.sums[at..][..pass.len()]];
-                let x_words = &left.words[at * LANES..][..pass.len() * LANES];
-                let sums = &mut sums[number * ROWS..][..ROWS];
-                match has_offset(format) {
-                    true => dots::<true>(x_words, x, tile, pass_units, sums, add),
-                    false => dots::<false>(x_words, x, tile, pass_units, sums, add),
-                }
-            }
-        }
+    let mut square = [_mm512_setzero_ps(); LANES];
+    for (lane, row) in square.iter_mut().enumerate() {
+        let unit;
+        (unit, scales[lane], sums[lane]) = quantize_unit(tokens(lane));
+        *row = _mm512_castsi512_ps(unit);
     }
-    // SAFETY: by this function's contract.
-    unsafe { store(sums, starts, rest, *whole, rows, out, args) };
+    for (word, row) in transposed(square).into_iter().enumerate() {
+        let to = &mut words(word)[..LANES];
+        // SAFETY: sixteen words.
+        unsafe { _mm512_storeu_ps(to.as_mut_ptr(), row) };
+    }
 }
 
-/// Words, scales and offsets of some units of a packed row of `units` units. The first is a multiple of 16.
+/// [`Ints::unpack`].
 ///
 /// # Panics
 /// If a slice is too short.
@@ -249,12 +139,10 @@ fn unpack<const FORMAT: usize>(
     }
 }
 
-/// Writes `sums` `[ROWS, V * LANES]`, or adds to them, the products of a tile's rows, `stride` units apart, with
-/// `x` `[units, 16, V * LANES]`, whose scales and sums are `[units, V * LANES]`.
+/// [`Ints::tile`] of `V` vectors.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 fn products<const V: usize, const OFFSET: bool>(
-    x: &[i32],
-    [scales, unit_sums]: [&[f32]; 2],
+    Units { words: x, scales, sums: unit_sums }: Units<'_>,
     tile: &Rows,
     stride: usize,
     sums: &mut [f32],
@@ -312,11 +200,10 @@ fn products<const V: usize, const OFFSET: bool>(
     }
 }
 
-/// The same for one token: `sums` has [`ROWS`] of them.
+/// [`Ints::tile_dots`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 fn dots<const OFFSET: bool>(
-    x: &[i32],
-    [scales, unit_sums]: [&[f32]; 2],
+    Units { words: x, scales, sums: unit_sums }: Units<'_>,
     tile: &Rows,
     stride: usize,
     sums: &mut [f32],

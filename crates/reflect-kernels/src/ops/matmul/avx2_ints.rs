@@ -117,8 +117,7 @@ fn quantize(x: &[f32], words: &mut [i32], scales: &mut [f32], sums: &mut [f32]) 
     for (((x, words), scale), sum) in x.chunks(UNIT).zip(words).zip(scales).zip(sums) {
         let unit;
         (unit, *scale, *sum) = quantize_unit(x);
-        // SAFETY: sixteen words.
-        unsafe { store(unit, words) };
+        store(unit, words);
     }
 }
 
@@ -147,8 +146,7 @@ fn quantize_lanes<'a, 'b>(
     }
 }
 
-/// # Safety
-/// The processor has the vectors.
+/// Writes a unit's words.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn store([low, top]: [__m256i; 2], words: &mut [i32; WORDS]) {

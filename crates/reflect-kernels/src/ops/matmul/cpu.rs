@@ -97,6 +97,10 @@ pub(super) fn rounds_activations(format: Format, tokens: usize) -> bool {
     if vnni::is_available() {
         return if tokens >= WIDE_TOKENS { ints::takes_many(format) } else { ints::takes(format) };
     }
+    #[cfg(target_arch = "x86_64")]
+    if !avx512::is_available() && avx2::is_available() {
+        return tokens >= WIDE_TOKENS && ints::takes_many(format);
+    }
     let _ = (format, tokens);
     false
 }
@@ -116,12 +120,18 @@ fn wide_product(x: View<'_>, words: &[u32], out: Scattered<'_>, args: &MatmulArg
     }
     #[cfg(target_arch = "x86_64")]
     if ints::takes_many(args.format) && vnni::is_available() {
-        return vnni::many(x, words, out, args);
+        // SAFETY: the processor has the vectors.
+        return unsafe { ints::many::<Avx512>(x, words, out, args) };
     }
     #[cfg(target_arch = "x86_64")]
     if avx512::is_available() {
         // SAFETY: the processor has the vectors.
         return unsafe { lanes::product::<Avx512>(x, words, out, args) };
+    }
+    #[cfg(target_arch = "x86_64")]
+    if ints::takes_many(args.format) && avx2::is_available() {
+        // SAFETY: the processor has the vectors.
+        return unsafe { ints::many::<Avx2>(x, words, out, args) };
     }
     #[cfg(target_arch = "x86_64")]
     if avx2::is_available() {

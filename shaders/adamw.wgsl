@@ -15,8 +15,8 @@ struct Params { len: u32 }
 @group(0) @binding(5) var<uniform> p: Params;
 
 @compute @workgroup_size(64)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let i = (group.x + group.y * GRID_X) * 64u + lane;
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
+    let i = (group.x + group.y * GRID_X) * 64u + local;
     if i >= p.len { return; }
     let g = grad[i] * settings[7];
     let first = settings[1] * m[i] + (1.0 - settings[1]) * g;

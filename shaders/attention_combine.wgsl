@@ -10,8 +10,8 @@ struct Params { lines: u32, splits: u32, head_dim: u32 }
 @group(0) @binding(2) var<uniform> p: Params;
 
 @compute @workgroup_size(64)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let index = (group.x + group.y * GRID_X) * 64u + lane;
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
+    let index = (group.x + group.y * GRID_X) * 64u + local;
     if index >= p.lines * p.head_dim { return; }
     let line = index / p.head_dim;
     let element = index % p.head_dim;

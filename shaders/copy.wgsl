@@ -10,7 +10,7 @@ struct Params { vectors: u32 }
 @group(0) @binding(2) var<uniform> p: Params;
 
 @compute @workgroup_size(256)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let i = (group.x + group.y * GRID_X) * 256u + lane;
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
+    let i = (group.x + group.y * GRID_X) * 256u + local;
     if i < p.vectors { to[i] = source[i]; }
 }

@@ -4,7 +4,7 @@
 
 // Whether the state begins here and is not read.
 const FIRST: bool = true;
-const LANES: u32 = 64u;
+const INVOCATIONS: u32 = 64u;
 const GRID_X: u32 = 32768u;
 const LOWEST: f32 = -3.4e38;
 
@@ -15,8 +15,8 @@ struct Params { rows: u32, cols: u32, first_id: u32 }
 @group(0) @binding(2) var<storage, read_write> states: array<vec4<f32>>;   // (T)
 @group(0) @binding(3) var<uniform> p: Params;
 
-@compute @workgroup_size(LANES)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+@compute @workgroup_size(INVOCATIONS)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
     let row = group.x + group.y * GRID_X;
     let at = min(row, p.rows - 1u);
     let base = at * p.cols;
@@ -24,21 +24,21 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     if !FIRST { state = states[at]; }
     var best = LOWEST;
     var best_id = 0u;
-    for (var i = lane; i < p.cols; i += LANES) {
+    for (var i = local; i < p.cols; i += INVOCATIONS) {
         let value = logits[base + i];
         if value > best {
             best = value;
             best_id = i;
         }
     }
-    let top = reduce_max(best, lane);
+    let top = reduce_max(best, local);
     // The lowest id of the largest logit: ids are exact as floats.
-    let id = -reduce_max(select(LOWEST, -f32(best_id), best == top), lane);
+    let id = -reduce_max(select(LOWEST, -f32(best_id), best == top), local);
     let whole = max(top, state.x);
     var sum = 0.0;
-    for (var i = lane; i < p.cols; i += LANES) { sum += exp(logits[base + i] - whole); }
-    let mass = reduce_add(sum, lane);
-    if lane == 0u && row < p.rows {
+    for (var i = local; i < p.cols; i += INVOCATIONS) { sum += exp(logits[base + i] - whole); }
+    let mass = reduce_add(sum, local);
+    if local == 0u && row < p.rows {
         state.y = state.y * exp(state.x - whole) + mass;
         if top > state.x { state.w = f32(p.first_id) + id; }
         state.x = whole;

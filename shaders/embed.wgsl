@@ -11,8 +11,8 @@ struct Params { tokens: u32, cols: u32, units: u32, row_vec4: u32, first_row: u3
 @group(0) @binding(3) var<uniform> p: Params;
 
 @compute @workgroup_size(64)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let index = (group.x + group.y * GRID_X) * 64u + lane;
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
+    let index = (group.x + group.y * GRID_X) * 64u + local;
     let token = index / p.units;
     let unit = index % p.units;
     if token >= p.tokens { return; }

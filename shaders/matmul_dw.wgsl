@@ -16,9 +16,9 @@ var<workgroup> tile_d: array<vec4<f32>, 256>;
 var<workgroup> tile_x: array<vec4<f32>, 256>;
 
 @compute @workgroup_size(256)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let across = lane % 16u;
-    let down = lane / 16u;
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
+    let across = local % 16u;
+    let down = local / 16u;
     // What this invocation loads, and what it sums.
     let load_row = group.y * 64u + across * 4u;
     let col = group.x * 64u + across * 4u;
@@ -37,8 +37,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                 if col + c < p.cols { v[c] = x[x_at + c]; }
             }
         }
-        tile_d[lane] = d;
-        tile_x[lane] = v;
+        tile_d[local] = d;
+        tile_x[local] = v;
         workgroupBarrier();
         for (var t = 0u; t < TOKENS; t++) {
             let rows = tile_d[t * 16u + down];

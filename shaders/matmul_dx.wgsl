@@ -18,17 +18,17 @@ var<workgroup> tile_w: array<vec4<f32>, 256>;
 var<workgroup> tile_d: array<f32, 1088>;
 
 @compute @workgroup_size(256)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
     let first_token = group.y * 64u;
-    let col_lane = lane % 16u;
-    let token_lane = lane / 16u;
+    let my_col = local % 16u;
+    let my_token = local / 16u;
     var acc: array<vec4<f32>, 4>;
     for (var a = 0u; a < 4u; a++) { acc[a] = vec4<f32>(0.0); }
     for (var first = 0u; first < p.rows; first += ROWS) {
-        if lane < 32u {
-            let row = first + lane / 2u;
-            let unit = group.x * 2u + lane % 2u;
-            let at = (lane / 2u) * 16u + (lane % 2u) * 8u;
+        if local < 32u {
+            let row = first + local / 2u;
+            let unit = group.x * 2u + local % 2u;
+            let at = (local / 2u) * 16u + (local % 2u) * 8u;
             if row < p.rows && unit < p.units {
                 let w = load_unit(row * p.row_vec4, p.units, unit);
                 for (var j = 0u; j < 8u; j++) { tile_w[at + j] = w[j]; }
@@ -36,7 +36,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                 for (var j = 0u; j < 8u; j++) { tile_w[at + j] = vec4<f32>(0.0); }
             }
         }
-        for (var i = lane; i < 64u * ROWS; i += 256u) {
+        for (var i = local; i < 64u * ROWS; i += 256u) {
             let token = first_token + i / ROWS;
             let row = first + i % ROWS;
             var d = 0.0;
@@ -45,15 +45,15 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         }
         workgroupBarrier();
         for (var n = 0u; n < ROWS; n++) {
-            let w = tile_w[n * 16u + col_lane];
-            for (var a = 0u; a < 4u; a++) { acc[a] += tile_d[(token_lane + 16u * a) * 17u + n] * w; }
+            let w = tile_w[n * 16u + my_col];
+            for (var a = 0u; a < 4u; a++) { acc[a] += tile_d[(my_token + 16u * a) * 17u + n] * w; }
         }
         workgroupBarrier();
     }
     for (var a = 0u; a < 4u; a++) {
-        let token = first_token + token_lane + 16u * a;
+        let token = first_token + my_token + 16u * a;
         for (var j = 0u; j < 4u; j++) {
-            let col = group.x * 64u + col_lane * 4u + j;
+            let col = group.x * 64u + my_col * 4u + j;
             if token < p.tokens && col < p.cols {
                 let at = token * p.cols + col;
                 if ACCUMULATE { dx[at] += acc[a][j]; } else { dx[at] = acc[a][j]; }

@@ -1,15 +1,15 @@
 // out[t, n] = sum over k of x[t, k] * weights[n, k] for few tokens, on a GPU: the speed is that of
-// reading the weights. A workgroup has TEAMS teams of TEAM lanes, a team ROWS rows; its lanes take
-// neighbouring units, so that a team reads consecutive vectors, and shared/team_*.wgsl adds what they
-// summed. x is laid into workgroup memory, CHUNK units at a time, in an order in which lanes that read
-// the same vector of neighbouring units meet different banks.
-// Dispatch: grid(ceil(N / (TEAMS * ROWS))), with GATED half the ROWS. Called by ops/matmul.rs, and by
+// reading the weights. A workgroup has SUBGROUPS subgroups, each of SUBGROUP lanes for ROWS rows; the lanes
+// take neighbouring units, so that a subgroup reads consecutive vectors, and shared/sums_*.wgsl adds up their
+// sums. x is laid into workgroup memory, CHUNK units at a time, in an order in which lanes that read the same
+// vector of neighbouring units meet different banks.
+// Dispatch: grid(ceil(N / (SUBGROUPS * ROWS))), with GATED half the ROWS. Called by ops/matmul.rs, and by
 // ops/fused.rs with what stands around a product in a block.
 
 const TOKENS: u32 = 1u;
 const ROWS: u32 = 4u;
-const TEAM: u32 = 32u;
-const TEAMS: u32 = 4u;
+const SUBGROUP: u32 = 32u;
+const SUBGROUPS: u32 = 4u;
 const CHUNK: u32 = 64u;
 // Whether k4 is not a multiple of 8, so that the last unit reads past the row of x.
 const TAIL: bool = true;
@@ -20,11 +20,10 @@ const GATED: bool = false;
 // `extra` is added to the result.
 const ADD: bool = false;
 const GRID_X: u32 = 32768u;
-const SUM_SCALES: bool = false;
-const LANES: u32 = TEAM * TEAMS;
-// Rows of the result that a team makes.
-const MADE: u32 = select(ROWS, ROWS / 2u, GATED);
-// What a team sums: ROWS results of each token, and its squares.
+const INVOCATIONS: u32 = SUBGROUP * SUBGROUPS;
+// Rows of the result that a subgroup makes.
+const RESULTS: u32 = select(ROWS, ROWS / 2u, GATED);
+// What a subgroup sums: ROWS results of each token, and its squares.
 const SUMS: u32 = (ROWS + 1u) * TOKENS;
 
 struct Params {
@@ -38,31 +37,31 @@ struct Params {
 @group(0) @binding(4) var<uniform> p: Params;
 
 var<workgroup> xs: array<vec4<f32>, TOKENS * CHUNK * 8u>;
-var<workgroup> team_squares: array<f32, TOKENS * TEAMS>;
+var<workgroup> subgroup_squares: array<f32, TOKENS * SUBGROUPS>;
 
 // Where vector `j` of unit `u` of the chunk lies.
 fn place(token: u32, u: u32, j: u32) -> u32 {
     return (token * CHUNK + u) * 8u + (j ^ (u & 7u));
 }
 
-@compute @workgroup_size(LANES)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) index: u32) {
-    let lane = index % TEAM;
-    let team = index / TEAM;
-    let first = ((group.x + group.y * GRID_X) * TEAMS + team) * MADE;
+@compute @workgroup_size(INVOCATIONS)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
+    let lane = local % SUBGROUP;
+    let subgroup = local / SUBGROUP;
+    let first = ((group.x + group.y * GRID_X) * SUBGROUPS + subgroup) * RESULTS;
     var at: array<u32, ROWS>;
     var acc: array<array<f32, TOKENS>, ROWS>;
     var squares: array<f32, TOKENS>;
     for (var t = 0u; t < TOKENS; t++) { squares[t] = 0.0; }
     for (var r = 0u; r < ROWS; r++) {
-        let row = min(first + r % MADE, p.rows - 1u) + select(0u, p.rows, GATED && r >= MADE);
+        let row = min(first + r % RESULTS, p.rows - 1u) + select(0u, p.rows, GATED && r >= RESULTS);
         at[r] = row * p.row_vec4;
         for (var t = 0u; t < TOKENS; t++) { acc[r][t] = 0.0; }
     }
     for (var base = 0u; base < p.units; base += CHUNK) {
         let count = min(CHUNK, p.units - base);
         workgroupBarrier();
-        for (var i = index; i < count * 8u; i += LANES) {
+        for (var i = local; i < count * 8u; i += INVOCATIONS) {
             let k = base * 8u + i;
             for (var t = 0u; t < TOKENS; t++) {
                 var v = vec4<f32>(0.0);
@@ -77,7 +76,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             }
         }
         workgroupBarrier();
-        for (var u = lane; u < count; u += TEAM) {
+        for (var u = lane; u < count; u += SUBGROUP) {
             let unit = base + u;
             // All loads first, so that many are under way at once.
             var quants: array<Quants, ROWS>;
@@ -105,7 +104,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                     if OFFSETS { totals[t] += dot(v[t], vec4<f32>(1.0)); }
                 }
                 for (var r = 0u; r < ROWS; r++) {
-                    let w = raw_quad(at[r] + unit * UNIT_VEC4, quants[r], i);
+                    let w = raw_vec4(at[r] + unit * UNIT_VEC4, quants[r], i);
                     for (var t = 0u; t < TOKENS; t++) {
                         var sum = fma(w.x, v[t].x, sums[r][t]);
                         sum = fma(w.y, v[t].y, sum);
@@ -131,11 +130,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         for (var r = 0u; r < ROWS; r++) { values[r * TOKENS + t] = acc[r][t]; }
         values[ROWS * TOKENS + t] = squares[t];
     }
-    team_put(values, index);
+    put_sums(values, local);
     if NORM {
         if lane == 0u {
             for (var t = 0u; t < TOKENS; t++) {
-                team_squares[t * TEAMS + team] = team_sum(ROWS * TOKENS + t, index);
+                subgroup_squares[t * SUBGROUPS + subgroup] = sum_of(ROWS * TOKENS + t, local);
             }
         }
         workgroupBarrier();
@@ -144,14 +143,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         var factor = 1.0;
         if NORM {
             var sum = 0.0;
-            for (var i = 0u; i < TEAMS; i++) { sum += team_squares[t * TEAMS + i]; }
+            for (var i = 0u; i < SUBGROUPS; i++) { sum += subgroup_squares[t * SUBGROUPS + i]; }
             factor = inverseSqrt(sum / f32(4u * p.k4) + p.eps);
         }
-        for (var r = 0u; r < MADE; r++) {
+        for (var r = 0u; r < RESULTS; r++) {
             if lane == r && first + r < p.rows && t < p.tokens {
-                var result = factor * team_sum(r * TOKENS + t, index);
+                var result = factor * sum_of(r * TOKENS + t, local);
                 if GATED {
-                    let up = factor * team_sum((MADE + r) * TOKENS + t, index);
+                    let up = factor * sum_of((RESULTS + r) * TOKENS + t, local);
                     result = result / (1.0 + exp(-result)) * up;
                 }
                 let to = t * p.out_cols + p.out_first + first + r;

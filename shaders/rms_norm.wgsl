@@ -3,7 +3,7 @@
 
 // Without a residual `sum` is not written and `residual` is x itself.
 const RESIDUAL: bool = true;
-const LANES: u32 = 64u;
+const INVOCATIONS: u32 = 64u;
 const GRID_X: u32 = 32768u;
 
 struct Params { rows: u32, cols: u32, eps: f32 }
@@ -15,19 +15,19 @@ struct Params { rows: u32, cols: u32, eps: f32 }
 @group(0) @binding(4) var<storage, read_write> out: array<f32>;      // (T, D)
 @group(0) @binding(5) var<uniform> p: Params;
 
-@compute @workgroup_size(LANES)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+@compute @workgroup_size(INVOCATIONS)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
     let row = group.x + group.y * GRID_X;
     let base = min(row, p.rows - 1u) * p.cols;
     var squares = 0.0;
-    for (var i = lane; i < p.cols; i += LANES) {
+    for (var i = local; i < p.cols; i += INVOCATIONS) {
         var v = x[base + i];
         if RESIDUAL { v += residual[base + i]; }
         squares += v * v;
     }
-    let scale = inverseSqrt(reduce_add(squares, lane) / f32(p.cols) + p.eps);
+    let scale = inverseSqrt(reduce_add(squares, local) / f32(p.cols) + p.eps);
     if row < p.rows {
-        for (var i = lane; i < p.cols; i += LANES) {
+        for (var i = local; i < p.cols; i += INVOCATIONS) {
             var v = x[base + i];
             if RESIDUAL {
                 v += residual[base + i];

@@ -2,7 +2,7 @@
 // dx = s * (g - x * s^2 * mean(g * x)) + add; scales = s. One workgroup a row.
 // Dispatch: grid(T). Called by ops/rms_norm_backward.rs.
 
-const LANES: u32 = 64u;
+const INVOCATIONS: u32 = 64u;
 const GRID_X: u32 = 32768u;
 
 struct Params { rows: u32, cols: u32, eps: f32 }
@@ -15,23 +15,23 @@ struct Params { rows: u32, cols: u32, eps: f32 }
 @group(0) @binding(5) var<storage, read_write> scales: array<f32>;   // (T)
 @group(0) @binding(6) var<uniform> p: Params;
 
-@compute @workgroup_size(LANES)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+@compute @workgroup_size(INVOCATIONS)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
     let row = group.x + group.y * GRID_X;
     let base = min(row, p.rows - 1u) * p.cols;
     var squares = 0.0;
     var products = 0.0;
-    for (var i = lane; i < p.cols; i += LANES) {
+    for (var i = local; i < p.cols; i += INVOCATIONS) {
         let v = x[base + i];
         squares += v * v;
         products += v * dy[base + i] * weight[i];
     }
-    let scale = inverseSqrt(reduce_add(squares, lane) / f32(p.cols) + p.eps);
-    let back = scale * scale * reduce_add(products, lane) / f32(p.cols);
+    let scale = inverseSqrt(reduce_add(squares, local) / f32(p.cols) + p.eps);
+    let back = scale * scale * reduce_add(products, local) / f32(p.cols);
     if row < p.rows {
-        for (var i = lane; i < p.cols; i += LANES) {
+        for (var i = local; i < p.cols; i += INVOCATIONS) {
             dx[base + i] = scale * (dy[base + i] * weight[i] - x[base + i] * back) + add[base + i];
         }
-        if lane == 0u { scales[row] = scale; }
+        if local == 0u { scales[row] = scale; }
     }
 }

@@ -13,19 +13,19 @@ struct Params { rows: u32, cols: u32 }
 var<workgroup> sums: array<f32, 256>;
 
 @compute @workgroup_size(256)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let col = group.x * 16u + lane % 16u;
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
+    let col = group.x * 16u + local % 16u;
     var sum = 0.0;
     if col < p.cols {
-        for (var t = lane / 16u; t < p.rows; t += 16u) {
+        for (var t = local / 16u; t < p.rows; t += 16u) {
             sum += dy[t * p.cols + col] * x[t * p.cols + col] * scales[t];
         }
     }
-    sums[lane] = sum;
+    sums[local] = sum;
     workgroupBarrier();
     for (var half = 128u; half >= 16u; half = half / 2u) {
-        if lane < half { sums[lane] += sums[lane + half]; }
+        if local < half { sums[local] += sums[local + half]; }
         workgroupBarrier();
     }
-    if lane < 16u && col < p.cols { grad[col] += sums[lane]; }
+    if local < 16u && col < p.cols { grad[col] += sums[local]; }
 }

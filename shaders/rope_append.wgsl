@@ -7,7 +7,7 @@ const HALF_SPLIT: bool = true;
 // The cache keeps two f16 in a word, else one f32.
 const CACHE_F16: bool = true;
 const PAGE: u32 = 32u;
-// A constant, so that no division is left to the lanes.
+// A constant, so that no division is left to the invocations.
 const HEAD_DIM: u32 = 64u;
 const GRID_X: u32 = 32768u;
 
@@ -20,10 +20,10 @@ struct Params { tokens: u32, heads: u32, kv_heads: u32, rope_at: u32 }
 @group(0) @binding(4) var<uniform> p: Params;
 
 @compute @workgroup_size(64)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
     let half = HEAD_DIM / 2u;
     let all_heads = p.heads + 2u * p.kv_heads;
-    let index = group.x * 64u + lane;
+    let index = group.x * 64u + local;
     let pair = index % half;
     let head = index / half;
     let token = group.y + group.z * GRID_X;

@@ -36,9 +36,9 @@ fn rotated(base: u32, token: u32, pair: u32, is_v: bool) -> vec2<f32> {
 }
 
 @compute @workgroup_size(64)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
     let all_heads = p.heads + 2u * p.kv_heads;
-    let head = group.x * 64u + lane;
+    let head = group.x * 64u + local;
     let token = group.y + group.z * GRID_X;
     if token >= p.tokens || head >= all_heads { return; }
     let base = (token * all_heads + head) * HEAD_DIM;

@@ -1,5 +1,5 @@
 // out = silu(gate) * up, with gate and up side by side in a row.
-// One invocation an element. Dispatch: (ceil(F / 64), T), since a division is dear where lanes run on
+// One invocation an element. Dispatch: (ceil(F / 64), T), since a division is dear where invocations run on
 // CPU cores; more than 65,535 rows go on in z. Called by ops/swiglu.rs.
 
 const GRID_X: u32 = 32768u;
@@ -11,9 +11,9 @@ struct Params { tokens: u32, cols: u32 }
 @group(0) @binding(2) var<uniform> p: Params;
 
 @compute @workgroup_size(64)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
     let token = group.y + group.z * GRID_X;
-    let col = group.x * 64u + lane;
+    let col = group.x * 64u + local;
     if token >= p.tokens || col >= p.cols { return; }
     let at = token * 2u * p.cols + col;
     let gate = gate_up[at];

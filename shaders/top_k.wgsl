@@ -41,8 +41,8 @@ fn add_mass(other_top: f32, other_sum: f32) {
 }
 
 @compute @workgroup_size(32)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let index = (group.x + group.y * GRID_X) * 32u + lane;
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
+    let index = (group.x + group.y * GRID_X) * 32u + local;
     if index >= p.tokens * p.chunks { return; }
     let token = index / p.chunks;
     let first = (index % p.chunks) * p.chunk_items;

@@ -3,14 +3,14 @@
 
 use std::collections::HashMap;
 
-use reflect_kernels::{KvFormat, PAGE, device::OpenDevice};
+use reflect_kernels::{Format, KvFormat, PAGE, device::OpenDevice};
 use reflect_llm::{
     Engine, EngineError, EngineOptions, Llama, LlamaConfig, Request, SequenceId,
     cache::KvCache,
     sampler::{Sampled, SamplingParams},
 };
 use reflect_tests::{
-    ACCEPTANCE, argmax, compare, devices, exact,
+    ACCEPTANCE, argmax, as_gpus, compare, devices, exact,
     golden::{Generated, Golden},
     is_cpu, is_set, load,
 };
@@ -183,6 +183,29 @@ fn a_batch_answers_like_single_sequences() {
                 let what = format!("{}: sequence {at} of a batch, chunk {chunk}", open.name);
                 assert_same(&what, answer, &fresh(&model, prompts[at], TOKENS));
             }
+        }
+    }
+}
+
+/// The kernels of GPUs on software adapters.
+#[test]
+fn the_kernels_of_gpus_answer_like_the_cpu() {
+    let golden = Golden::named("g4_hd64_llama3_bias");
+    // Biases keep products from being fused.
+    let config = LlamaConfig {
+        attention_bias: false,
+        mlp_bias: false,
+        // Rows of whole blocks.
+        intermediate_size: 192,
+        ..golden.config.clone()
+    };
+    let prompt = &golden.tokens[..45];
+    for format in [Format::F16, Format::Q8_0, Format::Q4_0] {
+        let on = |open: &OpenDevice| load(&config, &golden.weights_of(&config).in_format(format), open);
+        let expected = fresh(&on(&reflect_kernels::device::cpu()), prompt, TOKENS);
+        for open in as_gpus() {
+            let what = format!("{} as a GPU, {}", open.name, format.name());
+            assert_same(&what, &fresh(&on(&open), prompt, TOKENS), &expected);
         }
     }
 }
@@ -416,7 +439,8 @@ fn a_long_context_is_right_and_its_memory_linear() {
     for open in devices() {
         // Sixteen thousand positions; two minutes on lanes that cannot share their loads, so there
         // an eighth of that unless the whole matrix is asked for.
-        let slow = open.profile.is_some_and(|p| p.software && p.subgroup_size.is_none_or(|lanes| lanes < 8));
+        let slow =
+            open.info.is_some_and(|info| info.software && info.subgroup().is_none_or(|lanes| lanes < 8));
         let len = if slow && !is_set(ACCEPTANCE) { 2048 } else { 16_384 };
         let tokens: Vec<u32> =
             (0..len as u64).map(|i| (i * i * 31 + i * 7919) as u32 % config.vocab_size as u32).collect();

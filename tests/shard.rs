@@ -28,7 +28,7 @@ fn source() -> (LlamaConfig, Generated) {
 /// The model over `devices`, with layers in shares that are not equal.
 fn model(devices: &[OpenDevice]) -> Llama {
     let (config, weights) = source();
-    let limit = |open: &OpenDevice| open.profile.map_or(u64::MAX, |profile| profile.max_binding_bytes);
+    let limit = |open: &OpenDevice| open.max_binding_bytes();
     let mut start = 0;
     let stages: Vec<(Stage, u64)> = devices
         .iter()

@@ -12,7 +12,7 @@ use reflect_llm::{
     sampler::SamplingParams,
     weights::MmapFile,
 };
-use reflect_tests::{devices, exact, golden, is_cpu, load};
+use reflect_tests::{as_gpus, devices, exact, golden, is_cpu, load};
 use serde_json::Value;
 
 /// Where the lead of a token is smaller, f32 may choose another.
@@ -59,27 +59,38 @@ impl Shipped {
     fn engine(&self, open: &OpenDevice) -> Engine {
         Engine::new(load(&self.config, &self.weights, open), exact(1024, 64))
     }
-}
 
-#[test]
-fn the_shipped_models_answer_alike_on_every_device() {
-    for (name, open) in ["reflect-tiny", "reflect-micro"]
-        .iter()
-        .flat_map(|name| devices().into_iter().map(move |open| (name, open)))
-    {
-        let shipped = shipped(name);
-        let mut engine = shipped.engine(&open);
-        for (number, Answer { prompt, answer }) in shipped.answers.iter().enumerate() {
+    /// Asks for the first `count` answers on `open`.
+    fn assert_answers(&self, name: &str, open: &OpenDevice, count: usize) {
+        let mut engine = self.engine(open);
+        for (number, Answer { prompt, answer }) in self.answers.iter().take(count).enumerate() {
             let request = Request { prompt: prompt.clone(), sampling: SamplingParams::greedy() };
             let id = engine.submit(request).expect("it fits");
             let mut written = Vec::new();
-            while written.len() < answer.len() && written.last() != Some(&shipped.end) {
+            while written.len() < answer.len() && written.last() != Some(&self.end) {
                 let report = block_on(engine.step(&mut ())).expect("a step");
                 written.extend(report.sampled.iter().map(|(_, sampled)| sampled.id));
             }
             engine.cancel(id);
             assert_eq!(&written, answer, "prompt {number} of {name} on {}", open.name);
         }
+    }
+}
+
+#[test]
+fn the_shipped_models_answer_alike_on_every_device() {
+    for name in ["reflect-tiny", "reflect-micro"] {
+        let shipped = shipped(name);
+        for open in devices() {
+            shipped.assert_answers(name, &open, shipped.answers.len());
+        }
+    }
+}
+
+#[test]
+fn the_kernels_of_gpus_write_the_same_answer() {
+    for open in as_gpus() {
+        shipped("reflect-tiny").assert_answers("reflect-tiny", &open, 1);
     }
 }
 

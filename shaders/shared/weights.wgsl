@@ -5,8 +5,22 @@
 // and the scales. The including shader declares `weights: array<Packed>`, which
 // shared/load_words.wgsl or shared/load_longs.wgsl defines, with `words_of` and `word_at`.
 
-// 0 f32, 1 f16, 2 bf16, 3 q8_0, 4 q4_0, 5 q4_1, 6 q5_0, 7 q5_1, 8 q4_k, 9 q5_k, 10 q6_k, 11 fp8
-const FORMAT: u32 = 0u;
+const F32: u32 = 0u;
+const F16: u32 = 1u;
+const BF16: u32 = 2u;
+const Q8_0: u32 = 3u;
+const Q4_0: u32 = 4u;
+const Q4_1: u32 = 5u;
+const Q5_0: u32 = 6u;
+const Q5_1: u32 = 7u;
+const Q4_K: u32 = 8u;
+const Q5_K: u32 = 9u;
+const Q6_K: u32 = 10u;
+const FP8: u32 = 11u;
+
+const FORMAT: u32 = F32;
+// Whether weights are numbers of their own, without scales.
+const UNSCALED: bool = FORMAT == F32 || FORMAT == F16 || FORMAT == BF16;
 // Vectors of quants in a unit: f32 8, f16 and bf16 4, q8_0 and fp8 2, the others 1.
 const UNIT_VEC4: u32 = 8u;
 // Words of high bits in a unit: q5_0, q5_1 and q5_k 1, q6_k 2, the others 0.
@@ -44,17 +58,17 @@ fn signed_pair(block: vec4<u32>, k: u32) -> vec2<f32> {
 // Scale and offset of a unit, w = d q + m; for q6_k the scales of its first and last 16 weights.
 fn scale_of(row: u32, units: u32, unit: u32) -> vec2<f32> {
     let at = scales_at(row, units);
-    if FORMAT == 3u { return vec2<f32>(half_of(word_at(at, unit >> 1u), unit), 0.0); }
-    if FORMAT == 4u || FORMAT == 6u {
+    if FORMAT == Q8_0 { return vec2<f32>(half_of(word_at(at, unit >> 1u), unit), 0.0); }
+    if FORMAT == Q4_0 || FORMAT == Q5_0 {
         let d = half_of(word_at(at, unit >> 1u), unit);
         return vec2<f32>(d, -f32(1u << (BITS - 1u)) * d);
     }
-    if FORMAT == 5u || FORMAT == 7u { return unpack2x16float(word_at(at, unit)); }
-    if FORMAT == 8u || FORMAT == 9u {
+    if FORMAT == Q4_1 || FORMAT == Q5_1 { return unpack2x16float(word_at(at, unit)); }
+    if FORMAT == Q4_K || FORMAT == Q5_K {
         let block = words_of(weights[at + unit / 8u]);
         return six_bits(block, unit % 8u) * unpack2x16float(block.x) * vec2<f32>(1.0, -1.0);
     }
-    if FORMAT == 10u {
+    if FORMAT == Q6_K {
         let block = unit / 8u;
         let d = half_of(word_at(at + (units + 7u) / 8u, block >> 1u), block);
         return d * signed_pair(words_of(weights[at + block]), unit % 8u);
@@ -124,14 +138,14 @@ fn e4m3(q: u32) -> vec4<f32> {
 fn load_unit(row: u32, units: u32, unit: u32) -> Unit {
     var v: Unit;
     let at = row + unit * UNIT_VEC4;
-    if FORMAT == 0u {
+    if FORMAT == F32 {
         for (var j = 0u; j < 8u; j++) { v[j] = bitcast<vec4<f32>>(words_of(weights[at + j])); }
         return v;
     }
-    if FORMAT == 1u || FORMAT == 2u {
+    if FORMAT == F16 || FORMAT == BF16 {
         for (var j = 0u; j < 4u; j++) {
             let q = words_of(weights[at + j]);
-            if FORMAT == 1u {
+            if FORMAT == F16 {
                 v[2u * j] = widen_f16(q.xy);
                 v[2u * j + 1u] = widen_f16(q.zw);
             } else {
@@ -142,10 +156,10 @@ fn load_unit(row: u32, units: u32, unit: u32) -> Unit {
         return v;
     }
     let scale = scale_of(row, units, unit);
-    if FORMAT == 3u || FORMAT == 11u {
+    if FORMAT == Q8_0 || FORMAT == FP8 {
         for (var j = 0u; j < 2u; j++) {
             let q = words_of(weights[at + j]);
-            if FORMAT == 3u {
+            if FORMAT == Q8_0 {
                 v[4u * j] = scale.x * signed_bytes(q.x);
                 v[4u * j + 1u] = scale.x * signed_bytes(q.y);
                 v[4u * j + 2u] = scale.x * signed_bytes(q.z);
@@ -175,6 +189,6 @@ fn load_unit(row: u32, units: u32, unit: u32) -> Unit {
 
 // Weights from the quants of vector `i` of a unit.
 fn scaled(q: vec4<f32>, scale: vec2<f32>, i: u32) -> vec4<f32> {
-    if FORMAT == 10u { return select(scale.x, scale.y, i >= 4u) * (q - vec4<f32>(32.0)); }
+    if FORMAT == Q6_K { return select(scale.x, scale.y, i >= 4u) * (q - vec4<f32>(32.0)); }
     return scale.x * q + scale.y;
 }

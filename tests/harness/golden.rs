@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use reflect_kernels::Format;
+use reflect_kernels::{Format, format::encode_row};
 use reflect_llm::{
     LlamaConfig,
     weights::{LoadError, TensorInfo, TensorSource, expected_shapes},
@@ -113,6 +113,16 @@ impl Generated {
         Self { infos: expected_shapes(config).into_iter().map(info).collect(), amplitudes }
     }
 
+    /// The same weights with all matrices in `format`.
+    ///
+    /// # Panics
+    /// When a matrix is read whose rows are no whole blocks of it.
+    pub fn in_format(mut self, format: Format) -> Self {
+        let matrices = self.infos.values_mut().filter(|info| info.shape.len() == 2);
+        matrices.for_each(|info| info.format = format);
+        self
+    }
+
     /// Elements `range` of a tensor, in row-major order.
     ///
     /// # Panics
@@ -145,7 +155,8 @@ impl TensorSource for Generated {
         let info = &self.infos[name];
         let cols = info.cols();
         let values = self.values(name, rows.start * cols..rows.end * cols);
-        Ok(Cow::Owned(values.iter().flat_map(|v| v.to_le_bytes()).collect()))
+        let row = |row| encode_row(info.format, row).expect("rows are whole blocks of the format");
+        Ok(Cow::Owned(values.chunks(cols).flat_map(row).collect()))
     }
 
     fn total_bytes(&self) -> u64 {

@@ -7,7 +7,7 @@ pub mod smollm2;
 use burn::tensor::Device;
 use reflect_kernels::{
     KvFormat,
-    device::{self, OpenDevice},
+    device::{self, DeviceInfo, OpenDevice},
 };
 use reflect_llm::{EngineOptions, Llama, LlamaConfig, load_model, weights::TensorSource};
 
@@ -34,21 +34,35 @@ pub fn require_gpu() {
 /// # Panics
 /// As [`require_gpu`], if an adapter cannot be opened, and if [`ADAPTER`] names none.
 pub fn devices() -> Vec<OpenDevice> {
-    let adapters = pollster::block_on(device::adapters());
     require_gpu();
+    let mut devices = vec![device::cpu()];
+    devices.extend(opened(Some));
+    if let Ok(wanted) = std::env::var(ADAPTER) {
+        assert!(devices.len() > 1, "{ADAPTER}={wanted}: no adapter of this machine has that in its name");
+    }
+    devices
+}
+
+/// The software adapters of this machine, each opened as a GPU is: so a machine without a GPU runs the kernels of one.
+///
+/// # Panics
+/// If an adapter cannot be opened.
+pub fn as_gpus() -> Vec<OpenDevice> {
+    opened(|info| info.software.then_some(DeviceInfo { software: false, ..info }))
+}
+
+/// A device on every adapter that is wanted and that `as_what` describes.
+fn opened(as_what: impl Fn(DeviceInfo) -> Option<DeviceInfo>) -> Vec<OpenDevice> {
     let wanted = std::env::var(ADAPTER).ok();
-    let mut open = vec![device::cpu()];
-    for adapter in adapters {
+    let mut open = Vec::new();
+    for adapter in pollster::block_on(device::adapters()) {
         let row = &adapter.row;
         let description = format!("{} ({}, {})", row.name, row.backend, row.driver);
         let found = |part: &String| description.to_lowercase().contains(&part.to_lowercase());
-        if wanted.as_ref().is_none_or(found) {
-            println!("adapter {}: {description}", row.index);
-            open.push(pollster::block_on(adapter.open()).expect("the adapter opens"));
+        if let Some(info) = as_what(row.info).filter(|_| wanted.as_ref().is_none_or(found)) {
+            println!("adapter {}: {description}, {} kernels", row.index, info.kernels());
+            open.push(pollster::block_on(adapter.open_as(info)).expect("the adapter opens"));
         }
-    }
-    if let Some(wanted) = wanted {
-        assert!(open.len() > 1, "{ADAPTER}={wanted}: no adapter of this machine has that in its name");
     }
     open
 }
@@ -60,7 +74,7 @@ pub fn is_set(name: &str) -> bool {
 
 /// Whether a device is the CPU. It has the tighter tolerance.
 pub fn is_cpu(open: &OpenDevice) -> bool {
-    open.profile.is_none()
+    open.info.is_none()
 }
 
 /// Loads a model on a device, with matrices split where the device asks for it.
@@ -68,7 +82,7 @@ pub fn is_cpu(open: &OpenDevice) -> bool {
 /// # Panics
 /// If it cannot be loaded.
 pub fn load(config: &LlamaConfig, source: &impl TensorSource, open: &OpenDevice) -> Llama {
-    let limit = open.profile.map_or(u64::MAX, |profile| profile.max_binding_bytes);
+    let limit = open.max_binding_bytes();
     load_split(config, source, &open.device, limit)
 }
 

@@ -1,7 +1,7 @@
 //! The engine in a browser: what the page's worker drives, and what `verify.html` calls.
 #![cfg(target_family = "wasm")]
 
-use reflect_kernels::{device, verify::verify as verify_kernels};
+use reflect_kernels::{device, ops::Family, verify::verify as verify_kernels};
 use serde_json::json;
 use wasm_bindgen::prelude::*;
 
@@ -38,7 +38,7 @@ pub async fn verify() -> Result<String, JsValue> {
     let adapters = device::adapters().await;
     let adapter = adapters.first().ok_or(device::DeviceError::NoAdapter).map_err(sentence)?;
     let open = adapter.open().await.map_err(sentence)?;
-    let rows = verify_kernels(&open.device, |_| {}).await.map_err(sentence)?;
+    let rows = verify_kernels(&open.device, &Family::ALL, |_| {}).await.map_err(sentence)?;
     let launch = launch_cost::measure(&open.device).await.map_err(sentence)?;
     Ok(json!({ "adapter": adapter.row, "rows": rows, "launch": launch }).to_string())
 }

@@ -24,7 +24,7 @@ impl Place {
                 "No WebGPU adapter was found, so the model runs on the CPU, which is slower.".to_owned(),
             );
         };
-        if prefer == "auto" && adapter.is_software() {
+        if prefer == "auto" && adapter.row.info.software {
             return Self::cpu(
                 "The only WebGPU adapter is itself a program on the CPU, so the model runs there directly, which is faster."
                     .to_owned(),
@@ -50,6 +50,6 @@ impl Place {
     }
 
     pub(crate) fn on_cpu(&self) -> bool {
-        self.open.profile.is_none()
+        self.open.info.is_none()
     }
 }

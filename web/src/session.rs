@@ -138,7 +138,7 @@ impl Session {
             // What the page does with it is no concern of the load.
             let _ = progress.call2(&JsValue::NULL, &done, &all);
         };
-        let limit = place.open.profile.map_or(u64::MAX, |profile| profile.max_binding_bytes).min(PART);
+        let limit = place.open.max_binding_bytes().min(PART);
         let device = place.open.device.clone();
         let model =
             load_model(texts.config.clone(), &weights, &device, limit, told).await.map_err(sentence)?;

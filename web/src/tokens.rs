@@ -38,7 +38,7 @@ pub async fn compare(
     let config = LlamaConfig::from_hf_json(config).map_err(|error| text(&error))?;
     let file = MemoryFile::new("model.safetensors", weights);
     let files = SafetensorsFiles::open(vec![file]).await.map_err(|error| text(&error))?;
-    let limit = open.profile.map_or(u64::MAX, |profile| profile.max_binding_bytes);
+    let limit = open.max_binding_bytes();
     let model =
         load_model(config, &files, &open.device, limit, |_| {}).await.map_err(|error| text(&error))?;
     let options = EngineOptions {

@@ -8,12 +8,12 @@ use std::sync::{Arc, PoisonError, RwLock};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use burn_wgpu::{CubeBackend, WgpuSetup, wgpu};
 
-mod memory;
-mod profile;
+use crate::choice;
+pub use crate::{choice::Tuning, info::DeviceInfo};
 
-pub use memory::Memory;
-pub use profile::{Profile, set_tuning};
-pub(crate) use profile::{profile, profile_of};
+mod vulkan;
+
+pub use vulkan::Memory;
 
 /// What can go wrong before the first tensor.
 #[derive(Debug, thiserror::Error)]
@@ -47,15 +47,8 @@ pub struct AdapterRow {
     /// `discrete`, `integrated`, `virtual`, `cpu` or `other`.
     pub kind: String,
     pub driver: String,
-    pub subgroup_size: [u32; 2],
-    pub subgroups: bool,
-    pub shader_f16: bool,
-    pub shader_int64: bool,
-    /// Bytes of the largest tensor: a smaller limit makes weight matrices split by rows.
-    pub max_binding_bytes: u64,
-    /// Bytes of workgroup memory.
-    pub max_workgroup_bytes: u32,
-    pub max_workgroup_invocations: u32,
+    #[serde(flatten)]
+    pub info: DeviceInfo,
     /// What the adapter has of memory of its own, where its driver tells.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory: Option<Memory>,
@@ -70,8 +63,8 @@ pub struct OpenDevice {
     pub backend: String,
     /// The driver's name and version; empty on the CPU.
     pub driver: String,
-    /// `None` on the CPU.
-    pub profile: Option<Profile>,
+    /// What kernels are chosen by; `None` on the CPU.
+    pub info: Option<DeviceInfo>,
     /// The runtime's number of the device.
     index: u16,
     handle: Option<wgpu::Device>,
@@ -89,7 +82,19 @@ impl OpenDevice {
 
     /// Whether its memory is that of the host: the CPU's and software adapters'.
     pub fn in_host_memory(&self) -> bool {
-        self.profile.is_none_or(|profile| profile.software)
+        self.info.is_none_or(|info| info.software)
+    }
+
+    /// Bytes of the largest tensor.
+    pub fn max_binding_bytes(&self) -> u64 {
+        self.info.map_or(u64::MAX, |info| info.max_binding_bytes)
+    }
+
+    /// Chooses kernels by `tuning` from now on. The CPU has none.
+    pub fn set_tuning(&self, tuning: Tuning) {
+        if self.info.is_some() {
+            choice::set_tuning(self.index, tuning);
+        }
     }
 
     /// Whether both have one memory: that of the host, or of the same card.
@@ -102,7 +107,7 @@ impl OpenDevice {
 
     /// The memory of its own that the device has now, where its driver tells.
     pub fn memory(&self) -> Option<Memory> {
-        self.adapter.as_ref().and_then(memory::of)
+        self.adapter.as_ref().and_then(vulkan::memory)
     }
 }
 
@@ -191,7 +196,6 @@ pub struct Adapter {
 impl Adapter {
     fn new(instance: wgpu::Instance, adapter: wgpu::Adapter, index: usize) -> Self {
         let info = adapter.get_info();
-        let (limits, features) = (adapter.limits(), adapter.features());
         let row = AdapterRow {
             index,
             name: if info.name.is_empty() { info.driver.clone() } else { info.name.clone() },
@@ -206,54 +210,10 @@ impl Adapter {
             }
             .to_owned(),
             driver: format!("{} {}", info.driver, info.driver_info).trim().to_owned(),
-            subgroup_size: [info.subgroup_min_size, info.subgroup_max_size],
-            subgroups: features.contains(wgpu::Features::SUBGROUP),
-            shader_f16: features.contains(wgpu::Features::SHADER_F16),
-            shader_int64: features.contains(wgpu::Features::SHADER_INT64),
-            max_binding_bytes: limits.max_storage_buffer_binding_size.min(limits.max_buffer_size),
-            max_workgroup_bytes: limits.max_compute_workgroup_storage_size,
-            max_workgroup_invocations: limits.max_compute_invocations_per_workgroup,
-            memory: memory::of(&adapter),
+            info: describe(&adapter),
+            memory: vulkan::memory(&adapter),
         };
         Self { row, others: Vec::new(), instance, adapter }
-    }
-
-    /// Whether the adapter runs its lanes on CPU cores.
-    pub fn is_software(&self) -> bool {
-        let name = self.row.name.to_lowercase();
-        let narrow = self.row.backend == "webgpu" && (1..=8).contains(&self.row.subgroup_size[1]);
-        // A browser hides names; but subgroups of at most 8 lanes are the vectors of a CPU.
-        self.row.kind == "cpu"
-            || narrow
-            || ["swiftshader", "llvmpipe", "lavapipe"].iter().any(|s| name.contains(s))
-    }
-
-    /// The choice of kernels that is meant for this adapter.
-    pub fn profile(&self) -> Profile {
-        let [min, max] = self.row.subgroup_size;
-        Profile {
-            software: self.is_software(),
-            subgroups: self.row.subgroups,
-            subgroup_size: (self.row.subgroups && min == max).then_some(max as usize),
-            longs: self.row.shader_int64 && self.is_software(),
-            max_binding_bytes: self.row.max_binding_bytes,
-            tuning: Default::default(),
-        }
-    }
-
-    /// Every choice of kernels that this adapter can run, its own first: what a proof must cover,
-    /// since the kernels of a discrete GPU also run, slowly, on a software one.
-    pub fn profiles(&self) -> Vec<Profile> {
-        let own = self.profile();
-        let mut all = vec![own];
-        for (software, subgroups) in [(true, true), (true, false), (false, false), (false, true)] {
-            let subgroup_size = own.subgroup_size.filter(|_| subgroups);
-            let other = Profile { software, subgroups, subgroup_size, longs: false, ..own };
-            if (!subgroups || own.subgroups) && !all.contains(&other) {
-                all.push(other);
-            }
-        }
-        all
     }
 
     /// Opens a device on this adapter and registers it with burn. Each call opens another one.
@@ -261,22 +221,23 @@ impl Adapter {
     /// # Errors
     /// As [`open_as`](Self::open_as).
     pub async fn open(&self) -> Result<OpenDevice, DeviceError> {
-        self.open_as(self.profile()).await
+        self.open_as(self.row.info).await
     }
 
-    /// Opens a device for which kernels are chosen by `profile`.
+    /// Opens a device for which kernels are chosen as for `info`, the adapter's own or one of its
+    /// [`stand_ins`](DeviceInfo::stand_ins).
     ///
     /// # Errors
     /// [`DeviceError::Unfit`] if a limit is below what the kernels need, [`DeviceError::Open`] if
     /// the driver refuses.
-    pub async fn open_as(&self, profile: Profile) -> Result<OpenDevice, DeviceError> {
+    pub async fn open_as(&self, info: DeviceInfo) -> Result<OpenDevice, DeviceError> {
         let row = &self.row;
         let unfit = |what: &str| DeviceError::Unfit { adapter: row.name.clone(), what: what.to_owned() };
-        if row.max_workgroup_invocations < 256 {
+        if row.info.max_workgroup_invocations < 256 {
             return Err(unfit("workgroups of 256 invocations"));
         }
         // The tiles of matmul.wgsl.
-        if row.max_workgroup_bytes < 24 << 10 {
+        if row.info.max_workgroup_bytes < 24 << 10 {
             return Err(unfit("24 KiB of workgroup memory"));
         }
         let refused = |reason: String| DeviceError::Open { adapter: row.name.clone(), reason };
@@ -308,7 +269,7 @@ impl Adapter {
         };
         let device = Device::wgpu_options()
             .setup(setup)
-            .tasks_max(if profile.software { TASKS_MAX_SOFTWARE } else { TASKS_MAX })
+            .tasks_max(if info.software { TASKS_MAX_SOFTWARE } else { TASKS_MAX })
             .init()
             .map_err(|error| refused(error.to_string()))?;
         let probe = Tensor::<1, Int>::empty([1], &device);
@@ -318,13 +279,13 @@ impl Adapter {
         landed(probe_data(&device).await).map_err(refused)?;
         watch(&handle, &device);
         let index = probe.device.to_id().index_id;
-        profile::register(index, profile);
+        choice::register(index, info);
         Ok(OpenDevice {
             device,
             name: row.name.clone(),
             backend: row.backend.clone(),
             driver: row.driver.clone(),
-            profile: Some(profile),
+            info: Some(info),
             index,
             handle: Some(handle),
             adapter: Some(self.adapter.clone()),
@@ -383,7 +344,7 @@ pub fn cpu() -> OpenDevice {
         name: "cpu".to_owned(),
         backend: "cpu".to_owned(),
         driver: String::new(),
-        profile: None,
+        info: None,
         index: 0,
         handle: None,
         adapter: None,
@@ -445,7 +406,7 @@ impl DeviceChoice {
         let adapters = adapters().await;
         let best = |accept: &dyn Fn(&Adapter) -> bool| {
             let rank = |adapter: &Adapter| match adapter.row.kind.as_str() {
-                _ if adapter.is_software() => 4,
+                _ if adapter.row.info.software => 4,
                 "discrete" => 0,
                 "integrated" => 1,
                 "virtual" => 2,
@@ -454,7 +415,7 @@ impl DeviceChoice {
             adapters.iter().filter(|a| accept(a)).min_by_key(|a| rank(a))
         };
         match self {
-            Self::Auto => match best(&|adapter| !adapter.is_software()) {
+            Self::Auto => match best(&|adapter| !adapter.row.info.software) {
                 Some(adapter) => Ok(vec![adapter.open().await?]),
                 None => Ok(vec![cpu()]),
             },
@@ -473,6 +434,38 @@ impl DeviceChoice {
                 Ok(open)
             }
         }
+    }
+}
+
+/// The only place that asks an adapter what it can do.
+fn describe(adapter: &wgpu::Adapter) -> DeviceInfo {
+    let (info, limits, features) = (adapter.get_info(), adapter.limits(), adapter.features());
+    let name = format!("{} {}", info.name, info.driver).to_lowercase();
+    // A browser hides names; but subgroups of at most 8 invocations are the vectors of a CPU.
+    let narrow = info.backend == wgpu::Backend::BrowserWebGpu && (1..=8).contains(&info.subgroup_max_size);
+    let square = |m: &wgpu::CooperativeMatrixProperties| {
+        let types = (m.ab_type, m.cr_type);
+        let wanted = (wgpu::CooperativeScalarType::F16, wgpu::CooperativeScalarType::F32);
+        (types == wanted && m.m_size == m.n_size && m.n_size == m.k_size).then_some(m.k_size)
+    };
+    DeviceInfo {
+        software: info.device_type == wgpu::DeviceType::Cpu
+            || narrow
+            || ["swiftshader", "llvmpipe", "lavapipe"].iter().any(|known| name.contains(known)),
+        subgroups: features.contains(wgpu::Features::SUBGROUP),
+        subgroup_size: [info.subgroup_min_size, info.subgroup_max_size],
+        shader_f16: features.contains(wgpu::Features::SHADER_F16),
+        shader_int64: features.contains(wgpu::Features::SHADER_INT64),
+        integer_dot: vulkan::has_integer_dot(adapter),
+        cooperative_matrix: adapter
+            .cooperative_matrix_properties()
+            .iter()
+            .filter_map(square)
+            .max()
+            .unwrap_or(0),
+        max_binding_bytes: limits.max_storage_buffer_binding_size.min(limits.max_buffer_size),
+        max_workgroup_bytes: limits.max_compute_workgroup_storage_size,
+        max_workgroup_invocations: limits.max_compute_invocations_per_workgroup,
     }
 }
 

@@ -77,7 +77,7 @@ pub enum Format {
 }
 
 impl Format {
-    /// Every format, in the order of the WGSL constant `FORMAT`.
+    /// Every format.
     pub const ALL: [Self; 12] = [
         Self::F32,
         Self::F16,
@@ -111,7 +111,7 @@ impl Format {
         }
     }
 
-    /// Value of the WGSL constant `FORMAT`.
+    /// Place in [`ALL`](Self::ALL).
     pub fn index(self) -> usize {
         self as usize
     }

@@ -33,6 +33,19 @@ pub struct KvShape {
 }
 
 impl KvShape {
+    /// Shapes for the samples of ops (`Candidates::samples`).
+    pub(crate) fn samples() -> Vec<Self> {
+        let mut all = Vec::new();
+        for layout in [PairLayout::HalfSplit, PairLayout::Interleaved] {
+            for format in [KvFormat::F32, KvFormat::F16, KvFormat::Q8] {
+                let least = if format == KvFormat::Q8 { 16 } else { 8 };
+                let new = |head_dim| Self { kv_heads: 3, head_dim, format, layout };
+                all.extend([least, 64, 80, 128, 256].map(new));
+            }
+        }
+        all
+    }
+
     /// 32-bit words of one line of one head.
     pub fn head_words(&self) -> usize {
         match self.format {

@@ -6,9 +6,11 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use burn_wgpu::CubeBackend;
 
 use crate::{
+    choice::run,
     device::landed,
+    info::DeviceInfo,
+    kernel::{Candidates, Kernel, grid},
     ops,
-    shader::{Shader, grid, launch},
 };
 
 /// Microseconds of the enqueuing thread for one launch, median of several rounds.
@@ -110,8 +112,7 @@ pub async fn copy_bandwidth(device: &Device, clock: impl Fn() -> f64) -> Result<
     for _ in 0..ROUNDS {
         let start = clock();
         for _ in 0..COPIES {
-            let vectors = NUMBERS / 4;
-            launch(copy_shader(), grid(vectors.div_ceil(256)), &[&from, &into], &[vectors as u32]);
+            run(&CopyArgs { vectors: NUMBERS / 4 }, &[&from, &into]);
         }
         landed(to.clone().slice(0..1).into_data_async().await)?;
         times.push(clock() - start);
@@ -120,14 +121,20 @@ pub async fn copy_bandwidth(device: &Device, clock: impl Fn() -> f64) -> Result<
     Ok((2 * 4 * NUMBERS * COPIES) as f64 / (times[ROUNDS / 2] / 1e3))
 }
 
-/// The WGSL that copies.
-pub fn copy_shader() -> Shader {
-    Shader {
-        name: "copy",
-        sources: &[include_str!("../../../shaders/copy.wgsl")],
-        constants: vec![],
-        workgroup_size: 256,
-        subgroups: false,
+/// A copy of so many vectors of four words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct CopyArgs {
+    pub vectors: usize,
+}
+
+impl Candidates for CopyArgs {
+    fn candidates(&self, _: &DeviceInfo) -> Vec<Kernel> {
+        const COPY: &str = include_str!("../../../shaders/copy.wgsl");
+        vec![Kernel::new("copy", &[COPY], 256, grid(self.vectors.div_ceil(256)), &[self.vectors])]
+    }
+
+    fn samples() -> Vec<Self> {
+        vec![Self { vectors: 1 }]
     }
 }
 

@@ -6,16 +6,18 @@
 //! no model, no tokenizer and no file, and it is the only one that touches cubecl and WGSL.
 
 mod batch;
+mod choice;
 mod cpu;
 pub mod device;
 pub mod format;
+mod info;
+pub mod kernel;
 mod kv;
 pub mod launch_cost;
 mod matrix;
 pub mod ops;
 pub mod recording;
 mod rope;
-pub mod shader;
 pub mod tune;
 pub mod verify;
 

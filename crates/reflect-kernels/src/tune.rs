@@ -1,109 +1,95 @@
-//! Which size a kernel is fastest with on a device: a few are timed.
+//! Which of its candidates a kernel is fastest with on a device: they are timed, in recorded launches.
 
 use burn::tensor::{Tensor, TensorData};
 
 use crate::{
-    device::{OpenDevice, landed, set_tuning},
-    format::Format,
+    choice::Tuning,
+    device::{OpenDevice, landed, on_device_thread},
+    info::DeviceInfo,
+    kernel::Candidates,
     matrix::PackedMatrix,
-    ops,
+    ops::{self, matmul::MatmulArgs},
+    recording::Recording,
 };
 
-/// Rows of a team and lanes of a workgroup in `matvec.wgsl`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct TeamSize {
-    pub rows: usize,
-    pub lanes: usize,
-}
-
-/// What is tuned for a device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Tuning {
-    /// For matrices of fewer than [`MANY_ROWS`] rows.
-    pub few_rows: TeamSize,
-    pub many_rows: TeamSize,
-}
-
-/// Rows of a matrix that fill any device with workgroups.
-pub const MANY_ROWS: usize = 16_384;
-
-/// The sizes that are timed.
-pub const SIZES: [TeamSize; 4] = [
-    TeamSize { rows: 2, lanes: 128 },
-    TeamSize { rows: 2, lanes: 256 },
-    TeamSize { rows: 4, lanes: 128 },
-    TeamSize { rows: 4, lanes: 256 },
-];
-
-impl Default for Tuning {
-    /// The fastest on an NVIDIA H200 (docs/measurements.md).
-    fn default() -> Self {
-        Self { few_rows: SIZES[1], many_rows: SIZES[3] }
-    }
-}
-
-impl Tuning {
-    /// Whether it is made of [`SIZES`], so that there are kernels for it.
-    pub fn is_known(&self) -> bool {
-        SIZES.contains(&self.few_rows) && SIZES.contains(&self.many_rows)
-    }
-
-    /// The size for a matrix of `rows` rows.
-    pub fn of(&self, rows: usize) -> TeamSize {
-        if rows < MANY_ROWS { self.few_rows } else { self.many_rows }
-    }
-}
-
-/// Products of one round, and rounds of which the fastest counts.
+/// Products of one round.
 const PRODUCTS: usize = 24;
-const ROUNDS: usize = 4;
+/// Rounds of a candidate, of which the fastest counts.
+pub const ROUNDS: usize = 4;
 
-/// Times the kernels that `open` can choose among, on matrices of `few` and of `many` rows, both of `cols`
-/// columns, chooses the fastest for it and returns the choice. Does nothing where there is none to make: on the
-/// CPU and on software adapters. `clock` returns milliseconds.
+/// Times the kernels that `open` can choose among for each of `products`, chooses the fastest and returns the choice,
+/// which holds for all shapes of the same class. Does nothing where there is no choice to make: on the CPU and on
+/// software adapters. `clock` returns milliseconds.
 ///
 /// # Errors
-/// If a result cannot be read back; the driver's message. The choice stays as it was then.
+/// If a result cannot be read back; the driver's message. The choice is the one without timing then.
 pub async fn tune(
-    open: &mut OpenDevice,
-    [few, many, cols]: [usize; 3],
+    open: &OpenDevice,
+    products: &[MatmulArgs],
     clock: impl Fn() -> f64,
 ) -> Result<Option<Tuning>, String> {
-    let Some(profile) = open.profile.filter(|profile| !profile.software) else { return Ok(None) };
-    let (few, many) =
-        (fastest_size(open, few, cols, &clock).await, fastest_size(open, many, cols, &clock).await);
-    set_tuning(open, profile.tuning);
-    let tuning = Tuning { few_rows: few?, many_rows: many? };
-    set_tuning(open, tuning);
+    let Some(info) = open.info.filter(|info| !info.software) else { return Ok(None) };
+    let mut tuning = Tuning::default();
+    for args in products {
+        let Some(class) = args.class() else { continue };
+        let fastest = fastest(open, &info, args, class, &clock).await;
+        open.set_tuning(Tuning::default());
+        tuning.0.insert(class.to_owned(), fastest?);
+    }
+    open.set_tuning(tuning.clone());
     Ok(Some(tuning))
 }
 
-async fn fastest_size(
-    open: &mut OpenDevice,
-    rows: usize,
-    cols: usize,
+/// Whether `tuning` names a candidate of a device for each of `products`.
+pub fn is_known(tuning: &Tuning, info: &DeviceInfo, products: &[MatmulArgs]) -> bool {
+    products.iter().all(|args| {
+        let name = args.class().and_then(|class| tuning.0.get(class));
+        name.is_some_and(|name| args.candidates(info).iter().any(|kernel| kernel.name == *name))
+    })
+}
+
+/// The name of the fastest candidate for a product.
+async fn fastest(
+    open: &OpenDevice,
+    info: &DeviceInfo,
+    args: &MatmulArgs,
+    class: &str,
     clock: &impl Fn() -> f64,
-) -> Result<TeamSize, String> {
+) -> Result<String, String> {
     // Several matrices in turn, more than a cache holds.
     const BYTES: usize = 96 << 20;
-    let words = rows * Format::Q4_0.row_words(cols);
+    let MatmulArgs { format, rows, cols, .. } = *args;
+    let words = rows * format.row_words(cols);
     let matrices: Vec<PackedMatrix> = (0..(BYTES / (4 * words)).clamp(1, 8))
-        .map(|_| PackedMatrix::new(Format::Q4_0, rows, cols, vec![0x3c00_3c00; words], &open.device))
+        .map(|_| PackedMatrix::new(format, rows, cols, vec![0x3c00_3c00; words], &open.device))
         .collect();
     let x = Tensor::<2>::from_data(TensorData::new(vec![1f32; cols], [1, cols]), &open.device);
-    let mut fastest = (f64::INFINITY, SIZES[0]);
-    for size in SIZES {
-        set_tuning(open, Tuning { few_rows: size, many_rows: size });
+    let products = || {
+        let outs = (0..PRODUCTS).map(|at| ops::matmul(x.clone(), &matrices[at % matrices.len()]));
+        outs.collect::<Vec<Tensor<2>>>()
+    };
+    let on = &matrices[0].parts[0].words;
+    let mut fastest = (f64::INFINITY, String::new());
+    for kernel in args.candidates(info) {
+        let name = kernel.name.into_owned();
+        open.set_tuning(Tuning([(class.to_owned(), name.clone())].into()));
+        // Where nothing is recorded, as in a browser, the launches are timed one by one.
+        let recorded = on_device_thread(on, || Recording::of(on, products))?;
         for _ in 0..ROUNDS {
             let start = clock();
-            let mut last = x.clone();
-            for at in 0..PRODUCTS {
-                last = ops::matmul(x.clone(), &matrices[at % matrices.len()]);
-            }
+            let last = match &recorded {
+                Some((launches, outs)) => {
+                    // SAFETY: all tensors are here still, and all that reads or writes them comes from this thread.
+                    on_device_thread(on, || unsafe { launches.replay() })??;
+                    outs.last().cloned()
+                }
+                None => products().pop(),
+            };
+            let Some(last) = last else { continue };
             landed(last.slice([0..1, 0..1]).into_data_async().await)?;
             let time = clock() - start;
             if time < fastest.0 {
-                fastest = (time, size);
+                fastest = (time, name.clone());
             }
         }
     }

@@ -41,8 +41,8 @@ pub fn devices(args: &ReportArgs) -> Result<ExitCode> {
 
 fn cells(row: &AdapterRow) -> [String; 8] {
     let also: String = row.also.iter().map(|api| format!(", {api}")).collect();
-    let subgroups = match row.subgroup_size {
-        _ if !row.subgroups => "none".to_owned(),
+    let subgroups = match row.info.subgroup_size {
+        _ if !row.info.subgroups => "none".to_owned(),
         [least, most] if least == most => format!("of {least}"),
         [least, most] => format!("of {least} to {most}"),
     };
@@ -52,8 +52,8 @@ fn cells(row: &AdapterRow) -> [String; 8] {
         row.kind.clone(),
         row.backend.clone() + &also,
         subgroups,
-        if row.shader_f16 { "yes" } else { "no" }.to_owned(),
-        show_bytes(row.max_binding_bytes),
+        if row.info.shader_f16 { "yes" } else { "no" }.to_owned(),
+        show_bytes(row.info.max_binding_bytes),
         match row.memory {
             Some(memory) if memory.measured => show_bytes(memory.bytes) + " free",
             Some(memory) => show_bytes(memory.bytes),

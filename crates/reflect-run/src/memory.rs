@@ -107,7 +107,7 @@ pub fn seats(devices: &[OpenDevice], said: &[u64]) -> Vec<Seat> {
                 (free.map(|free| free / sharing), source)
             }
         };
-        let (name, on_cpu) = (device.name.clone(), device.profile.is_none());
+        let (name, on_cpu) = (device.name.clone(), device.info.is_none());
         Seat { name, on_cpu, free, memory, bandwidth: None }
     };
     devices.iter().enumerate().map(seat).collect()

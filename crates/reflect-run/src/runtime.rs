@@ -154,15 +154,15 @@ pub fn open_device(choice: &DeviceChoice) -> Result<OpenDevice> {
     if matches!(choice, DeviceChoice::List(places) if places.len() != 1) {
         return Err(input("this command runs on one device; name one in --device"));
     }
-    let mut devices = block_on(choice.open())?;
-    tuning::choose(&mut devices);
+    let devices = block_on(choice.open())?;
+    tuning::choose(&devices);
     note_software(choice, &devices);
     devices.into_iter().next().context("no device was opened")
 }
 
 /// Says that `--device gpu` found no hardware.
 fn note_software(choice: &DeviceChoice, devices: &[OpenDevice]) {
-    let software = devices.iter().find(|device| device.profile.is_some_and(|profile| profile.software));
+    let software = devices.iter().find(|device| device.info.is_some_and(|info| info.software));
     if let (DeviceChoice::Gpu, Some(device)) = (choice, software) {
         eprintln!(
             "note: there is no hardware GPU; {} is a software adapter, slower than --device cpu",
@@ -178,8 +178,8 @@ fn note_software(choice: &DeviceChoice, devices: &[OpenDevice]) {
 /// If one cannot be opened.
 pub fn open_devices(args: &PlaceArgs) -> Result<Vec<OpenDevice>> {
     let Some(shards) = args.shards else {
-        let mut devices = block_on(args.device.open())?;
-        tuning::choose(&mut devices);
+        let devices = block_on(args.device.open())?;
+        tuning::choose(&devices);
         note_software(&args.device, &devices);
         return Ok(devices);
     };
@@ -317,7 +317,7 @@ pub fn load<S: TensorSource + Send + Sync + 'static>(
         .zip(layers)
         .filter(|(_, layers)| !layers.is_empty())
         .map(|(device, layers)| {
-            let limit = device.profile.map_or(u64::MAX, |profile| profile.max_binding_bytes);
+            let limit = device.max_binding_bytes();
             (Stage { device: device.device.clone(), layers }, limit)
         })
         .collect();
@@ -355,7 +355,7 @@ fn stream_from<S: TensorSource + Send + Sync + 'static>(
     device: &OpenDevice,
 ) -> Streamed {
     let (config, source, device) = (config.clone(), source.clone(), device.clone());
-    let limit = device.profile.map_or(u64::MAX, |profile| profile.max_binding_bytes);
+    let limit = device.max_binding_bytes();
     // These are small, and stay.
     let hung: Vec<_> = (0..config.num_hidden_layers)
         .map(|layer| adapters.adapters(&config, layer, &device.device))

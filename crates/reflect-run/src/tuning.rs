@@ -9,41 +9,46 @@ use anyhow::Result;
 use pollster::block_on;
 use reflect_data::io;
 use reflect_kernels::{
-    device::{OpenDevice, set_tuning},
-    tune::{MANY_ROWS, Tuning, tune},
+    Format,
+    device::{OpenDevice, Tuning},
+    ops::matmul::{MANY_ROWS, MatmulArgs},
+    tune::{is_known, tune},
 };
 
 use crate::catalogue::cache;
 
 const FILE: &str = "tuning.json";
 
-/// Rows and columns of the matrices that are timed: those of a model of 8 B parameters.
-const SHAPE: [usize; 3] = [4096, 2 * MANY_ROWS, 4096];
+/// The products that are timed: as in a model of 8 B parameters, with few and with many rows.
+fn products() -> [MatmulArgs; 2] {
+    [4096, 2 * MANY_ROWS].map(|rows| MatmulArgs::new(Format::Q4_0, 1, rows, 4096))
+}
 
 /// By adapter, API and driver.
 type Known = BTreeMap<String, Tuning>;
 
 /// Chooses the fastest kernels for each of `devices`: what an earlier run found, else what is found now. What
 /// goes wrong costs speed only, and is a note.
-pub fn choose(devices: &mut [OpenDevice]) {
-    for device in devices.iter_mut().filter(|device| !device.in_host_memory()) {
+pub fn choose(devices: &[OpenDevice]) {
+    for device in devices.iter().filter(|device| !device.in_host_memory()) {
         if let Err(error) = choose_for(device) {
             eprintln!("note: the kernels of {} could not be timed: {error:#}", device.name);
         }
     }
 }
 
-fn choose_for(device: &mut OpenDevice) -> Result<()> {
+fn choose_for(device: &OpenDevice) -> Result<()> {
     let path = cache()?.join(FILE);
     let mut known = read(&path);
     let key = format!("{}, {}, {}", device.name, device.backend, device.driver);
-    if let Some(tuning) = known.get(&key).filter(|tuning| tuning.is_known()) {
-        set_tuning(device, *tuning);
+    let Some(info) = &device.info else { return Ok(()) };
+    if let Some(tuning) = known.get(&key).filter(|tuning| is_known(tuning, info, &products())) {
+        device.set_tuning(tuning.clone());
         return Ok(());
     }
     eprintln!("note: timing the kernels of {} once", device.name);
     let start = Instant::now();
-    let found = block_on(tune(device, SHAPE, || start.elapsed().as_secs_f64() * 1e3));
+    let found = block_on(tune(device, &products(), || start.elapsed().as_secs_f64() * 1e3));
     if let Some(tuning) = found.map_err(anyhow::Error::msg)? {
         known.insert(key, tuning);
         std::fs::create_dir_all(path.parent().unwrap_or(Path::new(".")))?;

@@ -1,6 +1,8 @@
 //! `reflect-run verify`: every kernel and a tiny model on the CPU and on every adapter, in each
-//! choice of kernels that the adapter can run, against the references.
+//! choice of kernels that the adapter can run, against the references. A kernel that several choices
+//! have runs once.
 
+use std::collections::HashSet;
 use std::io::{Write, stdout};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
@@ -11,7 +13,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use pollster::block_on;
 use reflect_kernels::{
     Format,
-    device::{Adapter, DeviceChoice, DeviceError, OpenDevice, Place, Profile, adapters, cpu},
+    device::{Adapter, DeviceChoice, DeviceError, OpenDevice, Place, adapters, cpu},
+    ops::Family,
     verify::{Row, compare, noise},
 };
 use reflect_llm::LlamaConfig;
@@ -29,6 +32,7 @@ struct Target {
     name: String,
     /// Which kernels; empty on the CPU.
     kernels: &'static str,
+    families: Vec<Family>,
     open: Box<dyn Fn() -> Result<OpenDevice, DeviceError>>,
 }
 
@@ -79,7 +83,11 @@ pub fn verify(args: &VerifyArgs) -> Result<ExitCode> {
 }
 
 fn targets(choice: Option<&DeviceChoice>) -> Result<Vec<Target>> {
-    let on_cpu = || Target { name: "cpu".into(), kernels: "", open: Box::new(|| Ok(cpu())) };
+    let families = Family::ALL.to_vec();
+    let on_cpu = || {
+        let open = Box::new(|| Ok(cpu()));
+        Target { name: "cpu".into(), kernels: "", families: Family::ALL.to_vec(), open }
+    };
     match choice {
         None => {
             let mut targets = vec![on_cpu()];
@@ -104,9 +112,9 @@ fn targets(choice: Option<&DeviceChoice>) -> Result<Vec<Target>> {
         }
         Some(best) => {
             let device = block_on(best.open())?.into_iter().next().ok_or(DeviceError::NoAdapter)?;
-            let kernels = device.profile.map_or("", kernels_of);
+            let kernels = device.info.map_or("", |info| info.kernels());
             let name = shown_name(&device.name, &device.backend);
-            Ok(vec![Target { name, kernels, open: Box::new(move || Ok(device.clone())) }])
+            Ok(vec![Target { name, kernels, families, open: Box::new(move || Ok(device.clone())) }])
         }
     }
 }
@@ -114,27 +122,22 @@ fn targets(choice: Option<&DeviceChoice>) -> Result<Vec<Target>> {
 /// The adapter in each choice of kernels, through each API that shows it.
 fn add_adapter(adapter: &Adapter, targets: &mut Vec<Target>) {
     for through in std::iter::once(adapter).chain(&adapter.others) {
-        for profile in through.profiles() {
+        let mut known = HashSet::new();
+        for info in through.row.info.stand_ins() {
+            let families = Family::with_new_kernels(&info, &mut known);
+            if families.is_empty() {
+                continue;
+            }
             let name = shown_name(&through.row.name, &through.row.backend);
             let opened = through.clone();
-            let open = Box::new(move || block_on(opened.open_as(profile)));
-            targets.push(Target { name, kernels: kernels_of(profile), open });
+            let open = Box::new(move || block_on(opened.open_as(info)));
+            targets.push(Target { name, kernels: info.kernels(), families, open });
         }
     }
 }
 
 fn shown_name(name: &str, backend: &str) -> String {
     if backend == "cpu" { name.to_owned() } else { format!("{name} through {backend}") }
-}
-
-fn kernels_of(profile: Profile) -> &'static str {
-    match profile {
-        Profile { software: true, longs: true, .. } => "software, subgroup and 64-bit",
-        Profile { software: true, subgroups: true, .. } => "software and subgroup",
-        Profile { software: true, .. } => "software",
-        Profile { subgroups: true, .. } => "subgroup",
-        Profile { .. } => "workgroup",
-    }
 }
 
 fn check(target: &Target, bar: &ProgressBar) -> Outcome {
@@ -151,7 +154,7 @@ fn check(target: &Target, bar: &ProgressBar) -> Outcome {
 
 fn check_rows(target: &Target, bar: &ProgressBar, rows: &mut Vec<Row>) -> Result<()> {
     let device = (target.open)()?;
-    let run = reflect_kernels::verify::verify(&device.device, |row| {
+    let run = reflect_kernels::verify::verify(&device.device, &target.families, |row| {
         bar.inc(1);
         bar.set_message(format!("{} on {}", row.op, target.name));
         rows.push(row.clone());

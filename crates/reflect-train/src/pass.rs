@@ -13,7 +13,7 @@ use reflect_kernels::{
         cross_entropy,
         cross_entropy::{RowLoss, RowState, read_losses},
         cross_entropy_backward, embed, embed_backward, matmul, matmul_dw, matmul_dx, rms_norm_backward,
-        rms_norm_dw, rope, segment_attention, segment_attention_backward, swiglu_backward, zeros,
+        rms_norm_dw, rope, swiglu_backward, varlen_attention, varlen_attention_backward, zeros,
     },
 };
 use reflect_llm::{
@@ -115,7 +115,7 @@ fn forward(model: &Llama, block: &Block, hidden: Tensor<2>, delta: Option<Tensor
     let mut inside = None;
     let attend = |qkv| {
         let qkv = rope(qkv, batch, model.head_shape(), false);
-        let (context, lse) = segment_attention(qkv.clone(), batch, model.head_shape());
+        let (context, lse) = varlen_attention(qkv.clone(), batch, model.head_shape());
         inside = Some((qkv, lse));
         context
     };
@@ -145,7 +145,7 @@ fn backward(
 
     let dcontext =
         linear_backward(&block.o_proj, pass.context.clone(), d.clone(), &name(Module::Output), gradients);
-    let dqkv = segment_attention_backward(qkv, &micro.batch, heads, pass.context, lse, dcontext);
+    let dqkv = varlen_attention_backward(qkv, &micro.batch, heads, pass.context, lse, dcontext);
     let dqkv = rope(dqkv, &micro.batch, heads, true);
     let dx = linear_backward(&block.qkv_proj, pass.attention_input, dqkv, &name(Module::Qkv), gradients);
     norm_backward(pass.input, &block.input_layernorm, dx, d, eps, &name(Module::InputNorm), gradients)

@@ -11,10 +11,12 @@ use burn::{
 use burn_flex::FlexTensor;
 use burn_wgpu::CubeBackend;
 
-use super::empty_like;
+use super::{REDUCE_WORKGROUP, empty_like};
 use crate::{
+    choice::{kernel, run},
     cpu::{self, Scattered, dispatch_simd, fma},
-    shader::{Shader, grid, launch, u},
+    info::DeviceInfo,
+    kernel::{Candidates, Kernel, grid, launch},
 };
 
 /// What a step of AdamW needs beside the tensors.
@@ -176,8 +178,7 @@ impl AdamW for CubeBackend {
         step: FloatTensor<Self>,
         len: usize,
     ) -> (IntTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        let workgroups = grid(len.div_ceil(64));
-        launch(shader(true), workgroups, &[&words, &grad, &m, &v, &step], &[len as u32]);
+        run(&StepArgs { len, decay: true }, &[&words, &grad, &m, &v, &step]);
         (words, m, v)
     }
 
@@ -189,42 +190,54 @@ impl AdamW for CubeBackend {
         step: FloatTensor<Self>,
         len: usize,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        let workgroups = grid(len.div_ceil(64));
-        launch(shader(false), workgroups, &[&weight, &grad, &m, &v, &step], &[len as u32]);
+        run(&StepArgs { len, decay: false }, &[&weight, &grad, &m, &v, &step]);
         (weight, m, v)
     }
 
     fn square_sums(grad: FloatTensor<Self>, len: usize) -> FloatTensor<Self> {
         let grad = burn_wgpu::into_contiguous(grad);
-        let groups = len.div_ceil(1024).clamp(1, PARTS);
-        let sums = empty_like(&grad, Shape::new([groups]), DType::F32);
-        launch(shader_squares(), [groups, 1, 1], &[&grad, &sums], &[len as u32, groups as u32]);
+        let kernel = kernel(&grad, &SquaresArgs { len });
+        let sums = empty_like(&grad, Shape::new([kernel.splits]), DType::F32);
+        launch(&kernel, &[&grad, &sums]);
         sums
     }
 }
 
-/// The WGSL of a step, with or without decay.
-pub fn shader(decay: bool) -> Shader {
-    Shader {
-        name: "adamw",
-        sources: &[include_str!("../../../../shaders/adamw.wgsl")],
-        constants: vec![("DECAY", decay.to_string())],
-        workgroup_size: 64,
-        subgroups: false,
+/// One step for `len` weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct StepArgs {
+    pub len: usize,
+    pub decay: bool,
+}
+
+impl Candidates for StepArgs {
+    fn candidates(&self, _: &DeviceInfo) -> Vec<Kernel> {
+        const ADAMW: &str = include_str!("../../../../shaders/adamw.wgsl");
+        let workgroups = grid(self.len.div_ceil(64));
+        vec![Kernel::new("adamw", &[ADAMW], 64, workgroups, &[self.len]).with("DECAY", self.decay)]
+    }
+
+    fn samples() -> Vec<Self> {
+        [false, true].map(|decay| Self { len: 1, decay }).to_vec()
     }
 }
 
-/// The WGSL of the sums of squares.
-pub fn shader_squares() -> Shader {
-    Shader {
-        name: "square_sum",
-        sources: &[
-            include_str!("../../../../shaders/square_sum.wgsl"),
-            include_str!("../../../../shaders/shared/reduce_workgroup.wgsl"),
-        ],
-        constants: vec![("LANES", u(256))],
-        workgroup_size: 256,
-        subgroups: false,
+/// The sums of squares of a gradient of `len` numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SquaresArgs {
+    pub len: usize,
+}
+
+impl Candidates for SquaresArgs {
+    fn candidates(&self, _: &DeviceInfo) -> Vec<Kernel> {
+        const SOURCES: &[&str] = &[include_str!("../../../../shaders/square_sum.wgsl"), REDUCE_WORKGROUP];
+        let splits = self.len.div_ceil(1024).clamp(1, PARTS);
+        let kernel = Kernel::new("square_sum", SOURCES, 256, [splits, 1, 1], &[self.len, splits]);
+        vec![Kernel { splits, ..kernel }.with("INVOCATIONS", 256usize)]
+    }
+
+    fn samples() -> Vec<Self> {
+        vec![Self { len: 1 }]
     }
 }
 

@@ -5,6 +5,8 @@
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod cpu;
+mod gpu;
+mod software;
 
 use burn::{
     backend::{
@@ -18,9 +20,10 @@ use burn_wgpu::CubeBackend;
 use super::{empty_like, rope_append::read_line};
 use crate::{
     batch::{Batch, BatchShape, PAGE},
-    device::{Profile, profile},
+    choice::{kernel, run},
+    info::DeviceInfo,
+    kernel::{Candidates, Kernel, grid, launch},
     kv::{KvFormat, KvLayer, KvShape, PairLayout},
-    shader::{Shader, grid, launch, u},
 };
 
 /// For each row of `q` `[T, heads · head_dim]`: the softmax-weighted sum of the values at the
@@ -54,7 +57,7 @@ pub fn attention(q: Tensor<2>, cache: &KvLayer, batch: &Batch, heads: usize) -> 
 }
 
 /// Shapes of an attention of `heads` query heads over a layer's cache.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct AttentionArgs {
     pub heads: usize,
     pub kv: KvShape,
@@ -129,14 +132,6 @@ pub fn reference(q: &[f32], cache: &[u32], batch: &[u32], args: &AttentionArgs) 
     out
 }
 
-/// Keys of a split where cores run the lanes: enough work to outweigh the join of the parts.
-const SPLIT_KEYS: usize = 256;
-
-/// Keys that a workgroup takes at a time, and most splits: on a GPU a lone row is a matter of how long one
-/// workgroup takes, as few of them fill it.
-const TILE_KEYS: usize = 64;
-const MAX_SPLITS: usize = 64;
-
 impl PagedAttention for CubeBackend {
     fn paged_attention(
         q: FloatTensor<Self>,
@@ -145,130 +140,103 @@ impl PagedAttention for CubeBackend {
         args: AttentionArgs,
     ) -> FloatTensor<Self> {
         let q = burn_wgpu::into_contiguous(q);
-        let (tokens, head_dim) = (args.batch.tokens, args.kv.head_dim);
-        let profile = profile(&q);
-        let variant = variant(&args, &profile);
-        // Rows enough to fill the device need no split; a lone row of a long context does, and where
-        // heads are lanes even a short one, whose heads are fewer than the cores' lanes.
-        let split_keys = match variant {
-            _ if tokens > 16 => args.max_keys(),
-            Variant::Rows { .. } => 2 * PAGE,
-            Variant::Workgroup { .. } => (args.max_keys() / MAX_SPLITS).max(TILE_KEYS),
-            Variant::Shuffle { .. } => SPLIT_KEYS,
-        };
-        let splits = args.max_keys().div_ceil(split_keys);
-        let single = splits == 1;
-        let lines = tokens * args.heads;
-        let out = empty_like(&q, Shape::new([tokens, args.heads * head_dim]), DType::F32);
-        let parts_shape = Shape::new([lines * splits, head_dim + 2]);
-        let parts = if single { out.clone() } else { empty_like(&q, parts_shape, DType::F32) };
-        let params = [
-            tokens as u32,
-            args.heads as u32,
-            args.kv.kv_heads as u32,
-            splits as u32,
-            split_keys as u32,
-            args.batch.rows_per_seq as u32,
-            args.batch.max_pages as u32,
-            args.scale().to_bits(),
-        ];
-        let rows = args.batch.rows_per_seq;
-        let workgroups = match variant {
-            Variant::Shuffle { heads, .. } => {
-                [tokens, args.kv.kv_heads * (args.heads / args.kv.kv_heads).div_ceil(heads), splits]
-            }
-            Variant::Rows { prefill: true } => {
-                [args.batch.sequences() * rows.div_ceil(32), args.heads, splits]
-            }
-            Variant::Rows { prefill: false } => [tokens, args.heads.div_ceil(32), splits],
-            Variant::Workgroup { .. } => [args.heads, tokens, splits],
-        };
-        launch(shader(&args.kv, variant, single), workgroups, &[&q, &cache, &batch, &parts], &params);
-        if !single {
-            let params = [lines as u32, splits as u32, head_dim as u32];
-            launch(combine_shader(), grid((lines * head_dim).div_ceil(64)), &[&parts, &out], &params);
+        let (lines, head_dim) = (args.batch.tokens * args.heads, args.kv.head_dim);
+        let kernel = kernel(&q, &args);
+        let out = empty_like(&q, Shape::new([args.batch.tokens, args.heads * head_dim]), DType::F32);
+        if kernel.splits == 1 {
+            launch(&kernel, &[&q, &cache, &batch, &out]);
+            return out;
         }
+        let parts = empty_like(&q, Shape::new([lines * kernel.splits, head_dim + 2]), DType::F32);
+        launch(&kernel, &[&q, &cache, &batch, &parts]);
+        run(&JoinArgs { lines, splits: kernel.splits, head_dim }, &[&parts, &out]);
         out
     }
 }
 
-/// How the device of `profile` computes the parts.
-fn variant(args: &AttentionArgs, profile: &Profile) -> Variant {
-    match profile.subgroup_size {
-        Some(lanes) if profile.software && lanes >= 8 => {
-            // More heads at once would spill their sums.
-            let group = args.heads / args.kv.kv_heads;
-            Variant::Shuffle { lanes, heads: group.div_ceil(group.div_ceil(4)) }
+impl Candidates for AttentionArgs {
+    fn candidates(&self, device: &DeviceInfo) -> Vec<Kernel> {
+        match device.software {
+            true => software::candidates(device, self),
+            false => gpu::candidates(device, self),
         }
-        _ if profile.software => Variant::Rows { prefill: args.batch.rows_per_seq > 1 },
-        _ => Variant::Workgroup { subgroups: profile.subgroups },
     }
-}
 
-/// Which kernel computes the parts.
-#[derive(Clone, Copy, Debug)]
-pub enum Variant {
-    /// A subgroup a row and `heads` heads of a key head: adapters that run lanes on CPU cores.
-    Shuffle { lanes: usize, heads: usize },
-    /// An invocation a row and head: such adapters without subgroups of a known size.
-    Rows { prefill: bool },
-    /// A workgroup a row and head.
-    Workgroup { subgroups: bool },
-}
-
-/// The WGSL that computes the parts for one cache shape, or with `single` the result.
-pub fn shader(kv: &KvShape, variant: Variant, single: bool) -> Shader {
-    const CACHE: &str = include_str!("../../../../shaders/shared/kv_cache.wgsl");
-    const ROWS: &[&str] = &[include_str!("../../../../shaders/attention_rows.wgsl"), CACHE];
-    const SHUFFLE: &[&str] = &[include_str!("../../../../shaders/attention_shuffle.wgsl"), CACHE];
-    const DECODE: &str = include_str!("../../../../shaders/attention_decode.wgsl");
-    const WORKGROUP: &[&str] =
-        &[DECODE, CACHE, include_str!("../../../../shaders/shared/reduce_workgroup.wgsl")];
-    const SUBGROUPS: &[&str] =
-        &[DECODE, CACHE, include_str!("../../../../shaders/shared/reduce_subgroup.wgsl")];
-    let mut constants = vec![
-        ("PAGE", u(PAGE)),
-        ("HEAD_DIM", u(kv.head_dim)),
-        ("CACHE_WORD", u(word_elements(kv.format))),
-        ("HALF_SPLIT", (kv.layout == PairLayout::HalfSplit).to_string()),
-        ("SINGLE", single.to_string()),
-    ];
-    let (name, sources, workgroup_size, subgroups) = match variant {
-        Variant::Shuffle { lanes, heads } => {
-            constants.extend([("LANES", u(lanes)), ("HEADS", u(heads))]);
-            ("attention_shuffle", SHUFFLE, lanes as u32, true)
-        }
-        Variant::Rows { prefill } => {
-            constants.push(("PREFILL", prefill.to_string()));
-            ("attention_rows", ROWS, 32, false)
-        }
-        Variant::Workgroup { subgroups } => {
-            constants.push(("PAIRS", u((kv.head_dim / 2).div_ceil(64))));
-            match subgroups {
-                true => ("attention_decode_subgroups", SUBGROUPS, 64, true),
-                false => ("attention_decode", WORKGROUP, 64, false),
+    fn samples() -> Vec<Self> {
+        let mut all = Vec::new();
+        for kv in KvShape::samples() {
+            // Decoding with the context in several splits, and a prompt.
+            for batch in [
+                BatchShape { tokens: 1, rows_per_seq: 1, max_pages: 64 },
+                BatchShape { tokens: 32, rows_per_seq: 32, max_pages: 64 },
+            ] {
+                all.extend((1..=4).map(|group| Self { heads: group * kv.kv_heads, kv, batch }));
             }
         }
-    };
-    Shader { name, sources, constants, workgroup_size, subgroups }
-}
-
-/// Cached elements in a word.
-fn word_elements(format: KvFormat) -> usize {
-    match format {
-        KvFormat::F32 => 1,
-        KvFormat::F16 => 2,
-        KvFormat::Q8 => 4,
+        all
     }
 }
 
-/// The WGSL that joins the parts.
-pub fn combine_shader() -> Shader {
-    Shader {
-        name: "attention_combine",
-        sources: &[include_str!("../../../../shaders/attention_combine.wgsl")],
-        constants: vec![],
-        workgroup_size: 64,
-        subgroups: false,
+impl AttentionArgs {
+    /// A kernel whose workgroups take `split_keys` keys of a row each, where a split pays, and are `workgroups`
+    /// without splits.
+    fn kernel(
+        &self,
+        name: &'static str,
+        sources: &[&'static str],
+        workgroup_size: usize,
+        workgroups: [usize; 2],
+        split_keys: usize,
+    ) -> Kernel {
+        const CACHE: &str = include_str!("../../../../shaders/shared/kv_cache.wgsl");
+        let AttentionArgs { heads, kv, batch } = self;
+        // Rows enough to fill the device need no split; a lone row of a long context does.
+        let split_keys = if batch.tokens > 16 { self.max_keys() } else { split_keys };
+        let splits = self.max_keys().div_ceil(split_keys);
+        let [x, y] = workgroups;
+        let params = [
+            batch.tokens,
+            *heads,
+            kv.kv_heads,
+            splits,
+            split_keys,
+            batch.rows_per_seq,
+            batch.max_pages,
+            self.scale().to_bits() as usize,
+        ];
+        let sources = [sources, &[CACHE]].concat();
+        let kernel = Kernel::new(name, &sources, workgroup_size, [x, y, splits], &params);
+        let elements_in_a_word: usize = match kv.format {
+            KvFormat::F32 => 1,
+            KvFormat::F16 => 2,
+            KvFormat::Q8 => 4,
+        };
+        Kernel { splits, ..kernel }
+            .with("PAGE", PAGE)
+            .with("HEAD_DIM", kv.head_dim)
+            .with("CACHE_WORD", elements_in_a_word)
+            .with("HALF_SPLIT", kv.layout == PairLayout::HalfSplit)
+            .with("SINGLE", splits == 1)
+    }
+}
+
+/// The join of `splits` parts of each of `lines` rows and heads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct JoinArgs {
+    pub lines: usize,
+    pub splits: usize,
+    pub head_dim: usize,
+}
+
+impl Candidates for JoinArgs {
+    fn candidates(&self, _: &DeviceInfo) -> Vec<Kernel> {
+        const COMBINE: &str = include_str!("../../../../shaders/attention_combine.wgsl");
+        let Self { lines, splits, head_dim } = *self;
+        let workgroups = grid((lines * head_dim).div_ceil(64));
+        vec![Kernel::new("attention_combine", &[COMBINE], 64, workgroups, &[lines, splits, head_dim])]
+    }
+
+    fn samples() -> Vec<Self> {
+        vec![Self { lines: 1, splits: 2, head_dim: 8 }]
     }
 }

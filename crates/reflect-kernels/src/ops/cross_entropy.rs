@@ -10,11 +10,13 @@ use burn::{
 };
 use burn_wgpu::CubeBackend;
 
-use super::output;
+use super::{REDUCE_WORKGROUP, output};
 use crate::{
+    choice::run,
     cpu::{self, Scattered, dispatch_simd, exp},
     device::landed,
-    shader::{Shader, grid, launch, u},
+    info::DeviceInfo,
+    kernel::{Candidates, Kernel, grid},
 };
 
 /// What is known of each row after some chunks: `[T, 4]` with the largest logit, the sum of
@@ -94,7 +96,7 @@ pub async fn read_losses(state: RowState, targets: &[u32]) -> Result<Vec<RowLoss
 }
 
 /// Tokens `first_id..first_id + cols` of `rows` rows.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ChunkArgs {
     pub rows: usize,
     pub cols: usize,
@@ -160,8 +162,7 @@ impl ChunkedCrossEntropy for CubeBackend {
         args: ChunkArgs,
     ) -> FloatTensor<Self> {
         let logits = burn_wgpu::into_contiguous(logits);
-        let shader = shader(args.first_id == 0);
-        launch(shader, grid(args.rows), &[&logits, &targets, &state], &params(&args));
+        run(&args, &[&logits, &targets, &state]);
         state
     }
 
@@ -174,39 +175,40 @@ impl ChunkedCrossEntropy for CubeBackend {
     ) -> FloatTensor<Self> {
         // In place: nobody reads the logits after their gradient.
         let logits = burn_wgpu::into_contiguous(logits);
-        let [y, z, _] = grid(args.rows);
-        let workgroups = [args.cols.div_ceil(64), y, z];
-        launch(shader_backward(), workgroups, &[&logits, &targets, &state, &scale], &params(&args));
+        run(&Gradient(args), &[&logits, &targets, &state, &scale]);
         logits
     }
 }
 
-fn params(args: &ChunkArgs) -> [u32; 3] {
-    [args.rows, args.cols, args.first_id].map(|v| v as u32)
-}
+/// The kernels that update the state: a workgroup a row.
+impl Candidates for ChunkArgs {
+    fn candidates(&self, _: &DeviceInfo) -> Vec<Kernel> {
+        const SOURCES: &[&str] = &[include_str!("../../../../shaders/cross_entropy.wgsl"), REDUCE_WORKGROUP];
+        let Self { rows, cols, first_id } = *self;
+        let kernel = Kernel::new("cross_entropy", SOURCES, 64, grid(rows), &[rows, cols, first_id]);
+        vec![kernel.with("FIRST", first_id == 0).with("INVOCATIONS", 64usize)]
+    }
 
-/// The WGSL that updates the state.
-pub fn shader(first: bool) -> Shader {
-    Shader {
-        name: "cross_entropy",
-        sources: &[
-            include_str!("../../../../shaders/cross_entropy.wgsl"),
-            include_str!("../../../../shaders/shared/reduce_workgroup.wgsl"),
-        ],
-        constants: vec![("FIRST", first.to_string()), ("LANES", u(64))],
-        workgroup_size: 64,
-        subgroups: false,
+    fn samples() -> Vec<Self> {
+        [0, 1].map(|first_id| Self { rows: 1, cols: 1, first_id }).to_vec()
     }
 }
 
-/// The WGSL of the gradient.
-pub fn shader_backward() -> Shader {
-    Shader {
-        name: "cross_entropy_backward",
-        sources: &[include_str!("../../../../shaders/cross_entropy_backward.wgsl")],
-        constants: vec![],
-        workgroup_size: 64,
-        subgroups: false,
+/// The kernels of the gradient.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Gradient(pub ChunkArgs);
+
+impl Candidates for Gradient {
+    fn candidates(&self, _: &DeviceInfo) -> Vec<Kernel> {
+        const SOURCE: &str = include_str!("../../../../shaders/cross_entropy_backward.wgsl");
+        let ChunkArgs { rows, cols, first_id } = self.0;
+        let [y, z, _] = grid(rows);
+        let workgroups = [cols.div_ceil(64), y, z];
+        vec![Kernel::new("cross_entropy_backward", &[SOURCE], 64, workgroups, &[rows, cols, first_id])]
+    }
+
+    fn samples() -> Vec<Self> {
+        ChunkArgs::samples().into_iter().map(Self).collect()
     }
 }
 

@@ -11,14 +11,16 @@ use burn_wgpu::CubeBackend;
 
 use crate::{
     batch::Batch,
+    choice::run,
     cpu,
     format::{Format, UNIT, unpack_row},
+    info::DeviceInfo,
+    kernel::{Candidates, Kernel, grid},
     matrix::PackedMatrix,
-    shader::{Shader, grid, launch},
 };
 
 use super::{
-    matmul::{LOAD_WORDS, WEIGHTS, reader_constants},
+    matmul::{LOAD_WORDS, WEIGHTS, reads},
     output,
 };
 
@@ -42,7 +44,7 @@ pub fn embed(table: &PackedMatrix, batch: &Batch) -> Tensor<2> {
 }
 
 /// One part of a table: rows `first_row..first_row + rows`, `cols` wide.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct EmbedArgs {
     pub format: Format,
     pub tokens: usize,
@@ -80,29 +82,22 @@ impl PackedEmbed for CubeBackend {
         out: FloatTensor<Self>,
         args: EmbedArgs,
     ) -> FloatTensor<Self> {
-        let units = args.cols.div_ceil(UNIT);
-        let params = [
-            args.tokens as u32,
-            args.cols as u32,
-            units as u32,
-            (args.format.row_words(args.cols) / 4) as u32,
-            args.first_row as u32,
-            args.rows as u32,
-        ];
-        let workgroups = grid((args.tokens * units).div_ceil(64));
-        launch(shader(args.format), workgroups, &[&words, &batch, &out], &params);
+        run(&args, &[&words, &batch, &out]);
         out
     }
 }
 
-/// The WGSL for one format.
-pub fn shader(format: Format) -> Shader {
-    Shader {
-        name: "embed",
-        sources: &[include_str!("../../../../shaders/embed.wgsl"), WEIGHTS, LOAD_WORDS],
-        constants: reader_constants(format),
-        workgroup_size: 64,
-        subgroups: false,
+impl Candidates for EmbedArgs {
+    fn candidates(&self, _: &DeviceInfo) -> Vec<Kernel> {
+        const SOURCES: &[&str] = &[include_str!("../../../../shaders/embed.wgsl"), WEIGHTS, LOAD_WORDS];
+        let Self { format, tokens, cols, first_row, rows } = *self;
+        let units = cols.div_ceil(UNIT);
+        let params = [tokens, cols, units, format.row_words(cols) / 4, first_row, rows];
+        vec![reads(Kernel::new("embed", SOURCES, 64, grid((tokens * units).div_ceil(64)), &params), format)]
+    }
+
+    fn samples() -> Vec<Self> {
+        Format::ALL.map(|format| Self { format, tokens: 1, cols: 64, first_row: 0, rows: 1 }).to_vec()
     }
 }
 

@@ -13,9 +13,11 @@ use burn::{
 use burn_wgpu::CubeBackend;
 
 use crate::{
+    choice::run,
     cpu::{self, Scattered},
     format::Format,
-    shader::{Shader, grid, launch},
+    info::DeviceInfo,
+    kernel::{Candidates, Kernel, grid},
 };
 
 /// Which rows of a batch took which row of one part of a table, on the device: the sums need no
@@ -75,7 +77,7 @@ pub fn embed_backward(grad: Tensor<1>, d: Tensor<2>, index: &TokenIndex) -> Tens
 }
 
 /// `distinct` rows of `cols` elements, `stride` apart.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct IndexArgs {
     pub distinct: usize,
     pub cols: usize,
@@ -113,21 +115,22 @@ impl ScatterRows for CubeBackend {
         args: IndexArgs,
     ) -> FloatTensor<Self> {
         let d = burn_wgpu::into_contiguous(d);
-        let [y, z, _] = grid(args.distinct);
-        let params = [args.distinct, args.cols, args.stride].map(|v| v as u32);
-        launch(shader(), [args.cols.div_ceil(64), y, z], &[&d, &index, &grad], &params);
+        run(&args, &[&d, &index, &grad]);
         grad
     }
 }
 
-/// The WGSL; it has one variant.
-pub fn shader() -> Shader {
-    Shader {
-        name: "embed_backward",
-        sources: &[include_str!("../../../../shaders/embed_backward.wgsl")],
-        constants: vec![],
-        workgroup_size: 64,
-        subgroups: false,
+impl Candidates for IndexArgs {
+    fn candidates(&self, _: &DeviceInfo) -> Vec<Kernel> {
+        const SOURCE: &str = include_str!("../../../../shaders/embed_backward.wgsl");
+        let Self { distinct, cols, stride } = *self;
+        let [y, z, _] = grid(distinct);
+        let workgroups = [cols.div_ceil(64), y, z];
+        vec![Kernel::new("embed_backward", &[SOURCE], 64, workgroups, &[distinct, cols, stride])]
+    }
+
+    fn samples() -> Vec<Self> {
+        vec![Self { distinct: 1, cols: 1, stride: 4 }]
     }
 }
 

@@ -7,9 +7,11 @@ use burn::{
 use burn_wgpu::CubeBackend;
 
 use crate::{
+    choice::run,
     cpu::{self, Scattered, View},
     format::Format,
-    shader::{Shader, launch},
+    info::DeviceInfo,
+    kernel::{Candidates, Kernel},
 };
 
 /// Adds the gradient of `rows` rows of the matrix of a [`matmul`](super::matmul()) to `grad`. The rows
@@ -36,7 +38,7 @@ pub fn matmul_dw(grad: Tensor<1>, dy: Tensor<2>, dy_first: usize, x: Tensor<2>, 
 
 /// Shape of one gradient: `dy [tokens, dy_cols]` from column `dy_first` on, `x [tokens, cols]`,
 /// `grad [rows, stride]`.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct DwArgs {
     pub tokens: usize,
     pub rows: usize,
@@ -76,22 +78,22 @@ impl AccumulateDw for CubeBackend {
         args: DwArgs,
     ) -> FloatTensor<Self> {
         let (dy, x) = (burn_wgpu::into_contiguous(dy), burn_wgpu::into_contiguous(x));
-        let DwArgs { tokens, rows, cols, stride, dy_cols, dy_first } = args;
-        let params = [tokens, rows, cols, stride, dy_cols, dy_first, cols].map(|v| v as u32);
-        let workgroups = [cols.div_ceil(64), rows.div_ceil(64), 1];
-        launch(shader(), workgroups, &[&dy, &x, &grad], &params);
+        run(&args, &[&dy, &x, &grad]);
         grad
     }
 }
 
-/// The WGSL; it has one variant.
-pub fn shader() -> Shader {
-    Shader {
-        name: "matmul_dw",
-        sources: &[include_str!("../../../../shaders/matmul_dw.wgsl")],
-        constants: vec![],
-        workgroup_size: 256,
-        subgroups: false,
+impl Candidates for DwArgs {
+    fn candidates(&self, _: &DeviceInfo) -> Vec<Kernel> {
+        const SOURCE: &str = include_str!("../../../../shaders/matmul_dw.wgsl");
+        let Self { tokens, rows, cols, stride, dy_cols, dy_first } = *self;
+        let workgroups = [cols.div_ceil(64), rows.div_ceil(64), 1];
+        let params = [tokens, rows, cols, stride, dy_cols, dy_first, cols];
+        vec![Kernel::new("matmul_dw", &[SOURCE], 256, workgroups, &params)]
+    }
+
+    fn samples() -> Vec<Self> {
+        vec![Self { tokens: 1, rows: 1, cols: 1, stride: 4, dy_cols: 1, dy_first: 0 }]
     }
 }
 

@@ -10,14 +10,16 @@ use burn::{
 use burn_wgpu::CubeBackend;
 
 use crate::{
+    choice::run,
     cpu::{self, Scattered, View},
     format::{Format, UNIT, unpack_row},
+    info::DeviceInfo,
+    kernel::{Candidates, Kernel},
     matrix::PackedMatrix,
-    shader::{Shader, launch},
 };
 
 use super::{
-    matmul::{LOAD_WORDS, WEIGHTS, reader_constants},
+    matmul::{LOAD_WORDS, WEIGHTS, reads},
     output,
 };
 
@@ -54,7 +56,7 @@ pub fn matmul_dx(dy: Tensor<2>, w: &PackedMatrix) -> Tensor<2> {
 
 /// Shape of one part's share: columns `dy_first..dy_first + rows` of `dy [tokens, dy_cols]` times a
 /// part `[rows, cols]`, written or added to `dx [tokens, cols]`.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct DxArgs {
     pub format: Format,
     pub tokens: usize,
@@ -100,23 +102,30 @@ impl PackedMatmulDx for CubeBackend {
         args: DxArgs,
     ) -> FloatTensor<Self> {
         let dy = burn_wgpu::into_contiguous(dy);
-        let units = args.cols.div_ceil(UNIT);
-        let row_vec4 = args.format.row_words(args.cols) / 4;
-        let params = [args.tokens, args.rows, units, row_vec4, args.cols, args.dy_cols, args.dy_first];
-        let workgroups = [args.cols.div_ceil(64), args.tokens.div_ceil(64), 1];
-        launch(shader(args.format, args.add), workgroups, &[&words, &dy, &dx], &params.map(|v| v as u32));
+        run(&args, &[&words, &dy, &dx]);
         dx
     }
 }
 
-/// The WGSL for one format.
-pub fn shader(format: Format, add: bool) -> Shader {
-    Shader {
-        name: "matmul_dx",
-        sources: &[include_str!("../../../../shaders/matmul_dx.wgsl"), WEIGHTS, LOAD_WORDS],
-        constants: [reader_constants(format), vec![("ACCUMULATE", add.to_string())]].concat(),
-        workgroup_size: 256,
-        subgroups: false,
+impl Candidates for DxArgs {
+    fn candidates(&self, _: &DeviceInfo) -> Vec<Kernel> {
+        const SOURCES: &[&str] = &[include_str!("../../../../shaders/matmul_dx.wgsl"), WEIGHTS, LOAD_WORDS];
+        let Self { format, tokens, rows, cols, dy_cols, dy_first, add } = *self;
+        let (units, row_vec4) = (cols.div_ceil(UNIT), format.row_words(cols) / 4);
+        let workgroups = [cols.div_ceil(64), tokens.div_ceil(64), 1];
+        let params = [tokens, rows, units, row_vec4, cols, dy_cols, dy_first];
+        vec![
+            reads(Kernel::new("matmul_dx", SOURCES, 256, workgroups, &params), format)
+                .with("ACCUMULATE", add),
+        ]
+    }
+
+    fn samples() -> Vec<Self> {
+        let new = |format| {
+            let new = |add| Self { format, tokens: 1, rows: 1, cols: 64, dy_cols: 1, dy_first: 0, add };
+            [false, true].map(new)
+        };
+        Format::ALL.into_iter().flat_map(new).collect()
     }
 }
 

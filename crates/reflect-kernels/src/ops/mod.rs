@@ -1,13 +1,15 @@
-//! One file an op: the public function, the reference, the CPU body and the WGSL launch.
+//! One file an op: the public function, the reference, the CPU body, and the candidates of its kernel.
+//!
+//! Adapters that run on CPU cores get products and attention from `shaders/software` instead.
 //!
 //! | op | shaders | reference |
 //! | --- | --- | --- |
 //! | [`embed()`] | `embed` | `embed::reference` |
 //! | [`rms_norm()`], [`add_rms_norm()`] | `rms_norm` | `rms_norm::reference` |
-//! | [`matmul()`] | `matvec`, `matmul`, `matmul_rows` | `matmul::reference` |
-//! | [`norm_matmul`], [`norm_matmul_swiglu`], [`norm_matmul_rope_append`], [`matmul_add`] | `matmul_rows` | of what they fuse |
-//! | [`rope_append()`] | `rope_append` | `rope_append::reference` |
-//! | [`attention()`] | `attention_decode`, `attention_rows`, `attention_combine` | `attention::reference` |
+//! | [`matmul()`] | `matvec`, `matmul` | `matmul::reference` |
+//! | [`norm_matmul`], [`norm_matmul_swiglu`], [`norm_matmul_rope_append`], [`matmul_add`] | those of products | of what they fuse |
+//! | [`rope_append()`] | `rope_append`, `rope_append_q8` | `rope_append::reference` |
+//! | [`attention()`] | `attention_decode`, `attention_combine` | `attention::reference` |
 //! | [`swiglu()`] | `swiglu` | `swiglu::reference` |
 //! | [`top_k()`] | `top_k` | `top_k::reference` |
 //!
@@ -19,7 +21,7 @@
 //! | [`rms_norm_backward()`], [`rms_norm_dw`] | `rms_norm_backward`, `rms_norm_dw` | `rms_norm_backward::reference` |
 //! | [`matmul_dx()`], [`matmul_dw()`] | `matmul_dx`, `matmul_dw` | `matmul_dx::reference`, `matmul_dw::reference` |
 //! | [`rope()`] | `rope` | `rope::reference` |
-//! | [`segment_attention()`], [`segment_attention_backward`] | `segment_attention`, `…_dq`, `…_dkv` | `segment_attention::reference` |
+//! | [`varlen_attention()`], [`varlen_attention_backward`] | `varlen_attention`, `…_dq`, `…_dkv` | `varlen_attention::reference` |
 //! | [`swiglu_backward()`] | `swiglu_backward` | `swiglu_backward::reference` |
 //! | [`cross_entropy()`], [`cross_entropy_backward`] | `cross_entropy`, `cross_entropy_backward` | `cross_entropy::reference` |
 //! | [`adamw_words`], [`adamw_vector`], [`square_sums`] | `adamw`, `square_sum` | `adamw::reference` |
@@ -37,10 +39,10 @@ pub mod rms_norm;
 pub mod rms_norm_backward;
 pub mod rope;
 pub mod rope_append;
-pub mod segment_attention;
 pub mod swiglu;
 pub mod swiglu_backward;
 pub mod top_k;
+pub mod varlen_attention;
 
 pub use adamw::{AdamStep, Moments, adamw_vector, adamw_words, square_sums};
 pub use attention::attention;
@@ -55,13 +57,92 @@ pub use rms_norm::{add_rms_norm, rms_norm};
 pub use rms_norm_backward::{rms_norm_backward, rms_norm_dw};
 pub use rope::{HeadShape, rope};
 pub use rope_append::rope_append;
-pub use segment_attention::{segment_attention, segment_attention_backward};
 pub use swiglu::swiglu;
 pub use swiglu_backward::swiglu_backward;
 pub use top_k::top_k;
+pub use varlen_attention::{varlen_attention, varlen_attention_backward};
+
+use std::collections::HashSet;
 
 use burn::tensor::{DType, Device, Shape, Tensor, TensorData};
 use burn_wgpu::CubeTensor;
+
+use crate::{
+    info::DeviceInfo,
+    kernel::{Candidates, Kernel},
+};
+
+/// Reductions of a workgroup, with one interface.
+const REDUCE_SUBGROUP: &str = include_str!("../../../../shaders/shared/reduce_subgroup.wgsl");
+const REDUCE_WORKGROUP: &str = include_str!("../../../../shaders/shared/reduce_workgroup.wgsl");
+
+/// Ops whose kernels are proven together (`verify`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Family {
+    Embedding,
+    Norms,
+    Products,
+    Attention,
+    Activation,
+    TopK,
+    Training,
+}
+
+impl Family {
+    pub const ALL: [Self; 7] = [
+        Self::Embedding,
+        Self::Norms,
+        Self::Products,
+        Self::Attention,
+        Self::Activation,
+        Self::TopK,
+        Self::Training,
+    ];
+
+    /// Every kernel that `device` can get for these ops.
+    pub fn kernels(self, device: &DeviceInfo) -> Vec<Kernel> {
+        fn of<S: Candidates>(device: &DeviceInfo) -> Vec<Kernel> {
+            S::samples().iter().flat_map(|shape| shape.candidates(device)).collect()
+        }
+        let ops: &[fn(&DeviceInfo) -> Vec<Kernel>] = match self {
+            Self::Embedding => &[of::<embed::EmbedArgs>],
+            Self::Norms => &[of::<rms_norm::NormArgs>],
+            Self::Products => &[of::<matmul::MatmulArgs>],
+            Self::Attention => &[
+                of::<attention::AttentionArgs>,
+                of::<attention::JoinArgs>,
+                of::<fused::ProjectArgs>,
+                of::<rope_append::RopeArgs>,
+            ],
+            Self::Activation => &[of::<swiglu::GateArgs>],
+            Self::TopK => &[of::<top_k::StageArgs>],
+            Self::Training => &[
+                of::<embed_backward::IndexArgs>,
+                of::<rms_norm_backward::NormDx>,
+                of::<rms_norm_backward::NormDwArgs>,
+                of::<matmul_dx::DxArgs>,
+                of::<matmul_dw::DwArgs>,
+                of::<rope::RotationArgs>,
+                of::<varlen_attention::PassArgs>,
+                of::<swiglu_backward::Gradient>,
+                of::<cross_entropy::ChunkArgs>,
+                of::<cross_entropy::Gradient>,
+                of::<adamw::StepArgs>,
+                of::<adamw::SquaresArgs>,
+            ],
+        };
+        ops.iter().flat_map(|of| of(device)).collect()
+    }
+
+    /// The families of which `device` has kernels that are not among `known`, where they are noted.
+    pub fn with_new_kernels(device: &DeviceInfo, known: &mut HashSet<String>) -> Vec<Self> {
+        let mut new = |family: &Self| {
+            // Not `any`: all are known from here on.
+            family.kernels(device).iter().filter(|kernel| known.insert(kernel.id())).count() > 0
+        };
+        Self::ALL.into_iter().filter(&mut new).collect()
+    }
+}
 
 /// A tensor of zeros; on the CPU faster than burn's own, which copies.
 pub fn zeros<const D: usize>(shape: [usize; D], device: &Device) -> Tensor<D> {

@@ -7,11 +7,12 @@ use burn::{
 };
 use burn_wgpu::CubeBackend;
 
-use super::empty_like;
+use super::{REDUCE_SUBGROUP, REDUCE_WORKGROUP, empty_like};
 use crate::{
+    choice::run,
     cpu::{self, Scattered, dispatch_simd, fma},
-    device::{Profile, profile},
-    shader::{Shader, grid, launch, u},
+    info::DeviceInfo,
+    kernel::{Candidates, Kernel, grid},
 };
 
 /// `x / sqrt(mean(x²) + eps) · weight` for each row of `x` `[T, D]`.
@@ -45,18 +46,37 @@ fn norm(x: Tensor<2>, residual: Tensor<2>, weight: Tensor<1>, args: NormArgs) ->
 }
 
 /// Shape of a norm over `rows` rows of `cols`; without `residual` the first output is empty.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct NormArgs {
     pub rows: usize,
     pub cols: usize,
-    pub eps: f32,
+    pub eps: Eps,
     pub residual: bool,
+}
+
+/// What a norm adds to the mean of the squares; equal and hashed by its bits, as part of a shape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Eps(u32);
+
+impl Eps {
+    pub fn new(eps: f64) -> Self {
+        Self((eps as f32).to_bits())
+    }
+
+    pub fn get(self) -> f32 {
+        f32::from_bits(self.0)
+    }
+
+    /// As a word of a uniform.
+    pub(super) fn bits(self) -> usize {
+        self.0 as usize
+    }
 }
 
 impl NormArgs {
     fn new(x: &Tensor<2>, eps: f64, residual: bool) -> Self {
         let [rows, cols] = x.dims();
-        Self { rows, cols, eps: eps as f32, residual }
+        Self { rows, cols, eps: Eps::new(eps), residual }
     }
 }
 
@@ -99,34 +119,30 @@ impl ResidualRmsNorm for CubeBackend {
         let sum_shape = if args.residual { shape.clone() } else { Shape::new([1, 1]) };
         let sum = empty_like(&x, sum_shape, DType::F32);
         let out = empty_like(&x, shape, DType::F32);
-        let profile = profile(&x);
-        launch(
-            shader(args.residual, profile.subgroups, lanes(&profile)),
-            grid(args.rows),
-            &[&x, &residual, &weight, &sum, &out],
-            &[args.rows as u32, args.cols as u32, args.eps.to_bits()],
-        );
+        run(&args, &[&x, &residual, &weight, &sum, &out]);
         (sum, out)
     }
 }
 
-/// Lanes of a row. Where they run on CPU cores one subgroup does it: a barrier that several must
-/// reach makes the adapter switch between them.
-fn lanes(profile: &Profile) -> usize {
-    profile.subgroup_size.filter(|_| profile.software).unwrap_or(64)
-}
+/// A workgroup a row.
+impl Candidates for NormArgs {
+    fn candidates(&self, device: &DeviceInfo) -> Vec<Kernel> {
+        const NORM: &str = include_str!("../../../../shaders/rms_norm.wgsl");
+        let (name, reduce) = match device.subgroups {
+            true => ("rms_norm_subgroups", REDUCE_SUBGROUP),
+            false => ("rms_norm", REDUCE_WORKGROUP),
+        };
+        // Where invocations run on CPU cores one subgroup does it: a barrier that several must reach makes the
+        // adapter switch between them.
+        let lanes = device.subgroup().filter(|_| device.software).unwrap_or(64);
+        let params = [self.rows, self.cols, self.eps.bits()];
+        let kernel = Kernel::new(name, &[NORM, reduce], lanes, grid(self.rows), &params);
+        let kernel = Kernel { subgroups: device.subgroups, ..kernel };
+        vec![kernel.with("RESIDUAL", self.residual).with("INVOCATIONS", lanes)]
+    }
 
-/// The WGSL with or without a residual, with reductions by subgroups or through workgroup memory.
-pub fn shader(residual: bool, subgroups: bool, lanes: usize) -> Shader {
-    const FILE: &str = include_str!("../../../../shaders/rms_norm.wgsl");
-    const SUBGROUPS: &[&str] = &[FILE, include_str!("../../../../shaders/shared/reduce_subgroup.wgsl")];
-    const WORKGROUP: &[&str] = &[FILE, include_str!("../../../../shaders/shared/reduce_workgroup.wgsl")];
-    Shader {
-        name: if subgroups { "rms_norm_subgroups" } else { "rms_norm" },
-        sources: if subgroups { SUBGROUPS } else { WORKGROUP },
-        constants: vec![("RESIDUAL", residual.to_string()), ("LANES", u(lanes))],
-        workgroup_size: lanes as u32,
-        subgroups,
+    fn samples() -> Vec<Self> {
+        [false, true].map(|residual| Self { rows: 1, cols: 1, eps: Eps::new(1e-5), residual }).to_vec()
     }
 }
 
@@ -149,7 +165,7 @@ impl ResidualRmsNorm for Flex {
         cpu::for_each(args.rows, |row| {
             // SAFETY: each row is written by one call.
             let to = unsafe { slots.slice(row * args.cols, args.cols) };
-            norm_row(&rows[row * args.cols..][..args.cols], weight, args.eps, to);
+            norm_row(&rows[row * args.cols..][..args.cols], weight, args.eps.get(), to);
         });
         let sum = if args.residual { sum } else { cpu::zeros(Shape::new([1, 1])) };
         (sum, out)

@@ -7,10 +7,15 @@ use burn::{
 };
 use burn_wgpu::CubeBackend;
 
-use super::{empty_like, rms_norm::NormArgs};
+use super::{
+    REDUCE_WORKGROUP, empty_like,
+    rms_norm::{Eps, NormArgs},
+};
 use crate::{
+    choice::run,
     cpu::{self, Scattered, dispatch_simd, fma},
-    shader::{Shader, grid, launch, u},
+    info::DeviceInfo,
+    kernel::{Candidates, Kernel, grid},
 };
 
 /// Gradient of the input `x` `[T, D]` plus `add`, the gradient that reaches `x` past the norm, and
@@ -28,7 +33,7 @@ pub fn rms_norm_backward(
     let [rows, cols] = x.dims();
     assert_eq!((dy.dims(), add.dims()), (x.dims(), x.dims()), "rms_norm_backward: gradients");
     assert_eq!(weight.dims(), [cols], "rms_norm_backward: weight for rows of {cols}");
-    let args = NormArgs { rows, cols, eps: eps as f32, residual: true };
+    let args = NormArgs { rows, cols, eps: Eps::new(eps), residual: true };
     let (dx, scales) = Dispatch::norm_dx(
         x.into_dispatch(),
         weight.into_dispatch(),
@@ -52,8 +57,15 @@ pub fn rms_norm_dw(grad: Tensor<1>, x: Tensor<2>, dy: Tensor<2>, scales: Tensor<
         x.into_dispatch(),
         dy.into_dispatch(),
         scales.into_dispatch(),
-        [rows, cols],
+        NormDwArgs { rows, cols },
     ))
+}
+
+/// Shape of a weight's gradient: `x` `[rows, cols]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct NormDwArgs {
+    pub rows: usize,
+    pub cols: usize,
 }
 
 #[backend_extension(Cube, Flex)]
@@ -67,13 +79,13 @@ pub trait RmsNormBackward: burn::backend::Backend {
         args: NormArgs,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 
-    /// Adds to `grad` and returns it; `shape` is rows and columns.
+    /// Adds to `grad` and returns it.
     fn norm_dw(
         grad: FloatTensor<Self>,
         x: FloatTensor<Self>,
         dy: FloatTensor<Self>,
         scales: FloatTensor<Self>,
-        shape: [usize; 2],
+        args: NormDwArgs,
     ) -> FloatTensor<Self>;
 }
 
@@ -117,12 +129,7 @@ impl RmsNormBackward for CubeBackend {
         let [x, dy, add] = [x, dy, add].map(burn_wgpu::into_contiguous);
         let dx = empty_like(&x, Shape::new([args.rows, args.cols]), DType::F32);
         let scales = empty_like(&x, Shape::new([args.rows]), DType::F32);
-        launch(
-            shader(),
-            grid(args.rows),
-            &[&x, &weight, &dy, &add, &dx, &scales],
-            &[args.rows as u32, args.cols as u32, args.eps.to_bits()],
-        );
+        run(&NormDx(args), &[&x, &weight, &dy, &add, &dx, &scales]);
         (dx, scales)
     }
 
@@ -131,37 +138,41 @@ impl RmsNormBackward for CubeBackend {
         x: FloatTensor<Self>,
         dy: FloatTensor<Self>,
         scales: FloatTensor<Self>,
-        [rows, cols]: [usize; 2],
+        args: NormDwArgs,
     ) -> FloatTensor<Self> {
         let [x, dy] = [x, dy].map(burn_wgpu::into_contiguous);
-        let params = [rows as u32, cols as u32];
-        launch(shader_dw(), [cols.div_ceil(16), 1, 1], &[&x, &dy, &scales, &grad], &params);
+        run(&args, &[&x, &dy, &scales, &grad]);
         grad
     }
 }
 
-/// The WGSL of `dx`.
-pub fn shader() -> Shader {
-    Shader {
-        name: "rms_norm_backward",
-        sources: &[
-            include_str!("../../../../shaders/rms_norm_backward.wgsl"),
-            include_str!("../../../../shaders/shared/reduce_workgroup.wgsl"),
-        ],
-        constants: vec![("LANES", u(64))],
-        workgroup_size: 64,
-        subgroups: false,
+/// The kernels of the input's gradient.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct NormDx(pub NormArgs);
+
+impl Candidates for NormDx {
+    fn candidates(&self, _: &DeviceInfo) -> Vec<Kernel> {
+        const SOURCE: &str = include_str!("../../../../shaders/rms_norm_backward.wgsl");
+        let NormArgs { rows, cols, eps, .. } = self.0;
+        let params = [rows, cols, eps.bits()];
+        let sources = [SOURCE, REDUCE_WORKGROUP];
+        vec![Kernel::new("rms_norm_backward", &sources, 64, grid(rows), &params).with("INVOCATIONS", 64usize)]
+    }
+
+    fn samples() -> Vec<Self> {
+        NormArgs::samples().into_iter().map(Self).collect()
     }
 }
 
-/// The WGSL of the weight's gradient.
-pub fn shader_dw() -> Shader {
-    Shader {
-        name: "rms_norm_dw",
-        sources: &[include_str!("../../../../shaders/rms_norm_dw.wgsl")],
-        constants: vec![],
-        workgroup_size: 256,
-        subgroups: false,
+impl Candidates for NormDwArgs {
+    fn candidates(&self, _: &DeviceInfo) -> Vec<Kernel> {
+        const SOURCE: &str = include_str!("../../../../shaders/rms_norm_dw.wgsl");
+        let workgroups = [self.cols.div_ceil(16), 1, 1];
+        vec![Kernel::new("rms_norm_dw", &[SOURCE], 256, workgroups, &[self.rows, self.cols])]
+    }
+
+    fn samples() -> Vec<Self> {
+        vec![Self { rows: 1, cols: 1 }]
     }
 }
 
@@ -188,7 +199,7 @@ impl RmsNormBackward for Flex {
             let line = row * args.cols..(row + 1) * args.cols;
             // SAFETY: each row is written by one call.
             let to = unsafe { dx_slots.slice(line.start, args.cols) };
-            let scale = dx_row(&x[line.clone()], weight, &dy[line.clone()], &add[line], args.eps, to);
+            let scale = dx_row(&x[line.clone()], weight, &dy[line.clone()], &add[line], args.eps.get(), to);
             // SAFETY: as above.
             unsafe { scale_slots.set(row, scale) };
         });
@@ -200,7 +211,7 @@ impl RmsNormBackward for Flex {
         x: FloatTensor<Self>,
         dy: FloatTensor<Self>,
         scales: FloatTensor<Self>,
-        [rows, cols]: [usize; 2],
+        NormDwArgs { rows, cols }: NormDwArgs,
     ) -> FloatTensor<Self> {
         let [x, dy] = [x, dy].map(cpu::contiguous);
         let (x, dy, scales) = (cpu::floats(&x), cpu::floats(&dy), cpu::floats(&scales));

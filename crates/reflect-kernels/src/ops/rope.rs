@@ -13,13 +13,15 @@ use burn_wgpu::CubeBackend;
 use super::{empty_like, rope_append::pair_elements};
 use crate::{
     batch::{Batch, BatchShape},
+    choice::run,
     cpu::{self, Scattered},
+    info::DeviceInfo,
+    kernel::{Candidates, Kernel, grid},
     kv::PairLayout,
-    shader::{Shader, grid, launch},
 };
 
 /// Heads of a stacked `qkv`: queries first, then keys, then values.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct HeadShape {
     pub heads: usize,
     pub kv_heads: usize,
@@ -47,7 +49,7 @@ pub fn rope(qkv: Tensor<2>, batch: &Batch, shape: HeadShape, inverse: bool) -> T
 }
 
 /// Which heads are rotated, and which way.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RotationArgs {
     pub shape: HeadShape,
     pub batch: BatchShape,
@@ -94,29 +96,31 @@ fn angles<'a>(batch: &'a [u32], row: usize, args: &RotationArgs) -> &'a [u32] {
 
 impl Rotate for CubeBackend {
     fn rotate(qkv: FloatTensor<Self>, batch: IntTensor<Self>, args: RotationArgs) -> FloatTensor<Self> {
-        let HeadShape { heads, kv_heads, head_dim, layout } = args.shape;
         let qkv = burn_wgpu::into_contiguous(qkv);
-        let tokens = args.batch.tokens;
-        let out = empty_like(&qkv, Shape::new([tokens, args.shape.cols()]), DType::F32);
-        let pairs = args.shape.cols() / 2;
-        let params = [tokens, heads, kv_heads, head_dim / 2].map(|v| v as u32);
-        let [y, z, _] = grid(tokens);
-        launch(shader(layout, args.inverse), [pairs.div_ceil(64), y, z], &[&qkv, &batch, &out], &params);
+        let out = empty_like(&qkv, Shape::new([args.batch.tokens, args.shape.cols()]), DType::F32);
+        run(&args, &[&qkv, &batch, &out]);
         out
     }
 }
 
-/// The WGSL for one layout and direction.
-pub fn shader(layout: PairLayout, inverse: bool) -> Shader {
-    Shader {
-        name: "rope",
-        sources: &[include_str!("../../../../shaders/rope.wgsl")],
-        constants: vec![
-            ("HALF_SPLIT", (layout == PairLayout::HalfSplit).to_string()),
-            ("INVERSE", inverse.to_string()),
-        ],
-        workgroup_size: 64,
-        subgroups: false,
+impl Candidates for RotationArgs {
+    fn candidates(&self, _: &DeviceInfo) -> Vec<Kernel> {
+        const ROPE: &str = include_str!("../../../../shaders/rope.wgsl");
+        let HeadShape { heads, kv_heads, head_dim, layout } = self.shape;
+        let tokens = self.batch.tokens;
+        let [y, z, _] = grid(tokens);
+        let workgroups = [(self.shape.cols() / 2).div_ceil(64), y, z];
+        let kernel = Kernel::new("rope", &[ROPE], 64, workgroups, &[tokens, heads, kv_heads, head_dim / 2]);
+        vec![kernel.with("HALF_SPLIT", layout == PairLayout::HalfSplit).with("INVERSE", self.inverse)]
+    }
+
+    fn samples() -> Vec<Self> {
+        let batch = BatchShape { tokens: 1, rows_per_seq: 1, max_pages: 0 };
+        let new = |layout| {
+            let shape = HeadShape { heads: 1, kv_heads: 1, head_dim: 64, layout };
+            [false, true].map(|inverse| Self { shape, batch, inverse })
+        };
+        [PairLayout::HalfSplit, PairLayout::Interleaved].into_iter().flat_map(new).collect()
     }
 }
 

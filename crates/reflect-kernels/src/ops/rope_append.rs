@@ -13,9 +13,11 @@ use half::f16;
 use super::empty_like;
 use crate::{
     batch::{Batch, BatchShape, PAGE},
+    choice::run,
     cpu::{self, Scattered},
+    info::DeviceInfo,
+    kernel::{Candidates, Kernel, grid},
     kv::{KvFormat, KvLayer, KvShape, PairLayout},
-    shader::{Shader, grid, launch, u},
 };
 
 /// Rotates the queries and keys in `qkv` `[T, (heads + 2 kv_heads) · head_dim]` (queries first,
@@ -44,7 +46,7 @@ pub fn rope_append(qkv: Tensor<2>, cache: KvLayer, batch: &Batch, heads: usize) 
 }
 
 /// Shapes of a rotation of `heads` query heads and the cache's key heads.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RopeArgs {
     pub heads: usize,
     pub kv: KvShape,
@@ -183,36 +185,40 @@ impl RopeAppend for CubeBackend {
         batch: IntTensor<Self>,
         args: RopeArgs,
     ) -> (FloatTensor<Self>, IntTensor<Self>) {
-        let KvShape { kv_heads, head_dim, .. } = args.kv;
-        let tokens = args.batch.tokens;
         let qkv = burn_wgpu::into_contiguous(qkv);
-        let q = empty_like(&qkv, Shape::new([tokens, args.heads * head_dim]), DType::F32);
-        let heads = args.heads + 2 * kv_heads;
-        let invocations = if args.kv.format == KvFormat::Q8 { heads } else { heads * head_dim / 2 };
-        let params = [tokens, args.heads, kv_heads, args.batch.rope_at()].map(|v| v as u32);
-        let [y, z, _] = grid(tokens);
-        launch(shader(&args.kv), [invocations.div_ceil(64), y, z], &[&qkv, &batch, &q, &cache], &params);
+        let q_shape = Shape::new([args.batch.tokens, args.heads * args.kv.head_dim]);
+        let q = empty_like(&qkv, q_shape, DType::F32);
+        run(&args, &[&qkv, &batch, &q, &cache]);
         (q, cache)
     }
 }
 
-/// The WGSL for one shape of cache.
-pub fn shader(kv: &KvShape) -> Shader {
-    const PAIRS: &[&str] = &[include_str!("../../../../shaders/rope_append.wgsl")];
-    const LINES: &[&str] = &[include_str!("../../../../shaders/rope_append_q8.wgsl")];
-    let mut constants = vec![
-        ("HALF_SPLIT", (kv.layout == PairLayout::HalfSplit).to_string()),
-        ("PAGE", u(PAGE)),
-        ("HEAD_DIM", u(kv.head_dim)),
-    ];
-    let (name, sources) = match kv.format {
-        KvFormat::Q8 => ("rope_append_q8", LINES),
-        format => {
-            constants.push(("CACHE_F16", (format == KvFormat::F16).to_string()));
-            ("rope_append", PAIRS)
+impl Candidates for RopeArgs {
+    fn candidates(&self, _: &DeviceInfo) -> Vec<Kernel> {
+        const PAIRS: &str = include_str!("../../../../shaders/rope_append.wgsl");
+        const LINES: &str = include_str!("../../../../shaders/rope_append_q8.wgsl");
+        let KvShape { kv_heads, head_dim, format, layout } = self.kv;
+        let heads = self.heads + 2 * kv_heads;
+        let (name, source, invocations) = match format {
+            KvFormat::Q8 => ("rope_append_q8", LINES, heads),
+            KvFormat::F32 | KvFormat::F16 => ("rope_append", PAIRS, heads * head_dim / 2),
+        };
+        let params = [self.batch.tokens, self.heads, kv_heads, self.batch.rope_at()];
+        let [y, z, _] = grid(self.batch.tokens);
+        let kernel = Kernel::new(name, &[source], 64, [invocations.div_ceil(64), y, z], &params)
+            .with("HALF_SPLIT", layout == PairLayout::HalfSplit)
+            .with("PAGE", PAGE)
+            .with("HEAD_DIM", head_dim);
+        match format {
+            KvFormat::Q8 => vec![kernel],
+            KvFormat::F32 | KvFormat::F16 => vec![kernel.with("CACHE_F16", format == KvFormat::F16)],
         }
-    };
-    Shader { name, sources, constants, workgroup_size: 64, subgroups: false }
+    }
+
+    fn samples() -> Vec<Self> {
+        let batch = BatchShape { tokens: 1, rows_per_seq: 1, max_pages: 8 };
+        KvShape::samples().into_iter().map(|kv| Self { heads: 6, kv, batch }).collect()
+    }
 }
 
 impl RopeAppend for Flex {

@@ -8,8 +8,10 @@ use burn_wgpu::CubeBackend;
 
 use super::empty_like;
 use crate::{
+    choice::run,
     cpu::{self, Scattered, dispatch_simd, exp},
-    shader::{Shader, grid, launch},
+    info::DeviceInfo,
+    kernel::{Candidates, Kernel, grid},
 };
 
 /// `silu(gate) · up` for `gate_up` `[T, 2 F]` with the gates first: `[T, F]`.
@@ -19,13 +21,20 @@ use crate::{
 pub fn swiglu(gate_up: Tensor<2>) -> Tensor<2> {
     let [tokens, cols] = gate_up.dims();
     assert!(cols.is_multiple_of(2), "swiglu: {cols} columns are not gates and ups");
-    Tensor::from_dispatch(Dispatch::gated_silu(gate_up.into_dispatch(), tokens, cols / 2))
+    Tensor::from_dispatch(Dispatch::gated_silu(gate_up.into_dispatch(), GateArgs { tokens, cols: cols / 2 }))
+}
+
+/// Shape of an activation of `gate_up` `[tokens, 2 cols]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct GateArgs {
+    pub tokens: usize,
+    pub cols: usize,
 }
 
 #[backend_extension(Cube, Flex)]
 pub trait GatedSilu: burn::backend::Backend {
-    /// `gate_up` is `[tokens, 2 cols]`, the result `[tokens, cols]`.
-    fn gated_silu(gate_up: FloatTensor<Self>, tokens: usize, cols: usize) -> FloatTensor<Self>;
+    /// `[tokens, cols]`.
+    fn gated_silu(gate_up: FloatTensor<Self>, args: GateArgs) -> FloatTensor<Self>;
 }
 
 /// The activation in plain loops, in f64.
@@ -42,28 +51,29 @@ pub fn reference(gate_up: &[f32], cols: usize) -> Vec<f32> {
 }
 
 impl GatedSilu for CubeBackend {
-    fn gated_silu(gate_up: FloatTensor<Self>, tokens: usize, cols: usize) -> FloatTensor<Self> {
+    fn gated_silu(gate_up: FloatTensor<Self>, args: GateArgs) -> FloatTensor<Self> {
         let gate_up = burn_wgpu::into_contiguous(gate_up);
-        let out = empty_like(&gate_up, Shape::new([tokens, cols]), DType::F32);
-        let [y, z, _] = grid(tokens);
-        launch(shader(), [cols.div_ceil(64), y, z], &[&gate_up, &out], &[tokens as u32, cols as u32]);
+        let out = empty_like(&gate_up, Shape::new([args.tokens, args.cols]), DType::F32);
+        run(&args, &[&gate_up, &out]);
         out
     }
 }
 
-/// The WGSL; it has one variant.
-pub fn shader() -> Shader {
-    Shader {
-        name: "swiglu",
-        sources: &[include_str!("../../../../shaders/swiglu.wgsl")],
-        constants: vec![],
-        workgroup_size: 64,
-        subgroups: false,
+impl Candidates for GateArgs {
+    fn candidates(&self, _: &DeviceInfo) -> Vec<Kernel> {
+        const SWIGLU: &str = include_str!("../../../../shaders/swiglu.wgsl");
+        let [y, z, _] = grid(self.tokens);
+        let workgroups = [self.cols.div_ceil(64), y, z];
+        vec![Kernel::new("swiglu", &[SWIGLU], 64, workgroups, &[self.tokens, self.cols])]
+    }
+
+    fn samples() -> Vec<Self> {
+        vec![Self { tokens: 1, cols: 1 }]
     }
 }
 
 impl GatedSilu for Flex {
-    fn gated_silu(gate_up: FloatTensor<Self>, tokens: usize, cols: usize) -> FloatTensor<Self> {
+    fn gated_silu(gate_up: FloatTensor<Self>, GateArgs { tokens, cols }: GateArgs) -> FloatTensor<Self> {
         let gate_up = cpu::contiguous(gate_up);
         let from = cpu::floats(&gate_up);
         let write = |slots: Scattered<'_>| {

@@ -7,10 +7,12 @@ use burn::{
 };
 use burn_wgpu::CubeBackend;
 
-use super::empty_like;
+use super::{empty_like, swiglu::GateArgs};
 use crate::{
+    choice::run,
     cpu::{self, Scattered, dispatch_simd, exp, fma},
-    shader::{Shader, grid, launch},
+    info::DeviceInfo,
+    kernel::{Candidates, Kernel, grid},
 };
 
 /// Gradient `[T, 2 F]` of `gate_up` from `d` `[T, F]`, the gradient of the activation.
@@ -21,7 +23,7 @@ pub fn swiglu_backward(gate_up: Tensor<2>, d: Tensor<2>) -> Tensor<2> {
     let [tokens, cols] = d.dims();
     assert_eq!(gate_up.dims(), [tokens, 2 * cols], "swiglu_backward: gates and ups of {cols} columns");
     let (gate_up, d) = (gate_up.into_dispatch(), d.into_dispatch());
-    Tensor::from_dispatch(Dispatch::gated_silu_backward(gate_up, d, tokens, cols))
+    Tensor::from_dispatch(Dispatch::gated_silu_backward(gate_up, d, GateArgs { tokens, cols }))
 }
 
 #[backend_extension(Cube, Flex)]
@@ -30,8 +32,7 @@ pub trait GatedSiluBackward: burn::backend::Backend {
     fn gated_silu_backward(
         gate_up: FloatTensor<Self>,
         d: FloatTensor<Self>,
-        tokens: usize,
-        cols: usize,
+        args: GateArgs,
     ) -> FloatTensor<Self>;
 }
 
@@ -54,26 +55,29 @@ impl GatedSiluBackward for CubeBackend {
     fn gated_silu_backward(
         gate_up: FloatTensor<Self>,
         d: FloatTensor<Self>,
-        tokens: usize,
-        cols: usize,
+        args: GateArgs,
     ) -> FloatTensor<Self> {
         let (gate_up, d) = (burn_wgpu::into_contiguous(gate_up), burn_wgpu::into_contiguous(d));
-        let out = empty_like(&gate_up, Shape::new([tokens, 2 * cols]), DType::F32);
-        let [y, z, _] = grid(tokens);
-        let params = [tokens as u32, cols as u32];
-        launch(shader(), [cols.div_ceil(64), y, z], &[&gate_up, &d, &out], &params);
+        let out = empty_like(&gate_up, Shape::new([args.tokens, 2 * args.cols]), DType::F32);
+        run(&Gradient(args), &[&gate_up, &d, &out]);
         out
     }
 }
 
-/// The WGSL; it has one variant.
-pub fn shader() -> Shader {
-    Shader {
-        name: "swiglu_backward",
-        sources: &[include_str!("../../../../shaders/swiglu_backward.wgsl")],
-        constants: vec![],
-        workgroup_size: 64,
-        subgroups: false,
+/// The kernels of the gradient.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Gradient(pub GateArgs);
+
+impl Candidates for Gradient {
+    fn candidates(&self, _: &DeviceInfo) -> Vec<Kernel> {
+        const SOURCE: &str = include_str!("../../../../shaders/swiglu_backward.wgsl");
+        let GateArgs { tokens, cols } = self.0;
+        let [y, z, _] = grid(tokens);
+        vec![Kernel::new("swiglu_backward", &[SOURCE], 64, [cols.div_ceil(64), y, z], &[tokens, cols])]
+    }
+
+    fn samples() -> Vec<Self> {
+        GateArgs::samples().into_iter().map(Self).collect()
     }
 }
 
@@ -81,8 +85,7 @@ impl GatedSiluBackward for Flex {
     fn gated_silu_backward(
         gate_up: FloatTensor<Self>,
         d: FloatTensor<Self>,
-        tokens: usize,
-        cols: usize,
+        GateArgs { tokens, cols }: GateArgs,
     ) -> FloatTensor<Self> {
         let (gate_up, d) = (cpu::contiguous(gate_up), cpu::contiguous(d));
         let mut out = cpu::zeros(Shape::new([tokens, 2 * cols]));

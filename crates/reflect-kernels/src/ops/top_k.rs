@@ -13,9 +13,11 @@ use burn_wgpu::CubeBackend;
 
 use super::empty_like;
 use crate::{
+    choice::kernel,
     cpu,
-    device::{landed, profile},
-    shader::{Shader, grid, launch, u},
+    device::landed,
+    info::DeviceInfo,
+    kernel::{Candidates, Kernel, grid, launch},
 };
 
 /// The most candidates that [`top_k`] returns.
@@ -83,41 +85,54 @@ pub fn reference(logits: &[f32], vocab: usize, k: usize) -> Vec<TopK> {
         .collect()
 }
 
-/// Logits that one invocation of the first stage searches: on a GPU few, as most of its lanes have nothing
-/// else to do; where cores run the lanes more, for fewer results to join.
-const CHUNK: usize = 64;
-const CHUNK_SOFTWARE: usize = 256;
-
 impl TopKMass for CubeBackend {
     fn top_k_mass(logits: FloatTensor<Self>, tokens: usize, vocab: usize, k: usize) -> IntTensor<Self> {
         let mut found = burn_wgpu::into_contiguous(logits);
-        let first = if profile(&found).software { CHUNK_SOFTWARE } else { CHUNK };
-        let (mut items, mut join) = (vocab, false);
+        let mut stage = StageArgs { tokens, items: vocab, k, join: false };
         // Each stage makes one result of a chunk; the last chunk is the whole row.
         loop {
-            let chunk = if join { 16 } else { first };
-            let chunks = items.div_ceil(chunk);
-            let out = empty_like(&found, Shape::new([tokens * chunks, 2 * k + 2]), DType::I32);
-            let params = [tokens as u32, items as u32, chunks as u32, chunk as u32];
-            let workgroups = grid((tokens * chunks).div_ceil(32));
-            launch(shader(k, join), workgroups, &[&found, &out], &params);
+            let kernel = kernel(&found, &stage);
+            let out = empty_like(&found, Shape::new([tokens * kernel.splits, 2 * k + 2]), DType::I32);
+            launch(&kernel, &[&found, &out]);
             found = out;
-            if chunks == 1 {
+            if kernel.splits == 1 {
                 return found;
             }
-            (items, join) = (chunks, true);
+            stage = StageArgs { items: kernel.splits, join: true, ..stage };
         }
     }
 }
 
-/// The WGSL of a stage: the first reads logits, the others join results.
-pub fn shader(k: usize, join: bool) -> Shader {
-    Shader {
-        name: "top_k",
-        sources: &[include_str!("../../../../shaders/top_k.wgsl")],
-        constants: vec![("K", u(k)), ("JOIN", join.to_string())],
-        workgroup_size: 32,
-        subgroups: false,
+/// Shape of a stage over rows of `items`: the first reads logits, the others join results.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct StageArgs {
+    pub tokens: usize,
+    pub items: usize,
+    pub k: usize,
+    pub join: bool,
+}
+
+/// An invocation a chunk.
+impl Candidates for StageArgs {
+    fn candidates(&self, device: &DeviceInfo) -> Vec<Kernel> {
+        const TOP_K: &str = include_str!("../../../../shaders/top_k.wgsl");
+        let Self { tokens, items, k, join } = *self;
+        let chunk = match (join, device.software) {
+            (true, _) => 16,
+            // On a GPU few logits, as most of its lanes have nothing else to do; where cores run the invocations
+            // more, for fewer results to join.
+            (false, false) => 64,
+            (false, true) => 256,
+        };
+        let splits = items.div_ceil(chunk);
+        let workgroups = grid((tokens * splits).div_ceil(32));
+        let kernel = Kernel::new("top_k", &[TOP_K], 32, workgroups, &[tokens, items, splits, chunk]);
+        vec![Kernel { splits, ..kernel }.with("K", k).with("JOIN", join)]
+    }
+
+    fn samples() -> Vec<Self> {
+        let new = |k| [false, true].map(|join| Self { tokens: 1, items: 100, k, join });
+        [1, 2, 17, MAX_K].into_iter().flat_map(new).collect()
     }
 }
 

@@ -15,8 +15,8 @@ use crate::{
         matmul_dx::DxArgs,
         rms_norm_backward,
         rope::RotationArgs,
-        segment_attention::{self, SegmentArgs},
         swiglu_backward,
+        varlen_attention::{self, VarlenArgs},
     },
 };
 
@@ -26,7 +26,7 @@ impl Check<'_> {
         self.matrix_gradients().await?;
         self.norm_gradients().await?;
         self.rotations().await?;
-        self.segments().await?;
+        self.varlen_attention().await?;
         self.swiglu_gradients().await?;
         self.cross_entropies().await?;
         self.embedding_gradients().await?;
@@ -42,7 +42,8 @@ impl Check<'_> {
                     let (below, below_words) = self.matrix(Format::F32, 5, cols, 12);
                     matrix.stack(below);
                     let dy = noise(tokens * (rows + 5), 13, 1.0);
-                    let actual = read(ops::matmul_dx(self.floats(&dy, [tokens, rows + 5]), &matrix)).await?;
+                    let tdy = self.floats(&dy, [tokens, rows + 5]);
+                    let found = self.each(async || read(ops::matmul_dx(tdy.clone(), &matrix)).await).await?;
                     let args = |format, rows, dy_first| DxArgs {
                         format,
                         tokens,
@@ -57,7 +58,10 @@ impl Check<'_> {
                     let bottom = matmul_dx::reference(&dy, &below_words, &bottom_args);
                     let expected: Vec<f32> = top.iter().zip(&bottom).map(|(a, b)| a + b).collect();
                     let case = format!("{} rows={rows} cols={cols} tokens={tokens}", format.name());
-                    self.record("matmul_dx", case, compare(&actual, &expected), TOLERANCE);
+                    for (which, actual) in found {
+                        let case = case.clone() + &which;
+                        self.record("matmul_dx", case, compare(&actual, &expected), TOLERANCE);
+                    }
                 }
             }
         }
@@ -72,17 +76,19 @@ impl Check<'_> {
                 let args = DwArgs { tokens, rows, cols, stride, dy_cols: rows + 5, dy_first: 3 };
                 let (dy, x) = (noise(tokens * args.dy_cols, 14, 1.0), noise(tokens * cols, 15, 1.0));
                 let before = noise(rows * stride, 16, 1.0);
-                let actual = ops::matmul_dw(
-                    self.floats(&before, [rows * stride]),
-                    self.floats(&dy, [tokens, args.dy_cols]),
-                    3,
-                    self.floats(&x, [tokens, cols]),
-                    rows,
-                );
-                let mut expected = before;
+                let add = async || {
+                    let grad = self.floats(&before, [rows * stride]);
+                    let (tdy, tx) =
+                        (self.floats(&dy, [tokens, args.dy_cols]), self.floats(&x, [tokens, cols]));
+                    read(ops::matmul_dw(grad, tdy, 3, tx, rows)).await
+                };
+                let found = self.each(add).await?;
+                let mut expected = before.clone();
                 matmul_dw::reference(&mut expected, &dy, &x, &args);
-                let case = format!("rows={rows} cols={cols} tokens={tokens}");
-                self.record("matmul_dw", case, compare(&read(actual).await?, &expected), TOLERANCE);
+                for (which, actual) in found {
+                    let case = format!("rows={rows} cols={cols} tokens={tokens}{which}");
+                    self.record("matmul_dw", case, compare(&actual, &expected), TOLERANCE);
+                }
             }
         }
         Ok(())
@@ -142,7 +148,7 @@ impl Check<'_> {
         Ok(())
     }
 
-    async fn segments(&mut self) -> Result<(), String> {
+    async fn varlen_attention(&mut self) -> Result<(), String> {
         let cases: [(&[usize], usize, usize, usize); 5] = [
             (&[1], 1, 1, 2),
             (&[7, 1, 2, 65], 3, 1, 8),
@@ -156,24 +162,24 @@ impl Check<'_> {
             let tokens = batch.shape.tokens;
             let words = read_words(batch.data.clone()).await?;
             let first = &words[tokens..2 * tokens];
-            let args = SegmentArgs { tokens, shape };
+            let args = VarlenArgs { tokens, shape };
             let qkv = noise(tokens * shape.cols(), 23, 1.0);
             let qkv_tensor = self.floats(&qkv, [tokens, shape.cols()]);
             let case = format!("lengths={lengths:?} heads={heads}/{kv_heads} dim={head_dim}");
-            let (context, lse) = ops::segment_attention(qkv_tensor.clone(), &batch, shape);
-            let expected = segment_attention::reference(&qkv, first, &args);
+            let (context, lse) = ops::varlen_attention(qkv_tensor.clone(), &batch, shape);
+            let expected = varlen_attention::reference(&qkv, first, &args);
             let actual = read(context.clone()).await?;
-            let name = "segment_attention";
+            let name = "varlen_attention";
             self.record(name, case.clone(), compare(&actual, &expected.0), TOLERANCE_EXP);
             let actual = read(lse.clone()).await?;
             self.record(name, format!("{case} lse"), compare(&actual, &expected.1), TOLERANCE_EXP);
 
             let d = noise(tokens * heads * head_dim, 24, 1.0);
             let d_tensor = self.floats(&d, [tokens, heads * head_dim]);
-            let actual = ops::segment_attention_backward(qkv_tensor, &batch, shape, context, lse, d_tensor);
-            let expected = segment_attention::reference_backward(&qkv, first, &d, &args);
+            let actual = ops::varlen_attention_backward(qkv_tensor, &batch, shape, context, lse, d_tensor);
+            let expected = varlen_attention::reference_backward(&qkv, first, &d, &args);
             let error = compare(&read(actual).await?, &expected);
-            self.record("segment_attention_backward", case, error, TOLERANCE_EXP);
+            self.record("varlen_attention_backward", case, error, TOLERANCE_EXP);
         }
         Ok(())
     }
@@ -358,7 +364,7 @@ mod tests {
             (noise(tokens * cols, 1, 1.0), noise(rows * cols, 2, 1.0), noise(tokens * rows, 3, 1.0));
         let stride = Format::F32.row_words(cols);
         let pack = |w: &[f32]| pack(w, cols);
-        let args = MatmulArgs { format: Format::F32, tokens, rows, cols, out_cols: rows, out_first: 0 };
+        let args = MatmulArgs::new(Format::F32, tokens, rows, cols);
         let dx_args =
             DxArgs { format: Format::F32, tokens, rows, cols, dy_cols: rows, dy_first: 0, add: false };
         let dx = matmul_dx::reference(&d, &pack(&w), &dx_args);
@@ -418,11 +424,11 @@ mod tests {
     #[test]
     fn attention() {
         let shape = HeadShape { heads: 2, kv_heads: 1, head_dim: 4, layout: PairLayout::HalfSplit };
-        let args = SegmentArgs { tokens: 6, shape };
+        let args = VarlenArgs { tokens: 6, shape };
         let first = [0, 0, 2, 2, 2, 5];
         let (qkv, d) = (noise(6 * shape.cols(), 11, 1.5), noise(6 * 8, 12, 1.0));
-        let gradient = segment_attention::reference_backward(&qkv, &first, &d, &args);
-        agree(&gradient, &differences(&qkv, &d, |qkv| segment_attention::reference(qkv, &first, &args).0));
+        let gradient = varlen_attention::reference_backward(&qkv, &first, &d, &args);
+        agree(&gradient, &differences(&qkv, &d, |qkv| varlen_attention::reference(qkv, &first, &args).0));
     }
 
     #[test]

@@ -38,7 +38,7 @@ pub fn bench(args: &BenchArgs, shape: TrainShape, device: &OpenDevice) -> Result
     let model_name = args.config.as_deref().unwrap_or("10m");
     let config = LlamaConfig::by_name(model_name)?;
     let vocab = config.vocab_size as u64;
-    let limit = device.profile.map_or(u64::MAX, |profile| profile.max_binding_bytes);
+    let limit = device.max_binding_bytes();
     let weights = Fresh::new(&config, 0);
     let model = block_on(load_model(config.clone(), &weights, &device.device, limit, |_| {}))?;
     drop(weights);

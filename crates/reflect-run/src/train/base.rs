@@ -84,7 +84,7 @@ impl Base {
     pub fn need(&self, settings: &Settings, device: &OpenDevice) -> TrainingNeed {
         let config = &self.texts().config;
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let lanes = match side_by_side(settings, device.profile.is_none()) {
+        let lanes = match side_by_side(settings, device.info.is_none()) {
             true => settings.accumulate.min(threads),
             false => 1,
         };
@@ -139,7 +139,7 @@ fn load(config: &LlamaConfig, source: &impl TensorSource, device: &OpenDevice) -
     let bar = ProgressBar::new(source.total_bytes());
     bar.set_style(ProgressStyle::with_template("loading {bar:32} {bytes} of {total_bytes}, {elapsed}")?);
     let head = 4 * HEAD_ROWS as u64 * Format::F32.row_words(config.hidden_size) as u64;
-    let limit = device.profile.map_or(u64::MAX, |profile| profile.max_binding_bytes).min(head);
+    let limit = device.max_binding_bytes().min(head);
     let model =
         block_on(load_model(config.clone(), source, &device.device, limit, |done| bar.set_position(done)));
     bar.finish_and_clear();

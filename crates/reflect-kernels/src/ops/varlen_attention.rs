@@ -14,8 +14,11 @@ use burn_wgpu::CubeBackend;
 use super::{empty_like, rope::HeadShape};
 use crate::{
     batch::Batch,
+    choice::run,
     cpu::{self, Scattered, View, dispatch_simd, exp, fma},
-    shader::{Shader, launch, u},
+    info::DeviceInfo,
+    kernel::{Candidates, Kernel},
+    kv::PairLayout,
 };
 
 /// Attention of the rotated queries in `qkv` `[T, (H + 2 K) h]` over the keys and values of their own
@@ -24,23 +27,23 @@ use crate::{
 ///
 /// # Panics
 /// If the shape of `qkv` does not fit.
-pub fn segment_attention(qkv: Tensor<2>, batch: &Batch, shape: HeadShape) -> (Tensor<2>, Tensor<2>) {
+pub fn varlen_attention(qkv: Tensor<2>, batch: &Batch, shape: HeadShape) -> (Tensor<2>, Tensor<2>) {
     let tokens = batch.shape.tokens;
-    assert_eq!(qkv.dims(), [tokens, shape.cols()], "segment_attention: qkv for {shape:?}");
-    let (context, lse) = Dispatch::attend_segments(
+    assert_eq!(qkv.dims(), [tokens, shape.cols()], "varlen_attention: qkv for {shape:?}");
+    let (context, lse) = Dispatch::attend_varlen(
         qkv.into_dispatch(),
         batch.data.clone().into_dispatch(),
-        SegmentArgs { tokens, shape },
+        VarlenArgs { tokens, shape },
     );
     (Tensor::from_dispatch(context), Tensor::from_dispatch(lse))
 }
 
-/// Gradient `[T, (H + 2 K) h]` of the rotated `qkv`, from what [`segment_attention`] took and gave and
+/// Gradient `[T, (H + 2 K) h]` of the rotated `qkv`, from what [`varlen_attention`] took and gave and
 /// the gradient of the contexts.
 ///
 /// # Panics
 /// If a shape does not fit.
-pub fn segment_attention_backward(
+pub fn varlen_attention_backward(
     qkv: Tensor<2>,
     batch: &Batch,
     shape: HeadShape,
@@ -49,31 +52,31 @@ pub fn segment_attention_backward(
     dcontext: Tensor<2>,
 ) -> Tensor<2> {
     let tokens = batch.shape.tokens;
-    assert_eq!(qkv.dims(), [tokens, shape.cols()], "segment_attention_backward: qkv for {shape:?}");
+    assert_eq!(qkv.dims(), [tokens, shape.cols()], "varlen_attention_backward: qkv for {shape:?}");
     let contexts = [tokens, shape.heads * shape.head_dim];
     assert_eq!(
         (context.dims(), dcontext.dims(), lse.dims()),
         (contexts, contexts, [tokens, shape.heads]),
-        "segment_attention_backward: contexts"
+        "varlen_attention_backward: contexts"
     );
-    Tensor::from_dispatch(Dispatch::attend_segments_backward(
+    Tensor::from_dispatch(Dispatch::attend_varlen_backward(
         qkv.into_dispatch(),
         batch.data.clone().into_dispatch(),
         context.into_dispatch(),
         lse.into_dispatch(),
         dcontext.into_dispatch(),
-        SegmentArgs { tokens, shape },
+        VarlenArgs { tokens, shape },
     ))
 }
 
 /// Rows and heads of an attention.
-#[derive(Clone, Copy, Debug)]
-pub struct SegmentArgs {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct VarlenArgs {
     pub tokens: usize,
     pub shape: HeadShape,
 }
 
-impl SegmentArgs {
+impl VarlenArgs {
     fn scale(&self) -> f32 {
         1.0 / (self.shape.head_dim as f32).sqrt()
     }
@@ -86,27 +89,27 @@ impl SegmentArgs {
 }
 
 #[backend_extension(Cube, Flex)]
-pub trait AttendSegments: burn::backend::Backend {
+pub trait VarlenAttention: burn::backend::Backend {
     /// Returns contexts and log-sum-exps.
-    fn attend_segments(
+    fn attend_varlen(
         qkv: FloatTensor<Self>,
         batch: IntTensor<Self>,
-        args: SegmentArgs,
+        args: VarlenArgs,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 
     /// Returns the gradient of `qkv`.
-    fn attend_segments_backward(
+    fn attend_varlen_backward(
         qkv: FloatTensor<Self>,
         batch: IntTensor<Self>,
         context: FloatTensor<Self>,
         lse: FloatTensor<Self>,
         dcontext: FloatTensor<Self>,
-        args: SegmentArgs,
+        args: VarlenArgs,
     ) -> FloatTensor<Self>;
 }
 
 /// Attention in plain loops, in f64; `first[t]` is the first row of row t's sequence.
-pub fn reference(qkv: &[f32], first: &[u32], args: &SegmentArgs) -> (Vec<f32>, Vec<f32>) {
+pub fn reference(qkv: &[f32], first: &[u32], args: &VarlenArgs) -> (Vec<f32>, Vec<f32>) {
     let HeadShape { heads, head_dim, .. } = args.shape;
     let (mut context, mut lse) = (Vec::new(), Vec::new());
     for t in 0..args.tokens {
@@ -130,7 +133,7 @@ fn scores_and_values(
     first: &[u32],
     t: usize,
     head: usize,
-    args: &SegmentArgs,
+    args: &VarlenArgs,
 ) -> (Vec<f64>, Vec<Vec<f64>>) {
     let HeadShape { heads, kv_heads, head_dim, .. } = args.shape;
     let (key, value) = args.key_cols(head / (heads / kv_heads));
@@ -145,7 +148,7 @@ fn scores_and_values(
 }
 
 /// The gradient in plain loops, in f64, with the scores made anew.
-pub fn reference_backward(qkv: &[f32], first: &[u32], dcontext: &[f32], args: &SegmentArgs) -> Vec<f32> {
+pub fn reference_backward(qkv: &[f32], first: &[u32], dcontext: &[f32], args: &VarlenArgs) -> Vec<f32> {
     let HeadShape { heads, kv_heads, head_dim, .. } = args.shape;
     let (cols, scale) = (args.shape.cols(), 1.0 / (head_dim as f64).sqrt());
     let mut grad = vec![0f64; qkv.len()];
@@ -178,47 +181,40 @@ pub fn reference_backward(qkv: &[f32], first: &[u32], dcontext: &[f32], args: &S
 /// Rows of queries, or of keys, that a workgroup takes.
 const TILE: usize = 32;
 
-impl AttendSegments for CubeBackend {
-    fn attend_segments(
+impl VarlenAttention for CubeBackend {
+    fn attend_varlen(
         qkv: FloatTensor<Self>,
         batch: IntTensor<Self>,
-        args: SegmentArgs,
+        args: VarlenArgs,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         let HeadShape { heads, head_dim, .. } = args.shape;
         let qkv = burn_wgpu::into_contiguous(qkv);
         let context = empty_like(&qkv, Shape::new([args.tokens, heads * head_dim]), DType::F32);
         let lse = empty_like(&qkv, Shape::new([args.tokens, heads]), DType::F32);
-        let workgroups = [args.tokens.div_ceil(TILE), heads, 1];
-        launch(shader(Pass::Forward, head_dim), workgroups, &[&qkv, &batch, &context, &lse], &params(&args));
+        run(&PassArgs { pass: Pass::Forward, args }, &[&qkv, &batch, &context, &lse]);
         (context, lse)
     }
 
-    fn attend_segments_backward(
+    fn attend_varlen_backward(
         qkv: FloatTensor<Self>,
         batch: IntTensor<Self>,
         context: FloatTensor<Self>,
         lse: FloatTensor<Self>,
         dcontext: FloatTensor<Self>,
-        args: SegmentArgs,
+        args: VarlenArgs,
     ) -> FloatTensor<Self> {
-        let HeadShape { heads, kv_heads, head_dim, .. } = args.shape;
         let [qkv, context, lse, dcontext] = [qkv, context, lse, dcontext].map(burn_wgpu::into_contiguous);
         let dqkv = empty_like(&qkv, Shape::new([args.tokens, args.shape.cols()]), DType::F32);
         let buffers = [&qkv, &batch, &context, &lse, &dcontext, &dqkv];
-        for (pass, heads) in [(Pass::Queries, heads), (Pass::Keys, kv_heads)] {
-            let workgroups = [args.tokens.div_ceil(TILE), heads, 1];
-            launch(shader(pass, head_dim), workgroups, &buffers, &params(&args));
+        for pass in [Pass::Queries, Pass::Keys] {
+            run(&PassArgs { pass, args }, &buffers);
         }
         dqkv
     }
 }
 
-fn params(args: &SegmentArgs) -> [u32; 3] {
-    [args.tokens, args.shape.heads, args.shape.kv_heads].map(|v| v as u32)
-}
-
 /// Which of the three kernels.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Pass {
     Forward,
     /// Gradients of the queries.
@@ -227,23 +223,36 @@ pub enum Pass {
     Keys,
 }
 
-/// The WGSL of one pass.
-pub fn shader(pass: Pass, head_dim: usize) -> Shader {
-    let (name, sources): (_, &'static [&'static str]) = match pass {
-        Pass::Forward => ("segment_attention", &[include_str!("../../../../shaders/segment_attention.wgsl")]),
-        Pass::Queries => {
-            ("segment_attention_dq", &[include_str!("../../../../shaders/segment_attention_dq.wgsl")])
-        }
-        Pass::Keys => {
-            ("segment_attention_dkv", &[include_str!("../../../../shaders/segment_attention_dkv.wgsl")])
-        }
-    };
-    Shader {
-        name,
-        sources,
-        constants: vec![("HEAD_DIM", u(head_dim)), ("TILE", u(TILE))],
-        workgroup_size: 64,
-        subgroups: false,
+/// One pass of an attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PassArgs {
+    pub pass: Pass,
+    pub args: VarlenArgs,
+}
+
+impl Candidates for PassArgs {
+    fn candidates(&self, _: &DeviceInfo) -> Vec<Kernel> {
+        const FORWARD: &str = include_str!("../../../../shaders/varlen_attention.wgsl");
+        const QUERIES: &str = include_str!("../../../../shaders/varlen_attention_dq.wgsl");
+        const KEYS: &str = include_str!("../../../../shaders/varlen_attention_dkv.wgsl");
+        let HeadShape { heads, kv_heads, head_dim, .. } = self.args.shape;
+        let (name, source, tiles) = match self.pass {
+            Pass::Forward => ("varlen_attention", FORWARD, heads),
+            Pass::Queries => ("varlen_attention_dq", QUERIES, heads),
+            Pass::Keys => ("varlen_attention_dkv", KEYS, kv_heads),
+        };
+        let workgroups = [self.args.tokens.div_ceil(TILE), tiles, 1];
+        let kernel = Kernel::new(name, &[source], 64, workgroups, &[self.args.tokens, heads, kv_heads]);
+        vec![kernel.with("HEAD_DIM", head_dim).with("TILE", TILE)]
+    }
+
+    fn samples() -> Vec<Self> {
+        let of_dim = |head_dim| {
+            let shape = HeadShape { heads: 1, kv_heads: 1, head_dim, layout: PairLayout::HalfSplit };
+            let args = VarlenArgs { tokens: 1, shape };
+            [Pass::Forward, Pass::Queries, Pass::Keys].map(|pass| Self { pass, args })
+        };
+        [2, 8, 64, 80, 128].into_iter().flat_map(of_dim).collect()
     }
 }
 
@@ -262,11 +271,11 @@ fn sequences(batch: &[u32], tokens: usize) -> Vec<std::ops::Range<usize>> {
     found
 }
 
-impl AttendSegments for Flex {
-    fn attend_segments(
+impl VarlenAttention for Flex {
+    fn attend_varlen(
         qkv: FloatTensor<Self>,
         batch: IntTensor<Self>,
-        args: SegmentArgs,
+        args: VarlenArgs,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         let HeadShape { heads, kv_heads, head_dim, .. } = args.shape;
         let qkv = cpu::contiguous(qkv);
@@ -309,13 +318,13 @@ impl AttendSegments for Flex {
         (context, lse)
     }
 
-    fn attend_segments_backward(
+    fn attend_varlen_backward(
         qkv: FloatTensor<Self>,
         batch: IntTensor<Self>,
         context: FloatTensor<Self>,
         lse: FloatTensor<Self>,
         dcontext: FloatTensor<Self>,
-        args: SegmentArgs,
+        args: VarlenArgs,
     ) -> FloatTensor<Self> {
         let HeadShape { heads, kv_heads, .. } = args.shape;
         let [qkv, context, lse, dcontext] = [qkv, context, lse, dcontext].map(cpu::contiguous);
@@ -380,7 +389,7 @@ unsafe fn backward_tile(
     head: usize,
     kv: usize,
     [p, ds]: &mut [Vec<f32>; 2],
-    args: &SegmentArgs,
+    args: &VarlenArgs,
 ) {
     let HeadShape { heads, head_dim, .. } = args.shape;
     let (cols, out_cols) = (args.shape.cols(), heads * head_dim);

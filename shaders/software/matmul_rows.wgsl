@@ -1,8 +1,8 @@
 // out[t, n] = sum over k of x[t, k] * weights[n, k], for adapters whose lanes run on CPU cores.
 // One invocation keeps four weight rows (the components of its vectors) and TOKENS tokens: no
-// barrier, no reduction between lanes. x comes by shared/x_shuffle.wgsl or shared/x_direct.wgsl; which
-// rows an invocation has and where its results go is up to shared/store_columns.wgsl or
-// shared/store_rotated.wgsl, which also declare what they bind after `out`.
+// barrier, no reduction between lanes. x comes by software/x_shuffle.wgsl or software/x_direct.wgsl; which
+// rows an invocation has and where its results go is up to software/store_columns.wgsl or
+// software/store_rotated.wgsl, which also declare what they bind after `out`.
 // Dispatch: (ceil(N / (4 * LANES)), ceil(T / TOKENS)), with GATED 2 in the place of 4. Called by
 // ops/matmul.rs, and by ops/fused.rs with what stands around a product in a block.
 
@@ -78,8 +78,8 @@ fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group
             }
             for (var i = 0u; i < 8u; i++) {
                 let columns = transpose(mat4x4<f32>(
-                    quad(start.x, quants_a, i, scale_a), quad(start.y, quants_b, i, scale_b),
-                    quad(start.z, quants_c, i, scale_c), quad(start.w, quants_d, i, scale_d),
+                    weights_vec4(start.x, quants_a, i, scale_a), weights_vec4(start.y, quants_b, i, scale_b),
+                    weights_vec4(start.z, quants_c, i, scale_c), weights_vec4(start.w, quants_d, i, scale_d),
                 ));
                 for (var t = 0u; t < TOKENS; t++) {
                     let v = x_vec4(xs[t], i);

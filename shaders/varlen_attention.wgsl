@@ -3,7 +3,7 @@
 // flash style. Both sides come through workgroup memory in chunks of 32 columns; of the scores of a
 // block, and of a chunk of the result, each of 8 x 8 invocations keeps 4 x 4. Two invocations run the
 // softmax of a row. lse is the log-sum-exp of the scaled scores.
-// Dispatch: (ceil(T / TILE), H). Called by ops/segment_attention.rs.
+// Dispatch: (ceil(T / TILE), H). Called by ops/varlen_attention.rs.
 
 const HEAD_DIM: u32 = 64u;
 const TILE: u32 = 32u;
@@ -27,7 +27,7 @@ var<workgroup> keep: array<f32, 32>;
 var<workgroup> begin: u32;
 
 @compute @workgroup_size(64)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
     let tile = group.x * TILE;
     let head = group.y;
     let kv = head / (p.heads / p.kv_heads);
@@ -37,8 +37,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let scale = inverseSqrt(f32(HEAD_DIM));
     let last = p.tokens - 1u;
     // Rows `down + 8 a` and keys (or vectors of a chunk) `across + 8 b` are this invocation's.
-    let down = lane / 8u;
-    let across = lane % 8u;
+    let down = local / 8u;
+    let across = local % 8u;
 
     var acc: array<vec4<f32>, 4u * CHUNKS>;
     for (var i = 0u; i < 4u * CHUNKS; i++) { acc[i] = vec4<f32>(0.0); }
@@ -46,14 +46,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     var mass = 0.0;
 
     // Sequences lie in order, so the tile's first row sees furthest back.
-    if lane == 0u { begin = batch[p.tokens + min(tile, last)]; }
+    if local == 0u { begin = batch[p.tokens + min(tile, last)]; }
     let start = workgroupUniformLoad(&begin) / TILE * TILE;
     let stop = min(tile + TILE, p.tokens);
     for (var block = start; block < stop; block += TILE) {
         var sums: array<vec4<f32>, 4>;
         for (var a = 0u; a < 4u; a++) { sums[a] = vec4<f32>(0.0); }
         for (var chunk = 0u; chunk < CHUNKS; chunk++) {
-            for (var i = lane; i < 256u; i += 64u) {
+            for (var i = local; i < 256u; i += 64u) {
                 let col = chunk * 32u + i % 8u * 4u;
                 left[i / 8u * 9u + i % 8u] = load_qkv(tile + i / 8u, query_col, col);
                 right[i / 8u * 9u + i % 8u] = load_qkv(block + i / 8u, key_col, col);
@@ -81,12 +81,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             }
         }
         workgroupBarrier();
-        let half_at = lane / 2u * 33u + lane % 2u * 16u;
+        let half_at = local / 2u * 33u + local % 2u * 16u;
         var high = top;
         for (var j = 0u; j < 16u; j++) { high = max(high, scores[half_at + j]); }
-        halves[lane] = high;
+        halves[local] = high;
         workgroupBarrier();
-        high = max(high, halves[lane ^ 1u]);
+        high = max(high, halves[local ^ 1u]);
         var sum = 0.0;
         for (var j = 0u; j < 16u; j++) {
             let score = scores[half_at + j];
@@ -95,11 +95,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             sum += weight;
         }
         let old = select(exp(top - high), 0.0, top <= LOWEST);
-        if lane % 2u == 0u { keep[lane / 2u] = old; }
+        if local % 2u == 0u { keep[local / 2u] = old; }
         mass = mass * old + sum;
         top = high;
         for (var chunk = 0u; chunk < CHUNKS; chunk++) {
-            for (var i = lane; i < 256u; i += 64u) {
+            for (var i = local; i < 256u; i += 64u) {
                 right[i / 8u * 9u + i % 8u] = load_qkv(block + i / 8u, value_col, chunk * 32u + i % 8u * 4u);
             }
             workgroupBarrier();
@@ -112,12 +112,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             workgroupBarrier();
         }
     }
-    halves[lane] = mass;
+    halves[local] = mass;
     workgroupBarrier();
-    mass += halves[lane ^ 1u];
-    let row = tile + lane / 2u;
-    if lane % 2u == 0u {
-        keep[lane / 2u] = 1.0 / mass;
+    mass += halves[local ^ 1u];
+    let row = tile + local / 2u;
+    if local % 2u == 0u {
+        keep[local / 2u] = 1.0 / mass;
         if row < p.tokens { lse[row * p.heads + head] = top + log(mass); }
     }
     workgroupBarrier();

@@ -1,4 +1,4 @@
-//! The memory of an adapter.
+//! What Vulkan tells of an adapter and wgpu does not.
 
 use burn_wgpu::wgpu;
 
@@ -15,7 +15,7 @@ pub struct Memory {
 /// The memory of `adapter`, as Vulkan tells it (`VK_EXT_memory_budget`, else the sizes of its heaps); `None`
 /// through other APIs.
 #[cfg(any(target_os = "linux", target_os = "android", windows))]
-pub fn of(adapter: &wgpu::Adapter) -> Option<Memory> {
+pub fn memory(adapter: &wgpu::Adapter) -> Option<Memory> {
     use ash::{ext, vk};
     use wgpu::hal::api::Vulkan;
 
@@ -47,8 +47,36 @@ pub fn of(adapter: &wgpu::Adapter) -> Option<Memory> {
     Some(Memory { bytes, measured })
 }
 
+/// Whether dot products of four packed signed bytes are an instruction (`VK_KHR_shader_integer_dot_product`).
+#[cfg(any(target_os = "linux", target_os = "android", windows))]
+pub fn has_integer_dot(adapter: &wgpu::Adapter) -> bool {
+    use ash::{khr, vk};
+    use wgpu::hal::api::Vulkan;
+
+    // SAFETY: the handle is read only.
+    let Some(adapter) = (unsafe { adapter.as_hal::<Vulkan>() }) else { return false };
+    let capabilities = adapter.physical_device_capabilities();
+    if !capabilities.supports_extension(khr::shader_integer_dot_product::NAME) {
+        return false;
+    }
+    let mut dot = vk::PhysicalDeviceShaderIntegerDotProductProperties::default();
+    let mut properties = vk::PhysicalDeviceProperties2::default().push_next(&mut dot);
+    // SAFETY: the adapter lives, both structures are ours, and the device has the second one.
+    unsafe {
+        let raw = adapter.raw_physical_device();
+        adapter.shared_instance().raw_instance().get_physical_device_properties2(raw, &mut properties);
+    }
+    dot.integer_dot_product4x8_bit_packed_signed_accelerated == vk::TRUE
+}
+
 /// Nothing is known through the APIs of this system.
 #[cfg(not(any(target_os = "linux", target_os = "android", windows)))]
-pub fn of(_: &wgpu::Adapter) -> Option<Memory> {
+pub fn memory(_: &wgpu::Adapter) -> Option<Memory> {
     None
+}
+
+/// Nothing is known through the APIs of this system.
+#[cfg(not(any(target_os = "linux", target_os = "android", windows)))]
+pub fn has_integer_dot(_: &wgpu::Adapter) -> bool {
+    false
 }

@@ -1,8 +1,8 @@
-// Gradients of keys and values of segment_attention.wgsl: dv_j = sum over the queries that see key j
-// of P * dcontext, and dk_j = scale * sum of dS * q, with P and dS as in segment_attention_dq.wgsl.
+// Gradients of keys and values of varlen_attention.wgsl: dv_j = sum over the queries that see key j
+// of P * dcontext, and dk_j = scale * sum of dS * q, with P and dS as in varlen_attention_dq.wgsl.
 // A workgroup takes TILE rows of one key head and goes over the queries after them, of all query
 // heads of its group; chunks and shares as in the forward pass.
-// Dispatch: (ceil(T / TILE), K). Called by ops/segment_attention.rs.
+// Dispatch: (ceil(T / TILE), K). Called by ops/varlen_attention.rs.
 
 const HEAD_DIM: u32 = 64u;
 const TILE: u32 = 32u;
@@ -26,7 +26,7 @@ var<workgroup> block_of: array<f32, 1056>;
 var<workgroup> finish: u32;
 
 @compute @workgroup_size(64)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
     let tile = group.x * TILE;
     let kv = group.y;
     let shared_by = p.heads / p.kv_heads;
@@ -36,8 +36,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let last = p.tokens - 1u;
     // Queries `down + 8 a` with keys `across + 8 b` are this invocation's scores, and keys `down + 8 a`
     // with vector `across` of a chunk its sums.
-    let down = lane / 8u;
-    let across = lane % 8u;
+    let down = local / 8u;
+    let across = local % 8u;
 
     var dk: array<vec4<f32>, 4u * CHUNKS>;
     var dv: array<vec4<f32>, 4u * CHUNKS>;
@@ -46,7 +46,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         dv[i] = vec4<f32>(0.0);
     }
     // Sequences lie in order, so the tile's last row is seen furthest on.
-    if lane == 0u { finish = batch[2u * p.tokens + min(tile + TILE - 1u, last)]; }
+    if local == 0u { finish = batch[2u * p.tokens + min(tile + TILE - 1u, last)]; }
     let stop = workgroupUniformLoad(&finish);
     for (var member = 0u; member < shared_by; member++) {
         let head = kv * shared_by + member;
@@ -73,7 +73,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                 products[a] = vec4<f32>(0.0);
             }
             for (var chunk = 0u; chunk < CHUNKS; chunk++) {
-                for (var i = lane; i < 256u; i += 64u) {
+                for (var i = local; i < 256u; i += 64u) {
                     let col = chunk * 32u + i % 8u * 4u;
                     left[i / 8u * 9u + i % 8u] = load_qkv(block + i / 8u, query_col, col);
                     right[i / 8u * 9u + i % 8u] = load_qkv(tile + i / 8u, key_col, col);
@@ -105,7 +105,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                 }
             }
             for (var chunk = 0u; chunk < CHUNKS; chunk++) {
-                for (var i = lane; i < 256u; i += 64u) {
+                for (var i = local; i < 256u; i += 64u) {
                     let col = chunk * 32u + i % 8u * 4u;
                     left[i / 8u * 9u + i % 8u] = load_dcontext(block + i / 8u, query_col, col);
                     right[i / 8u * 9u + i % 8u] = load_qkv(tile + i / 8u, value_col, col);
@@ -135,7 +135,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                 for (var b = 0u; b < 4u; b++) { block_of[(down + 8u * a) * 33u + across + 8u * b] = gradient[b]; }
             }
             for (var chunk = 0u; chunk < CHUNKS; chunk++) {
-                for (var i = lane; i < 256u; i += 64u) {
+                for (var i = local; i < 256u; i += 64u) {
                     left[i / 8u * 9u + i % 8u] = load_qkv(block + i / 8u, query_col, chunk * 32u + i % 8u * 4u);
                 }
                 workgroupBarrier();

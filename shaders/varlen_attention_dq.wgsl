@@ -1,7 +1,7 @@
-// Gradient of the queries of segment_attention.wgsl. With P = exp(score - lse), made again, and
+// Gradient of the queries of varlen_attention.wgsl. With P = exp(score - lse), made again, and
 // D = dcontext . context a row: dS = P * (dcontext . v - D) and dq = scale * sum of dS * k.
 // A workgroup takes TILE rows of queries of one head, and chunks and shares as the forward pass.
-// Dispatch: (ceil(T / TILE), H). Called by ops/segment_attention.rs.
+// Dispatch: (ceil(T / TILE), H). Called by ops/varlen_attention.rs.
 
 const HEAD_DIM: u32 = 64u;
 const TILE: u32 = 32u;
@@ -25,7 +25,7 @@ var<workgroup> gradients: array<f32, 1056>;
 var<workgroup> begin: u32;
 
 @compute @workgroup_size(64)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
     let tile = group.x * TILE;
     let head = group.y;
     let kv = head / (p.heads / p.kv_heads);
@@ -35,8 +35,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let scale = inverseSqrt(f32(HEAD_DIM));
     let last = p.tokens - 1u;
     // Rows `down + 8 a` and keys (or vectors of a chunk) `across + 8 b` are this invocation's.
-    let down = lane / 8u;
-    let across = lane % 8u;
+    let down = local / 8u;
+    let across = local % 8u;
 
     var acc: array<vec4<f32>, 4u * CHUNKS>;
     for (var i = 0u; i < 4u * CHUNKS; i++) { acc[i] = vec4<f32>(0.0); }
@@ -47,7 +47,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         gradients[(down + 8u * a) * 33u + across] = part;
     }
     // Sequences lie in order, so the tile's first row sees furthest back.
-    if lane == 0u { begin = batch[p.tokens + min(tile, last)]; }
+    if local == 0u { begin = batch[p.tokens + min(tile, last)]; }
     let start = workgroupUniformLoad(&begin) / TILE * TILE;
     let stop = min(tile + TILE, p.tokens);
     workgroupBarrier();
@@ -66,7 +66,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             products[a] = vec4<f32>(0.0);
         }
         for (var chunk = 0u; chunk < CHUNKS; chunk++) {
-            for (var i = lane; i < 256u; i += 64u) {
+            for (var i = local; i < 256u; i += 64u) {
                 let col = chunk * 32u + i % 8u * 4u;
                 left[i / 8u * 9u + i % 8u] = load_qkv(tile + i / 8u, query_col, col);
                 right[i / 8u * 9u + i % 8u] = load_qkv(block + i / 8u, key_col, col);
@@ -85,7 +85,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             workgroupBarrier();
         }
         for (var chunk = 0u; chunk < CHUNKS; chunk++) {
-            for (var i = lane; i < 256u; i += 64u) {
+            for (var i = local; i < 256u; i += 64u) {
                 let col = chunk * 32u + i % 8u * 4u;
                 left[i / 8u * 9u + i % 8u] = load_dcontext(tile + i / 8u, query_col, col);
                 right[i / 8u * 9u + i % 8u] = load_qkv(block + i / 8u, value_col, col);
@@ -117,7 +117,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             }
         }
         for (var chunk = 0u; chunk < CHUNKS; chunk++) {
-            for (var i = lane; i < 256u; i += 64u) {
+            for (var i = local; i < 256u; i += 64u) {
                 right[i / 8u * 9u + i % 8u] = load_qkv(block + i / 8u, key_col, chunk * 32u + i % 8u * 4u);
             }
             workgroupBarrier();

@@ -31,8 +31,8 @@ Usage: cargo xtask <command>
   train-tiny            make reflect-tiny and reflect-micro with their twins, and evaluate them; resumable
   study --grid small|full
                         what reflection data is worth, arm by arm, into docs/reflection-study.md; resumable
-  bench-peers [cpu|gpu] [q4_1|q4_0|q8_0]
-                        our speed beside llama.cpp's, median of five
+  bench-peers [cpu|gpu] [q4_1|q4_0|q8_0] [--concurrent N]
+                        our speed beside llama.cpp's, median of five; with N sequences at once
 ";
 
 fn main() -> ExitCode {

@@ -17,12 +17,17 @@ const METRICS: [(&str, &str); 2] = [("prefill", "prefill_tokens_per_s"), ("decod
 /// Both programs take `--model`, `--device`, `--prompt-tokens` and `--gen-tokens`, warm up by themselves and
 /// print one JSON object. Their runs alternate, so that a busy moment of the machine hits both.
 pub fn bench(args: &[String]) -> Result<()> {
-    let (mut devices, mut formats) = (Vec::new(), Vec::new());
-    for arg in args.iter().map(String::as_str) {
+    let (mut devices, mut formats, mut concurrent) = (Vec::new(), Vec::new(), None);
+    let mut args = args.iter().map(String::as_str);
+    while let Some(arg) = args.next() {
         match arg {
             "cpu" | "gpu" => devices.push(arg),
+            "--concurrent" => concurrent = Some(sequences(args.next())?),
             _ if models::FORMATS.contains(&arg) => formats.push(arg),
-            _ => bail!("bench-peers takes cpu, gpu and the formats {}.", models::FORMATS.join(", ")),
+            _ => bail!(
+                "bench-peers takes cpu, gpu, the formats {}, and --concurrent with a number.",
+                models::FORMATS.join(", ")
+            ),
         }
     }
     if devices.is_empty() {
@@ -34,6 +39,9 @@ pub fn bench(args: &[String]) -> Result<()> {
     setup::for_models()?;
     models::fetch_smollm2()?;
     step("build", &mut cargo("build")?)?;
+    if let Some(concurrent) = concurrent {
+        return bench_concurrent(concurrent, &devices, &formats);
+    }
 
     let mut table = String::from(
         "| device | weights | measure | reflect | llama.cpp | ratio |\n| --- | --- | --- | ---: | ---: | ---: |\n",
@@ -41,18 +49,7 @@ pub fn bench(args: &[String]) -> Result<()> {
     for format in formats {
         let model = models::smollm2_as(format)?;
         for device in &devices {
-            let mut ours = Vec::new();
-            let mut theirs = Vec::new();
-            for _ in 0..RUNS {
-                // The runs are what is repeated.
-                let speeds = |mut program: Command| {
-                    program.args(["--repeat", "1"]);
-                    let printed = measure(program, &model, device)?;
-                    anyhow::Ok([number(&printed, METRICS[0].1)?, number(&printed, METRICS[1].1)?])
-                };
-                theirs.push(speeds(command("node", ["tests/peers/llama_cpp.mjs"]))?);
-                ours.push(speeds(command(binary()?, ["bench", "--json"]))?);
-            }
+            let [ours, theirs] = in_turn(&model, device, &[], METRICS.map(|(_, key)| key))?;
             let mut staged = command(binary()?, ["bench", "--json", "--shards", "2", "--stage-overhead"]);
             staged.args(["--repeat", "5"]);
             let overhead = number(&measure(staged, &model, device)?, "stage_overhead")? * 100.0;
@@ -70,6 +67,54 @@ pub fn bench(args: &[String]) -> Result<()> {
     }
     println!("\nMedian of {RUNS} runs, SmolLM2-135M-Instruct, {}\n\n{table}", SIZES.join(" "));
     Ok(())
+}
+
+/// The same with `concurrent` sequences that decode together: tokens per second of all of them, and of one alone.
+fn bench_concurrent(concurrent: usize, devices: &[&str], formats: &[&str]) -> Result<()> {
+    const MEASURES: [(&str, &str); 2] = [("alone", "alone_tokens_per_s"), ("together", "tokens_per_s")];
+    let mut table = String::from(
+        "| device | weights | sequences | reflect, tokens/s | llama.cpp, tokens/s | ratio |\n| --- | --- | ---: | ---: | ---: | ---: |\n",
+    );
+    let count = concurrent.to_string();
+    for format in formats {
+        let model = models::smollm2_as(format)?;
+        for device in devices {
+            let more = ["--concurrent", &count];
+            let [ours, theirs] = in_turn(&model, device, &more, MEASURES.map(|(_, key)| key))?;
+            for (index, (name, _)) in MEASURES.iter().enumerate() {
+                let (our, their) = (median(&ours, index), median(&theirs, index));
+                let sequences = if *name == "alone" { 1 } else { concurrent };
+                table += &format!(
+                    "| {device} | {format} | {sequences} | {our:.2} | {their:.2} | {:.2} |\n",
+                    our / their
+                );
+            }
+        }
+    }
+    println!("\nMedian of {RUNS} runs, SmolLM2-135M-Instruct, {}\n\n{table}", SIZES.join(" "));
+    Ok(())
+}
+
+/// The number after `--concurrent`.
+fn sequences(value: Option<&str>) -> Result<usize> {
+    let number = value.and_then(|value| value.parse().ok()).filter(|number| *number > 1);
+    number.context("--concurrent takes the number of sequences, 2 or more.")
+}
+
+/// Two metrics of each of [`RUNS`] runs, ours and llama.cpp's, whose runs alternate.
+fn in_turn(model: &Path, device: &str, more: &[&str], keys: [&str; 2]) -> Result<[Vec<[f64; 2]>; 2]> {
+    let speeds = |mut program: Command| {
+        // The runs are what is repeated.
+        program.args(["--repeat", "1"]).args(more);
+        let printed = measure(program, model, device)?;
+        anyhow::Ok([number(&printed, keys[0])?, number(&printed, keys[1])?])
+    };
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for _ in 0..RUNS {
+        theirs.push(speeds(command("node", ["tests/peers/llama_cpp.mjs"]))?);
+        ours.push(speeds(command(binary()?, ["bench", "--json"]))?);
+    }
+    Ok([ours, theirs])
 }
 
 /// What a benchmark prints.

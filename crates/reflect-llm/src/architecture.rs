@@ -79,45 +79,30 @@ pub struct TensorSpec {
 
 /// The modules of a checkpoint in the order of the network, except that a layer's norms come first.
 pub static TABLE: [TensorSpec; 12] = [
-    matrix(Embedding, "model.embed_tokens", "token_embd", vocab, hidden, M::Embedding),
+    matrix(Embedding, "model.embed_tokens", "token_embd", VOCAB, HIDDEN, M::Embedding),
     norm(InputNorm, "input_layernorm", "attn_norm", M::InputNorm),
     norm(PostNorm, "post_attention_layernorm", "ffn_norm", M::PostNorm),
-    projection(Query, "self_attn.q_proj", "attn_q", queries, hidden, ATTENTION, M::Qkv).rotated(),
-    projection(Key, "self_attn.k_proj", "attn_k", keys, hidden, ATTENTION, M::Qkv).rotated(),
-    projection(Value, "self_attn.v_proj", "attn_v", keys, hidden, ATTENTION, M::Qkv),
-    projection(Output, "self_attn.o_proj", "attn_output", hidden, queries, ATTENTION, M::Output)
+    projection(Query, "self_attn.q_proj", "attn_q", QUERIES, HIDDEN, ATTENTION, M::Qkv).rotated(),
+    projection(Key, "self_attn.k_proj", "attn_k", KEYS, HIDDEN, ATTENTION, M::Qkv).rotated(),
+    projection(Value, "self_attn.v_proj", "attn_v", KEYS, HIDDEN, ATTENTION, M::Qkv),
+    projection(Output, "self_attn.o_proj", "attn_output", HIDDEN, QUERIES, ATTENTION, M::Output)
         .writes_residual(),
-    projection(Gate, "mlp.gate_proj", "ffn_gate", inner, hidden, MLP, M::GateUp),
-    projection(Up, "mlp.up_proj", "ffn_up", inner, hidden, MLP, M::GateUp),
-    projection(Down, "mlp.down_proj", "ffn_down", hidden, inner, MLP, M::Down).writes_residual(),
+    projection(Gate, "mlp.gate_proj", "ffn_gate", INNER, HIDDEN, MLP, M::GateUp),
+    projection(Up, "mlp.up_proj", "ffn_up", INNER, HIDDEN, MLP, M::GateUp),
+    projection(Down, "mlp.down_proj", "ffn_down", HIDDEN, INNER, MLP, M::Down).writes_residual(),
     norm(FinalNorm, "model.norm", "output_norm", M::FinalNorm).outside(),
-    matrix(Head, "lm_head", "output", vocab, hidden, M::Head).present(|config| !config.tie_word_embeddings),
+    matrix(Head, "lm_head", "output", VOCAB, HIDDEN, M::Head).present(|config| !config.tie_word_embeddings),
 ];
 
+const VOCAB: Size = |config| config.vocab_size;
+const HIDDEN: Size = |config| config.hidden_size;
+const QUERIES: Size = |config| config.num_attention_heads * config.head_dim;
+const KEYS: Size = |config| config.num_key_value_heads * config.head_dim;
+const INNER: Size = |config| config.intermediate_size;
 /// Biases of the attention projections.
 const ATTENTION: Has = |config| config.attention_bias;
 /// Biases of the feed-forward projections.
 const MLP: Has = |config| config.mlp_bias;
-
-fn vocab(config: &LlamaConfig) -> usize {
-    config.vocab_size
-}
-
-fn hidden(config: &LlamaConfig) -> usize {
-    config.hidden_size
-}
-
-fn queries(config: &LlamaConfig) -> usize {
-    config.num_attention_heads * config.head_dim
-}
-
-fn keys(config: &LlamaConfig) -> usize {
-    config.num_key_value_heads * config.head_dim
-}
-
-fn inner(config: &LlamaConfig) -> usize {
-    config.intermediate_size
-}
 
 /// A vector of the width of the residual stream in each layer.
 const fn norm(role: Role, hugging_face: &'static str, gguf: &'static str, module: Module) -> TensorSpec {
@@ -127,7 +112,7 @@ const fn norm(role: Role, hugging_face: &'static str, gguf: &'static str, module
         gguf,
         in_layer: true,
         present: |_| true,
-        rows: hidden,
+        rows: HIDDEN,
         cols: None,
         bias: None,
         module,

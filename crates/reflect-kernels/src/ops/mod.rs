@@ -1,4 +1,4 @@
-//! One file an op: the public function, the reference, the CPU body, and the candidates of its kernel.
+//! One file an op: the public function, the reference, the CPU implementation, and the candidates of its kernel.
 //!
 //! Adapters that run on CPU cores get products and attention from `shaders/software` instead.
 //!

@@ -105,7 +105,7 @@ fn quantize_unit(x: &[f32]) -> ([__m256i; 2], f32, f32) {
     let scale = if sum.is_finite() { max / MAX } else { f32::NAN };
     let factor = _mm256_set1_ps(MAX / max);
     let round = |x: __m256| _mm256_cvtps_epi32(_mm256_mul_ps(x, factor));
-    // Packing alternates groups of four of both operands.
+    // Packing leaves fours of both in turn.
     let pack = |low, top| _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(round(low), round(top)));
     ([pack(a, b), pack(c, d)], scale, sum)
 }

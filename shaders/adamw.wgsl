@@ -1,4 +1,4 @@
-// One step of AdamW in place. settings: rate, beta1, beta2, eps, decay, the two bias corrections, and
+// One step of AdamW in place. settings: learning rate, beta1, beta2, eps, decay, the two bias corrections, and
 // the factor of the gradient.
 // Dispatch: grid(ceil(len / 64)). Called by ops/adamw.rs.
 

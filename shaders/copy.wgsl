@@ -1,4 +1,4 @@
-// Copies a vector an invocation: what a device reaches when it does nothing but read and write.
+// Each invocation copies one vector: the bandwidth of a device that only reads and writes.
 // Dispatch: grid(ceil(vectors / 256)). Called by launch_cost.rs.
 
 const GRID_X: u32 = 32768u;

@@ -1,8 +1,8 @@
-// Takes a chunk of a row's logits into the row's state: the largest logit, the sum of
+// Folds a chunk of a row's logits into the row's state: the largest logit, the sum of
 // exp(logit - largest), the logit of the target, and the id of the largest as a number.
 // One workgroup a row. Dispatch: grid(T). Called by ops/cross_entropy.rs.
 
-// Whether the state begins here and is not read.
+// True for the first chunk: the old state is not read.
 const FIRST: bool = true;
 const INVOCATIONS: u32 = 64u;
 const GRID_X: u32 = 32768u;

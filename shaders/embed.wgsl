@@ -16,7 +16,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let token = index / p.units;
     let unit = index % p.units;
     if token >= p.tokens { return; }
-    // A table split by rows is gathered part by part; each part leaves the others' tokens alone.
+    // A table split by rows is gathered part by part; each part skips the tokens of the others.
     let row = batch[token] - p.first_row;
     if batch[token] < p.first_row || row >= p.rows { return; }
     let v = load_unit(row * p.row_vec4, p.units, unit);

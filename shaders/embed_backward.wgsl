@@ -1,4 +1,4 @@
-// grad[id, i] += sum of d[row, i] over the rows that took that id. The host sorts the rows by id,
+// grad[id, i] += sum of d[row, i] over the rows with that id. The host sorts the rows by id,
 // so that no two invocations write one place.
 // Dispatch: (ceil(D / 64), grid(distinct ids)). Called by ops/embed_backward.rs.
 

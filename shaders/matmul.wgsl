@@ -1,9 +1,9 @@
 // out[t, n] = sum over k of x[t, k] * weights[n, k] for many tokens, on a GPU.
-// A workgroup makes a tile of 64 tokens x 128 rows: it widens one unit of 32 columns of both sides
-// into workgroup memory and each of its 16 x 16 invocations keeps 4 x 8 sums.
+// A workgroup computes a tile of 64 tokens x 128 rows. It widens one unit of 32 columns of both sides
+// into workgroup memory at a time, and each of its 16 x 16 invocations keeps 4 x 8 sums.
 // Dispatch: (ceil(N / 128), ceil(T / 64)). Called by ops/matmul.rs and ops/fused.rs.
 
-// Whether k4 is not a multiple of 8, so that the last unit reads past the row of x.
+// True if k4 is not a multiple of 8: the last unit would read past the row of x.
 const TAIL: bool = true;
 // `extra` is added to the result.
 const ADD: bool = false;
@@ -24,7 +24,7 @@ struct Params { tokens: u32, rows: u32, units: u32, row_vec4: u32, k4: u32, out_
 var<workgroup> tile_w: array<vec4<f32>, ROWS * 8u>;
 var<workgroup> tile_x: array<vec4<f32>, TOKENS * 8u>;
 
-// Where vector `j` of line `i` of a tile lies: neighbouring lines have the same vector in different banks.
+// Index of vector `j` of line `i` of a tile. Neighbouring lines have the same vector in different banks.
 fn place(i: u32, j: u32) -> u32 { return i * 8u + (j ^ (i & 7u)); }
 
 @compute @workgroup_size(256)

@@ -1,6 +1,6 @@
 // grad[n, k] += sum over t of dy[t, n] * x[t, k].
-// A workgroup makes a tile of 64 rows x 64 columns from 16 tokens at a time; each of its 16 x 16
-// invocations keeps 4 rows x 4 columns, neighbours, so that it reads a vector of each side a token.
+// A workgroup computes a tile of 64 rows x 64 columns from 16 tokens at a time. Each of its 16 x 16
+// invocations keeps 4 neighbouring rows x 4 neighbouring columns, so it reads one vector of each side a token.
 // Dispatch: (ceil(K / 64), ceil(N / 64)). Called by ops/matmul_dw.rs.
 
 const TOKENS: u32 = 16u;
@@ -19,7 +19,7 @@ var<workgroup> tile_x: array<vec4<f32>, 256>;
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
     let across = local % 16u;
     let down = local / 16u;
-    // What this invocation loads, and what it sums.
+    // The elements that this invocation loads, and those that it sums.
     let load_row = group.y * 64u + across * 4u;
     let col = group.x * 64u + across * 4u;
     let row = group.y * 64u + down * 4u;

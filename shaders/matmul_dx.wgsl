@@ -1,5 +1,5 @@
-// dx[t, k] = sum over n of dy[t, n] * weights[n, k], or added to what dx holds.
-// A workgroup makes a tile of 64 tokens x 64 columns (two units): it widens 16 rows of both units
+// dx[t, k] = sum over n of dy[t, n] * weights[n, k], or the sum is added to dx.
+// A workgroup computes a tile of 64 tokens x 64 columns (two units): it widens 16 rows of both units
 // into workgroup memory at a time, and each of its 16 x 16 invocations keeps 4 tokens x 4 columns.
 // Dispatch: (ceil(K / 64), ceil(T / 64)). Called by ops/matmul_dx.rs.
 
@@ -14,7 +14,7 @@ struct Params { tokens: u32, rows: u32, units: u32, row_vec4: u32, cols: u32, dy
 @group(0) @binding(3) var<uniform> p: Params;
 
 var<workgroup> tile_w: array<vec4<f32>, 256>;
-// One more a row keeps neighbouring rows in different banks.
+// One padding element a row puts neighbouring rows into different banks.
 var<workgroup> tile_d: array<f32, 1088>;
 
 @compute @workgroup_size(256)

@@ -1,29 +1,29 @@
-// out[t, n] = sum over k of x[t, k] * weights[n, k] for few tokens, on a GPU: the speed is that of
-// reading the weights. A workgroup has SUBGROUPS subgroups, each of SUBGROUP lanes for ROWS rows; the lanes
-// take neighbouring units, so that a subgroup reads consecutive vectors, and shared/sums_*.wgsl adds up their
-// sums. x is laid into workgroup memory, CHUNK units at a time, in an order in which lanes that read the same
-// vector of neighbouring units meet different banks.
+// out[t, n] = sum over k of x[t, k] * weights[n, k] for few tokens, on a GPU. Reading the weights
+// bounds the speed. A workgroup has SUBGROUPS subgroups; each has SUBGROUP lanes and computes ROWS rows. The
+// lanes take neighbouring units, so a subgroup reads consecutive vectors, and shared/sums_*.wgsl adds their
+// sums. x is copied into workgroup memory, CHUNK units at a time, in an order without bank conflicts between
+// lanes that read the same vector of neighbouring units.
 // Dispatch: grid(ceil(N / (SUBGROUPS * ROWS))), with GATED half the ROWS. Called by ops/matmul.rs, and by
-// ops/fused.rs with what stands around a product in a block.
+// ops/fused.rs with the ops around a product.
 
 const TOKENS: u32 = 1u;
 const ROWS: u32 = 4u;
 const SUBGROUP: u32 = 32u;
 const SUBGROUPS: u32 = 4u;
 const CHUNK: u32 = 64u;
-// Whether k4 is not a multiple of 8, so that the last unit reads past the row of x.
+// True if k4 is not a multiple of 8: the last unit would read past the row of x.
 const TAIL: bool = true;
-// x is normed on its way in (ops/rms_norm.rs), by the weights in `extra`.
+// x is normalised while it is copied (ops/rms_norm.rs); `extra` has the norm's weights.
 const NORM: bool = false;
-// Rows N to 2 N of the matrix are what rows 0 to N gate (ops/swiglu.rs).
+// Rows 0 to N of the matrix are gates of rows N to 2 N (ops/swiglu.rs).
 const GATED: bool = false;
 // `extra` is added to the result.
 const ADD: bool = false;
 const GRID_X: u32 = 32768u;
 const INVOCATIONS: u32 = SUBGROUP * SUBGROUPS;
-// Rows of the result that a subgroup makes.
+// Rows of the result that a subgroup computes.
 const RESULTS: u32 = select(ROWS, ROWS / 2u, GATED);
-// What a subgroup sums: ROWS results of each token, and its squares.
+// Sums of a subgroup: ROWS results of each token, and the token's squares.
 const SUMS: u32 = (ROWS + 1u) * TOKENS;
 
 struct Params {
@@ -39,7 +39,7 @@ struct Params {
 var<workgroup> xs: array<vec4<f32>, TOKENS * CHUNK * 8u>;
 var<workgroup> subgroup_squares: array<f32, TOKENS * SUBGROUPS>;
 
-// Where vector `j` of unit `u` of the chunk lies.
+// Index of vector `j` of unit `u` of the chunk.
 fn place(token: u32, u: u32, j: u32) -> u32 {
     return (token * CHUNK + u) * 8u + (j ^ (u & 7u));
 }
@@ -78,7 +78,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         workgroupBarrier();
         for (var u = lane; u < count; u += SUBGROUP) {
             let unit = base + u;
-            // All loads first, so that many are under way at once.
+            // All loads first, so that many are in flight.
             var quants: array<Quants, ROWS>;
             var scales: array<vec2<f32>, ROWS>;
             for (var r = 0u; r < ROWS; r++) {
@@ -86,7 +86,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                 scales[r] = raw_scale(at[r], p.units, unit);
             }
             var totals: array<f32, TOKENS>;
-            // With two scales a unit, of its first and last weights.
+            // Two scales a unit: of its first 16 and its last 16 weights.
             var low: array<array<f32, TOKENS>, ROWS>;
             var sums: array<array<f32, TOKENS>, ROWS>;
             for (var t = 0u; t < TOKENS; t++) {

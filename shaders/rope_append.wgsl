@@ -1,13 +1,13 @@
 // Rotates q and k by their positions, and appends k and v to the paged cache.
 // One invocation a pair (two elements) of one head of one token; heads in the order q, k, v.
-// Dispatch: (ceil((H + 2 KV) * HEAD_DIM / 2 / 64), T), more than 32,768 tokens go on in z. Called by ops/rope_append.rs.
+// Dispatch: (ceil((H + 2 KV) * HEAD_DIM / 2 / 64), T); more than 32,768 tokens continue in z. Called by ops/rope_append.rs.
 
 // Elements i and i + head_dim / 2 form a pair (Hugging Face), else 2i and 2i + 1 (GGUF).
 const HALF_SPLIT: bool = true;
 // The cache keeps two f16 in a word, else one f32.
 const CACHE_F16: bool = true;
 const PAGE: u32 = 32u;
-// A constant, so that no division is left to the invocations.
+// A constant, so that the compiler removes the divisions.
 const HEAD_DIM: u32 = 64u;
 const GRID_X: u32 = 32768u;
 
@@ -40,7 +40,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     var a = qkv[base + first];
     var b = qkv[base + second];
     if !is_v {
-        // From the host: sin and cos of a GPU may be off by 2^-11 near zero and by more far from it.
+        // From the host: a GPU's sin and cos may be wrong by 2^-11 near zero, and by more far from it.
         let c = bitcast<f32>(batch[p.rope_at + 2u * (token * half + pair)]);
         let s = bitcast<f32>(batch[p.rope_at + 2u * (token * half + pair) + 1u]);
         let rotated = vec2<f32>(a * c - b * s, a * s + b * c);

@@ -1,6 +1,6 @@
 // Rotates q and k by their positions, and appends k and v to the paged cache as signed bytes with a scale
-// for each line. One invocation a line: a head of one token; heads in the order q, k, v.
-// Dispatch: (ceil((H + 2 KV) / 64), T), more than 32,768 tokens go on in z. Called by ops/rope_append.rs.
+// for each line. One invocation a line (one head of one token); heads in the order q, k, v.
+// Dispatch: (ceil((H + 2 KV) / 64), T); more than 32,768 tokens continue in z. Called by ops/rope_append.rs.
 
 // Elements i and i + head_dim / 2 form a pair (Hugging Face), else 2i and 2i + 1 (GGUF).
 const HALF_SPLIT: bool = true;
@@ -23,12 +23,12 @@ fn elements(pair: u32, is_v: bool) -> vec2<u32> {
     return vec2<u32>(2u * pair, 2u * pair + 1u);
 }
 
-// Pair `pair` of the head that starts at `base`, rotated but for values.
+// Pair `pair` of the head that starts at `base`. Queries and keys are rotated, values are not.
 fn rotated(base: u32, token: u32, pair: u32, is_v: bool) -> vec2<f32> {
     let at = elements(pair, is_v) + vec2<u32>(base);
     let v = vec2<f32>(qkv[at.x], qkv[at.y]);
     if is_v { return v; }
-    // From the host: sin and cos of a GPU may be off by 2^-11 near zero and by more far from it.
+    // From the host: a GPU's sin and cos may be wrong by 2^-11 near zero, and by more far from it.
     let angle = p.rope_at + 2u * (token * (HEAD_DIM / 2u) + pair);
     let c = bitcast<f32>(batch[angle]);
     let s = bitcast<f32>(batch[angle + 1u]);

@@ -1,6 +1,6 @@
 // out = silu(gate) * up, with gate and up side by side in a row.
-// One invocation an element. Dispatch: (ceil(F / 64), T), since a division is dear where invocations run on
-// CPU cores; more than 65,535 rows go on in z. Called by ops/swiglu.rs.
+// One invocation an element. Dispatch: (ceil(F / 64), T), without a division, which is slow on software
+// adapters; more than 65,535 rows continue in z. Called by ops/swiglu.rs.
 
 const GRID_X: u32 = 32768u;
 

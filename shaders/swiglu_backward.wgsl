@@ -1,5 +1,5 @@
 // With s the logistic function of the gate: dgate = d * up * s * (1 + gate * (1 - s)) and
-// dup = d * gate * s. Gates stand before ups in a row.
+// dup = d * gate * s. Gates come before ups in a row.
 // Dispatch: (ceil(F / 64), grid(T)). Called by ops/swiglu_backward.rs.
 
 const GRID_X: u32 = 32768u;

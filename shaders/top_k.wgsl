@@ -1,10 +1,10 @@
 // The K largest logits of a chunk with their ids, in descending order (ties: lower id first), and
-// the chunk's max and sum of exp(logit - max), so that a few bytes a token are read back.
+// the chunk's max and sum of exp(logit - max). So the host reads only a few bytes a token.
 // The first stage cuts a row of logits into chunks; the second joins the chunks' results.
 // One invocation a chunk. Dispatch: grid(ceil(T * chunks / 32)). Called by ops/top_k.rs.
 
 const K: u32 = 1u;
-// Whether the input is the result of a first stage, else logits.
+// True if the input is the result of a first stage, false for logits.
 const JOIN: bool = false;
 const GRID_X: u32 = 32768u;
 

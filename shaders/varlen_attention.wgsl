@@ -1,8 +1,8 @@
-// Causal attention within sequences that lie one after another: row t sees rows first[t]..=t.
+// Causal attention in packed sequences: row t sees rows first[t]..=t.
 // A workgroup takes TILE rows of queries of one head and goes over their keys in blocks of TILE,
-// flash style. Both sides come through workgroup memory in chunks of 32 columns; of the scores of a
-// block, and of a chunk of the result, each of 8 x 8 invocations keeps 4 x 4. Two invocations run the
-// softmax of a row. lse is the log-sum-exp of the scaled scores.
+// flash style. Both sides pass through workgroup memory in chunks of 32 columns. Each of 8 x 8
+// invocations keeps 4 x 4 scores of a block, and 4 x 4 elements of a chunk of the result. Two
+// invocations run the softmax of a row. lse is the log-sum-exp of the scaled scores.
 // Dispatch: (ceil(T / TILE), H). Called by ops/varlen_attention.rs.
 
 const HEAD_DIM: u32 = 64u;
@@ -18,7 +18,7 @@ struct Params { tokens: u32, heads: u32, kv_heads: u32 }
 @group(0) @binding(3) var<storage, read_write> lse: array<f32>;        // (T, H)
 @group(0) @binding(4) var<uniform> p: Params;
 
-// One more a row keeps neighbouring rows in different banks.
+// One padding element a row puts neighbouring rows into different banks.
 var<workgroup> left: array<vec4<f32>, 288>;
 var<workgroup> right: array<vec4<f32>, 288>;
 var<workgroup> scores: array<f32, 1056>;
@@ -36,7 +36,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let value_col = (p.heads + p.kv_heads + kv) * HEAD_DIM;
     let scale = inverseSqrt(f32(HEAD_DIM));
     let last = p.tokens - 1u;
-    // Rows `down + 8 a` and keys (or vectors of a chunk) `across + 8 b` are this invocation's.
+    // This invocation has rows `down + 8 a` and keys (or vectors of a chunk) `across + 8 b`.
     let down = local / 8u;
     let across = local % 8u;
 
@@ -45,7 +45,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     var top = LOWEST;
     var mass = 0.0;
 
-    // Sequences lie in order, so the tile's first row sees furthest back.
+    // Sequences are in order, so the tile's first row sees furthest back.
     if local == 0u { begin = batch[p.tokens + min(tile, last)]; }
     let start = workgroupUniformLoad(&begin) / TILE * TILE;
     let stop = min(tile + TILE, p.tokens);

@@ -1,7 +1,7 @@
 // Gradients of keys and values of varlen_attention.wgsl: dv_j = sum over the queries that see key j
 // of P * dcontext, and dk_j = scale * sum of dS * q, with P and dS as in varlen_attention_dq.wgsl.
 // A workgroup takes TILE rows of one key head and goes over the queries after them, of all query
-// heads of its group; chunks and shares as in the forward pass.
+// heads of its group. Chunks and the work of an invocation are as in the forward pass.
 // Dispatch: (ceil(T / TILE), K). Called by ops/varlen_attention.rs.
 
 const HEAD_DIM: u32 = 64u;
@@ -18,10 +18,10 @@ struct Params { tokens: u32, heads: u32, kv_heads: u32 }
 @group(0) @binding(5) var<storage, read_write> dqkv: array<f32>;      // (T, (H + 2 K) h)
 @group(0) @binding(6) var<uniform> p: Params;
 
-// One more a row keeps neighbouring rows in different banks.
+// One padding element a row puts neighbouring rows into different banks.
 var<workgroup> left: array<vec4<f32>, 288>;
 var<workgroup> right: array<vec4<f32>, 288>;
-// Of a block, query by key: first the parts of D, then P, then dS.
+// A block, query by key: first the parts of D, then P, then dS.
 var<workgroup> block_of: array<f32, 1056>;
 var<workgroup> finish: u32;
 
@@ -34,8 +34,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let value_col = (p.heads + p.kv_heads + kv) * HEAD_DIM;
     let scale = inverseSqrt(f32(HEAD_DIM));
     let last = p.tokens - 1u;
-    // Queries `down + 8 a` with keys `across + 8 b` are this invocation's scores, and keys `down + 8 a`
-    // with vector `across` of a chunk its sums.
+    // This invocation has the scores of queries `down + 8 a` with keys `across + 8 b`, and the sums of keys
+    // `down + 8 a` with vector `across` of a chunk.
     let down = local / 8u;
     let across = local % 8u;
 
@@ -45,7 +45,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         dk[i] = vec4<f32>(0.0);
         dv[i] = vec4<f32>(0.0);
     }
-    // Sequences lie in order, so the tile's last row is seen furthest on.
+    // Sequences are in order, so the tile's last row is seen by the latest queries.
     if local == 0u { finish = batch[2u * p.tokens + min(tile + TILE - 1u, last)]; }
     let stop = workgroupUniformLoad(&finish);
     for (var member = 0u; member < shared_by; member++) {
@@ -98,7 +98,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                 for (var b = 0u; b < 4u; b++) {
                     let key = tile + across + 8u * b;
                     let seen = query < p.tokens && key >= first && key <= query;
-                    // No score is above its log-sum-exp; what is not seen may be, and overflow.
+                    // A visible score is at most its log-sum-exp. A masked one may exceed it and overflow.
                     let weight = select(0.0, exp(min(sums[a][b] * scale - mass, 0.0)), seen);
                     sums[a][b] = weight;
                     block_of[(down + 8u * a) * 33u + across + 8u * b] = weight;

@@ -1,6 +1,7 @@
-// Gradient of the queries of varlen_attention.wgsl. With P = exp(score - lse), made again, and
+// Gradient of the queries of varlen_attention.wgsl. With P = exp(score - lse), recomputed, and
 // D = dcontext . context a row: dS = P * (dcontext . v - D) and dq = scale * sum of dS * k.
-// A workgroup takes TILE rows of queries of one head, and chunks and shares as the forward pass.
+// A workgroup takes TILE rows of queries of one head. Chunks and the work of an invocation are as in the
+// forward pass.
 // Dispatch: (ceil(T / TILE), H). Called by ops/varlen_attention.rs.
 
 const HEAD_DIM: u32 = 64u;
@@ -17,7 +18,7 @@ struct Params { tokens: u32, heads: u32, kv_heads: u32 }
 @group(0) @binding(5) var<storage, read_write> dqkv: array<f32>;      // (T, (H + 2 K) h)
 @group(0) @binding(6) var<uniform> p: Params;
 
-// One more a row keeps neighbouring rows in different banks.
+// One padding element a row puts neighbouring rows into different banks.
 var<workgroup> left: array<vec4<f32>, 288>;
 var<workgroup> right: array<vec4<f32>, 288>;
 // First the parts of D, then dS.
@@ -34,7 +35,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let value_col = (p.heads + p.kv_heads + kv) * HEAD_DIM;
     let scale = inverseSqrt(f32(HEAD_DIM));
     let last = p.tokens - 1u;
-    // Rows `down + 8 a` and keys (or vectors of a chunk) `across + 8 b` are this invocation's.
+    // This invocation has rows `down + 8 a` and keys (or vectors of a chunk) `across + 8 b`.
     let down = local / 8u;
     let across = local % 8u;
 
@@ -46,7 +47,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         for (var i = across; i < HEAD_DIM; i += 8u) { part += context[at + i] * dcontext[at + i]; }
         gradients[(down + 8u * a) * 33u + across] = part;
     }
-    // Sequences lie in order, so the tile's first row sees furthest back.
+    // Sequences are in order, so the tile's first row sees furthest back.
     if local == 0u { begin = batch[p.tokens + min(tile, last)]; }
     let start = workgroupUniformLoad(&begin) / TILE * TILE;
     let stop = min(tile + TILE, p.tokens);
@@ -110,7 +111,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             for (var b = 0u; b < 4u; b++) {
                 let key = block + across + 8u * b;
                 let seen = key >= first && key <= query;
-                // No score is above its log-sum-exp; what is not seen may be, and overflow.
+                // A visible score is at most its log-sum-exp. A masked one may exceed it and overflow.
                 let weight = exp(min(sums[a][b] * scale - mass, 0.0));
                 let gradient = weight * (products[a][b] - means[a]) * scale;
                 gradients[(down + 8u * a) * 33u + across + 8u * b] = select(0.0, gradient, seen);

@@ -2,12 +2,12 @@
 // in vectors of four words. The including shader declares `cache: array<vec4<u32>>`, `PAGE`, and
 // HEAD_DIM, a multiple of 8.
 
-// Elements in a word: one f32, two f16, or four signed bytes, with the scale of the line in a vector of
-// its own behind them.
+// Elements in a word: one f32, two f16, or four signed bytes. A line of bytes ends with a vector that has its
+// scale.
 const CACHE_WORD: u32 = 2u;
-// Which elements of k are neighbours in a cache of f16 or bytes: i and i + HEAD_DIM / 2, else 2i and 2i + 1.
+// Elements of k that are neighbours in a cache of f16 or bytes: i and i + HEAD_DIM / 2, else 2i and 2i + 1.
 const HALF_SPLIT: bool = true;
-// Vectors of a line's elements, pairs of elements that one holds, and vectors from line to line.
+// Vectors of elements in a line, pairs of elements in a vector, and vectors from line to line.
 const LINE_VEC4: u32 = HEAD_DIM / (4u * CACHE_WORD);
 const VEC4_PAIRS: u32 = 2u * CACHE_WORD;
 const LINE_STRIDE: u32 = LINE_VEC4 + select(0u, 1u, CACHE_WORD == 4u);
@@ -18,7 +18,7 @@ fn cache_line(slot: u32, which: u32, kv_heads: u32, kv_head: u32) -> u32 {
     return (plane * PAGE + slot % PAGE) * LINE_STRIDE;
 }
 
-// What the pairs of a line are to be multiplied by.
+// The factor of the pairs of a line.
 fn line_scale(line: u32) -> f32 {
     if CACHE_WORD == 4u { return bitcast<f32>(cache[line + LINE_VEC4].x); }
     return 1.0;

@@ -1,5 +1,5 @@
 // How packed weights and rows of x are loaded: as vectors of four words. The alternative is
-// load_longs.wgsl.
+// software/load_u64.wgsl.
 
 alias Packed = vec4<u32>;
 alias Floats = vec4<f32>;

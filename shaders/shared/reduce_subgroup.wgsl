@@ -1,6 +1,6 @@
 // The reductions of reduce_workgroup.wgsl by subgroup operations: one round through workgroup
-// memory instead of one a doubling. The subgroups are told apart by their first
-// invocations, as neither their size nor the order of invocations in them is known.
+// memory instead of one a doubling. Subgroups are identified by their first invocation, since neither
+// their size nor the order of their invocations is known.
 
 var<workgroup> reduce_slots: array<f32, INVOCATIONS>;
 

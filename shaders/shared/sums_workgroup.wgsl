@@ -1,5 +1,5 @@
-// Sums over SUBGROUP neighbouring invocations of a workgroup, which take the place of a subgroup, through workgroup
-// memory: two barriers for all sums, and a few invocations add up what they need. The alternative is
+// Sums over SUBGROUP neighbouring invocations of a workgroup, which stand in for a subgroup, through workgroup
+// memory: two barriers for all sums, and a few invocations add the values that they need. The alternative is
 // sums_subgroup.wgsl. The including shader declares SUMS.
 
 var<workgroup> sum_slots: array<f32, SUMS * INVOCATIONS>;

@@ -2,8 +2,8 @@
 //
 // A row is cut into units of 32 weights. It has three planes, each padded to whole vectors of four
 // words: the quants of all units (UNIT_VEC4 vectors each), their high bits (HIGH_WORDS words each),
-// and the scales. The including shader declares `weights: array<Packed>`, which
-// shared/load_words.wgsl or shared/load_longs.wgsl defines, with `words_of` and `word_at`.
+// and the scales. The including shader declares `weights: array<Packed>`. shared/load_words.wgsl or
+// software/load_u64.wgsl defines `Packed`, `words_of` and `word_at`.
 
 const F32: u32 = 0u;
 const F16: u32 = 1u;
@@ -19,7 +19,7 @@ const Q6_K: u32 = 10u;
 const FP8: u32 = 11u;
 
 const FORMAT: u32 = F32;
-// Whether weights are numbers of their own, without scales.
+// True for formats of plain numbers, without scales.
 const UNSCALED: bool = FORMAT == F32 || FORMAT == F16 || FORMAT == BF16;
 // Vectors of quants in a unit: f32 8, f16 and bf16 4, q8_0 and fp8 2, the others 1.
 const UNIT_VEC4: u32 = 8u;
@@ -111,8 +111,8 @@ fn widen_bf16(w: vec2<u32>) -> vec4<f32> {
     );
 }
 
-// The bytes of `q` as numbers. Shifts and masks instead of unpack4xU8, which costs more where bit
-// fields are emulated; signed, since processors widen signed integers to floats in one instruction.
+// The bytes of `q` as numbers. Shifts and masks replace unpack4xU8, which is slower where bit fields are
+// emulated. Signed, since processors convert signed integers to floats in one instruction.
 fn bytes(q: u32) -> vec4<f32> {
     return vec4<f32>(vec4<i32>((vec4<u32>(q) >> vec4<u32>(0u, 8u, 16u, 24u)) & vec4<u32>(255u)));
 }
@@ -122,8 +122,8 @@ fn signed_bytes(q: u32) -> vec4<f32> {
     return vec4<f32>(bitcast<vec4<i32>>(vec4<u32>(q) << vec4<u32>(24u, 16u, 8u, 0u)) >> vec4<u32>(24u));
 }
 
-// The bytes of `q` in e4m3, as `decode_e4m3` of crates/reflect-kernels/src/format/fp8.rs; no bit
-// pattern of a subnormal f32 comes up, since devices may take it for 0.
+// The bytes of `q` in e4m3, as `decode_e4m3` of crates/reflect-kernels/src/format/fp8.rs. No step
+// makes a subnormal f32, since devices may flush it to 0.
 fn e4m3(q: u32) -> vec4<f32> {
     let b = vec4<u32>(q) << vec4<u32>(24u, 16u, 8u, 0u);
     let sign = b & vec4<u32>(0x80000000u);
@@ -175,7 +175,7 @@ fn load_unit(row: u32, units: u32, unit: u32) -> Unit {
     }
     let q = words_of(weights[at]);
     let high = high_of(row, units, unit);
-    // Unrolled by hand: indices that are no constants keep arrays out of registers.
+    // Unrolled by hand: with non-constant indices arrays do not stay in registers.
     v[0] = scaled(bytes((q.x & 0x0f0f0f0fu) | high_bits(high, 0u)), scale, 0u);
     v[1] = scaled(bytes((q.y & 0x0f0f0f0fu) | high_bits(high, 1u)), scale, 1u);
     v[2] = scaled(bytes((q.z & 0x0f0f0f0fu) | high_bits(high, 2u)), scale, 2u);

@@ -1,6 +1,6 @@
-// Reader of packed weights, four at a time to leave the registers to the sums, beside weights.wgsl.
+// Reader of packed weights, beside weights.wgsl: four at a time, so that the sums keep the registers.
 
-// The quants of a unit, but for f32. No array, since they are read with the index of a loop.
+// The quants of a unit, empty for f32. Not an array, since loops index it.
 struct Quants { a: vec4<u32>, b: vec4<u32>, c: vec4<u32>, d: vec4<u32>, high: vec2<u32> }
 
 // The quants of the unit that starts at vector `at`, which is `unit` of the row at vector `row`.
@@ -28,13 +28,13 @@ fn float_vec4(at: u32, quants: Quants, i: u32) -> vec4<f32> {
     return widen_bf16(half);
 }
 
-// Quants as the numbers they stand for, before their scale.
+// Quants as numbers, before their scale.
 
-// Whether weights are scale times quant plus an offset.
+// True if a weight is scale times quant plus an offset.
 const OFFSETS: bool = FORMAT == Q4_1 || FORMAT == Q5_1 || FORMAT == Q4_K || FORMAT == Q5_K;
-// Whether the halves of a unit have a scale each.
+// True if each half of a unit has its own scale.
 const HALVES: bool = FORMAT == Q6_K;
-// What is taken from a quant to centre it.
+// Subtracted from a quant to centre it.
 const CENTRE: f32 = select(select(0.0, 128.0, FORMAT == Q8_0), f32(1u << (BITS - 1u)), FORMAT == Q4_0 || FORMAT == Q5_0 || FORMAT == Q6_K);
 
 // Scale and offset of what `raw_vec4` returns; with HALVES two scales.
@@ -43,8 +43,8 @@ fn raw_scale(row: u32, units: u32, unit: u32) -> vec2<f32> {
     return scale_of(row, units, unit);
 }
 
-// The bits of `mask` in each byte of `q` less CENTRE, exact: written into the mantissa of a power of two that
-// is then taken away, which spares the conversion that GPUs do at a fourth of their speed.
+// The bits of `mask` in each byte of `q`, minus CENTRE, exactly. The bits are written into the mantissa of a
+// power of two, which is then subtracted. GPUs convert integers at a fourth of this speed.
 fn raw_bytes(q: u32, mask: u32) -> vec4<f32> {
     let bits = vec4<u32>(q, q, q >> 8u, q >> 16u) & vec4<u32>(mask, vec3<u32>(mask << 8u));
     let whole = bitcast<vec4<f32>>(bits | vec4<u32>(0x4b000000u, vec3<u32>(0x47000000u)));
@@ -57,7 +57,7 @@ fn raw_vec4(at: u32, quants: Quants, i: u32) -> vec4<f32> {
     if FORMAT == Q8_0 || FORMAT == FP8 {
         let q = select(quants.a, quants.b, i >= 4u)[i & 3u];
         if FORMAT == FP8 { return e4m3(q); }
-        // Signed bytes plus 128 are unsigned ones with the first bit turned.
+        // Flipping the first bit of a signed byte adds 128 and makes it unsigned.
         return raw_bytes(q ^ 0x80808080u, 0xffu);
     }
     let q = quants.a[i & 3u] >> (i & 4u);

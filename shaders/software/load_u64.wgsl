@@ -1,6 +1,6 @@
-// How packed weights and rows of x are loaded: as vectors of two numbers of 64 bits, instead of
-// load_words.wgsl. Mesa's llvmpipe loads each component of each lane by itself, with a check of its
-// bounds, so half as many components are half the work. Needs a device with 64-bit integers.
+// Loads packed weights and rows of x as vectors of two 64-bit integers, instead of shared/load_words.wgsl.
+// Mesa's llvmpipe loads each component of each lane by itself, with a bounds check, so half the components
+// are half the work. Needs a device with 64-bit integers.
 
 alias Packed = vec2<u64>;
 alias Floats = vec2<u64>;

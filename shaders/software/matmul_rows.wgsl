@@ -1,21 +1,21 @@
 // out[t, n] = sum over k of x[t, k] * weights[n, k], for adapters whose lanes run on CPU cores.
 // One invocation keeps four weight rows (the components of its vectors) and TOKENS tokens: no
-// barrier, no reduction between lanes. x comes by software/x_shuffle.wgsl or software/x_direct.wgsl; which
-// rows an invocation has and where its results go is up to software/store_columns.wgsl or
-// software/store_rotated.wgsl, which also declare what they bind after `out`.
+// barrier, no reduction between lanes. software/x_shuffle.wgsl or software/x_direct.wgsl loads x.
+// software/store_columns.wgsl or software/store_rotated.wgsl decides which rows an invocation has and where
+// its results go, and declares the bindings after `out`.
 // Dispatch: (ceil(N / (4 * LANES)), ceil(T / TOKENS)), with GATED 2 in the place of 4. Called by
-// ops/matmul.rs, and by ops/fused.rs with what stands around a product in a block.
+// ops/matmul.rs, and by ops/fused.rs with the ops around a product.
 
 const TOKENS: u32 = 1u;
 // Lanes of a workgroup; with x_shuffle.wgsl those of a subgroup.
 const LANES: u32 = 8u;
-// Whether scales and offsets are applied once a unit, to the sums: less work for one token, more
+// True if scales and offsets are applied once a unit, to the sums: less work for one token, more
 // registers for many. Needs x_shuffle.wgsl.
 const SUM_SCALES: bool = false;
-// Whether k4 is not a multiple of 8, so that the last unit reads past the row of x.
+// True if k4 is not a multiple of 8: the last unit would read past the row of x.
 const TAIL: bool = true;
-// x is normed on its way in (ops/rms_norm.rs), by the weights in `extra`. Needs x_shuffle.wgsl, and k4
-// to be a fourth of the columns.
+// x is normalised while it is loaded (ops/rms_norm.rs); `extra` has the norm's weights. Needs x_shuffle.wgsl,
+// and k4 to be a fourth of the columns.
 const NORM: bool = false;
 
 struct Params {
@@ -41,7 +41,7 @@ fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) group
     let at = rows_of(group.x, lane) * p.row_vec4;
     let first = group.y * TOKENS;
     var squares: array<f32, TOKENS>;
-    // Sums of the row, or with SUM_SCALES of the unit, whose scaled ones go to `acc`.
+    // Sums of the row; with SUM_SCALES of the unit, and `acc` gets them scaled.
     var sums: array<vec4<f32>, TOKENS>;
     var acc: array<vec4<f32>, TOKENS>;
     for (var t = 0u; t < TOKENS; t++) {

@@ -1,6 +1,6 @@
-// Results of matmul_rows.wgsl as columns of `out`. The alternative is store_rotated.wgsl.
+// Stores the results of matmul_rows.wgsl as columns of `out`. The alternative is store_rotated.wgsl.
 
-// Rows N to 2 N of the matrix are what rows 0 to N gate (ops/swiglu.rs).
+// Rows 0 to N of the matrix are gates of rows N to 2 N (ops/swiglu.rs).
 const GATED: bool = false;
 // `extra` is added to the result.
 const ADD: bool = false;

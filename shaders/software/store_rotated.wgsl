@@ -1,6 +1,6 @@
-// Results of matmul_rows.wgsl that are queries, keys and values (heads in this order): q and k are
-// rotated by their positions, k and v appended to the paged cache, as rope_append.wgsl does, in f32 or
-// f16. A lane has two pairs of one head. Needs HEAD_DIM to be a multiple of 4 * LANES.
+// Stores the results of matmul_rows.wgsl as queries, keys and values (heads in this order). As in
+// rope_append.wgsl, q and k are rotated by their positions, and k and v are appended to the paged cache, in f32
+// or f16. A lane has two pairs of one head. Needs HEAD_DIM to be a multiple of 4 * LANES.
 
 // Elements i and i + head_dim / 2 form a pair (Hugging Face), else 2i and 2i + 1 (GGUF).
 const HALF_SPLIT: bool = true;

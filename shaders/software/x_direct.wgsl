@@ -1,11 +1,11 @@
-// The vectors of a unit of x, loaded where they are used: all lanes want the same one, which an
-// adapter may see. Instead of x_shuffle.wgsl; the including shader declares `x_at`.
+// Loads the vectors of a unit of x where they are used. All lanes load the same vector, which an adapter may
+// detect. The alternative is x_shuffle.wgsl; the including shader declares `x_at`.
 
 struct X { base: u32, first: u32 }
 
 fn load_x(base: u32, unit: u32, lane: u32) -> X { return X(base, unit * 8u); }
 
-// What a norm would need, which there is not with lanes that hold no part of x.
+// Placeholders for a norm, which this variant does not support: its lanes hold no part of x.
 fn x_vector(unit: u32, lane: u32) -> u32 { return 0u; }
 fn x_squares(v: X, lane: u32) -> f32 { return 0.0; }
 fn x_over_lanes(part: f32) -> f32 { return part; }

@@ -1,6 +1,6 @@
 // The eight vectors of a unit of x, spread over the lanes of a subgroup of exactly LANES lanes, a
-// power of two from 8 upwards. A load costs a CPU adapter the same whether its lanes want one address
-// or many, so eight loads become one, and a shuffle from a known lane is a move between registers.
+// power of two from 8 upwards. On a software adapter a load has one cost for one address or for many,
+// so eight loads become one; a shuffle from a known lane is a move between registers.
 // The including shader declares `x_at` and `LANES`; all lanes must be active.
 
 alias X = vec4<f32>;
@@ -13,13 +13,13 @@ fn load_x(base: u32, unit: u32, lane: u32) -> X {
 // The vector of x that a lane loads for `unit`.
 fn x_vector(unit: u32, lane: u32) -> u32 { return unit * 8u + lane % 8u; }
 
-// The lane's part of the squares of the unit, and the sum of such parts over all lanes, of which each
-// eight hold the same vectors.
+// The lane's part of the squares of the unit, and the sum of these parts over all lanes. Every eight lanes hold
+// the same vectors.
 fn x_squares(v: X, lane: u32) -> f32 { return unfit_squares(v, lane % 8u); }
 
 fn x_over_lanes(part: f32) -> f32 { return subgroupAdd(part) * (8.0 / f32(LANES)); }
 
-// Times `gains`, vector `x_vector` of a row.
+// Multiplies by `gains`, vector `x_vector` of a row.
 fn x_times(v: X, gains: vec4<f32>) -> X { return v * gains; }
 
 // Vector `j` of the unit.

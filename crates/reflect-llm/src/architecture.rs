@@ -1,14 +1,14 @@
-//! The tensors of a model, in one table: their names in checkpoints, their sizes, and what becomes of them.
+//! The tensors of a model in one table: their names in checkpoints, their sizes, and their modules.
 //!
 //! [`TABLE`] has a row for each module of a checkpoint: a weight, and a bias where it has one. Loading, both
 //! file formats, conversion, the memory plan, training and adapters iterate over the table, so that names and
-//! sizes stand nowhere else. What the network does with a tensor is the business of [`model`](crate::model).
+//! sizes stand nowhere else. [`model`](crate::model) decides what the network does with a tensor.
 
 use crate::config::{LlamaConfig, RopeLayout};
 
 use self::{Module as M, Role::*};
 
-/// What a module of a checkpoint is in the network, in the order of [`TABLE`].
+/// The role of a checkpoint's module in the network, in the order of [`TABLE`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Role {
     Embedding,
@@ -71,7 +71,7 @@ pub struct TensorSpec {
     pub module: Module,
     /// Whether RoPE rotates its output, so that the order of its rows depends on the [`RopeLayout`].
     pub rotated: bool,
-    /// Whether it is a projection: what adapters may target, and what QLoRA and fp8 pack.
+    /// Whether it is a projection. Adapters may target projections, and QLoRA and fp8 pack them.
     pub projection: bool,
     /// Whether its output is added to the residual stream.
     pub writes_residual: bool,
@@ -228,7 +228,7 @@ pub struct TensorId {
     pub kind: Kind,
 }
 
-/// What stands before the number of a layer, in a Hugging Face checkpoint and in a GGUF file.
+/// Prefix of a layer's number, in a Hugging Face checkpoint and in a GGUF file.
 const LAYERS: &str = "model.layers.";
 const GGUF_LAYERS: &str = "blk.";
 
@@ -299,7 +299,7 @@ fn parse(name: &str, layers: &str, of: fn(&TensorSpec) -> &'static str) -> Optio
     Some(TensorId { role: spec.role, layer, kind })
 }
 
-/// Every tensor that a checkpoint of `config` holds, in the order of the network. A tied head is none.
+/// Every tensor that a checkpoint of `config` holds, in the order of the network. A tied head is not one.
 pub fn tensors(config: &LlamaConfig) -> impl Iterator<Item = TensorId> {
     let groups = TABLE.chunk_by(|one, next| one.in_layer == next.in_layer);
     groups.flat_map(move |specs| {
@@ -313,7 +313,7 @@ pub fn tensors(config: &LlamaConfig) -> impl Iterator<Item = TensorId> {
     })
 }
 
-/// Sets what a GGUF file says by its tensors alone: `has` tells which it holds.
+/// Sets the fields that a GGUF file tells only by the tensors it has; `has` says which it has.
 pub(crate) fn set_by_tensors(config: &mut LlamaConfig, has: impl Fn(TensorId) -> bool) {
     let has_bias = |role: Role| has(TensorId { kind: Kind::Bias, ..role.weight(0) });
     config.tie_word_embeddings = !has(Head.weight(None));
@@ -321,7 +321,7 @@ pub(crate) fn set_by_tensors(config: &mut LlamaConfig, has: impl Fn(TensorId) ->
     config.mlp_bias = has_bias(Gate);
 }
 
-/// How the rows of a rotated head change places from one [`RopeLayout`] to another.
+/// How the rows of a rotated head are permuted from one [`RopeLayout`] to another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Permute {
     No,
@@ -340,7 +340,7 @@ impl Permute {
         }
     }
 
-    /// The row of a head of `size` rows that comes to row `row`.
+    /// The row of a head of `size` rows that becomes row `row`.
     pub fn from(self, row: usize, size: usize) -> usize {
         match self {
             Self::No => row,

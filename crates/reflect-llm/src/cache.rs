@@ -1,5 +1,5 @@
-//! The paged KV cache of a model: layers of pages on the device, who holds which page, and which full pages are
-//! known by their tokens, so that a prompt that begins like an earlier one is not computed again.
+//! The paged KV cache of a model: layers of pages on the device, the owners of each page, and the prefix cache.
+//! The prefix cache finds full pages by their tokens, so that a shared prefix is not computed again.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -15,16 +15,16 @@ pub struct KvCache {
     pages: Vec<Page>,
     /// Pages without content.
     blank: Vec<u32>,
-    /// Known pages that no sequence holds; the one that was released first is used again first.
+    /// Pages in the prefix cache that no sequence holds. The one released first is reused first (LRU).
     idle: BTreeMap<u64, u32>,
-    /// Full pages by their content.
+    /// The prefix cache: full pages by their content.
     known: HashMap<Content, (Prefix, u32)>,
     prefix_cache: bool,
-    /// Numbers of prefixes and of releases, none twice.
+    /// The next number for a prefix or a release; no number is used twice.
     next: u64,
 }
 
-/// Names all tokens up to the end of a full page; equal names mean equal tokens.
+/// Identifies all tokens up to the end of a full page: equal prefixes are equal tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Prefix(u64);
 
@@ -33,7 +33,7 @@ impl Prefix {
     pub const EMPTY: Self = Self(0);
 }
 
-/// The tokens of a page, behind those of the pages before it.
+/// The tokens of a page and the prefix before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Content {
     before: Prefix,
@@ -44,9 +44,9 @@ struct Content {
 struct Page {
     /// Sequences that hold the page.
     owners: u32,
-    /// Under which the page is known.
+    /// Its key in the prefix cache.
     content: Option<Content>,
-    /// The key in `idle`, where the page is there.
+    /// Its key in `idle`, if it is there.
     released: u64,
 }
 
@@ -99,7 +99,7 @@ impl KvCache {
 
     /// Shortens `pages` to those that positions below `positions` need.
     pub fn shrink(&mut self, pages: &mut Vec<u32>, positions: usize) {
-        // The end of a text is used again before its beginning, which other texts may share.
+        // Last pages first: they are reused before the beginning, which other texts may share.
         for page in pages.drain(positions.div_ceil(PAGE).min(pages.len())..).rev() {
             let entry = &mut self.pages[page as usize];
             entry.owners -= 1;
@@ -115,7 +115,7 @@ impl KvCache {
         }
     }
 
-    /// The known pages with which `tokens` begin, and how many of them no sequence holds.
+    /// The longest prefix of `tokens` in the prefix cache, as pages, and how many of them no sequence holds.
     pub fn find(&self, tokens: &[u32]) -> (Vec<(Prefix, u32)>, usize) {
         let mut found = Vec::new();
         let mut before = Prefix::EMPTY;
@@ -129,7 +129,7 @@ impl KvCache {
         (found, idle)
     }
 
-    /// One more owner of a known page.
+    /// Adds an owner to a page of the prefix cache.
     pub fn hold(&mut self, page: u32) {
         let entry = &mut self.pages[page as usize];
         if entry.owners == 0 {
@@ -138,8 +138,8 @@ impl KvCache {
         entry.owners += 1;
     }
 
-    /// Makes a page known that is computed to its end, with the tokens `ids` behind those of `before`. Where such a
-    /// page is known already that one stays, and this one is nobody else's.
+    /// Adds a fully computed page to the prefix cache, with the tokens `ids` after the prefix `before`. If the
+    /// prefix cache has such a page already, that one stays, and this page is not shared.
     pub fn register(&mut self, before: Prefix, ids: &[u32; PAGE], page: u32) -> Prefix {
         let content = Content { before, ids: *ids };
         if !self.prefix_cache {
@@ -155,7 +155,7 @@ impl KvCache {
         prefix
     }
 
-    /// Whether the only owner of `page` may write it again. It is no longer known then.
+    /// Whether `page` has one owner, which may write it again. The page then leaves the prefix cache.
     pub fn reclaim(&mut self, page: u32) -> bool {
         let alone = self.pages[page as usize].owners == 1;
         if alone {
@@ -170,7 +170,7 @@ impl KvCache {
         }
     }
 
-    /// Pages that no sequence holds, known ones too.
+    /// Pages that no sequence holds, those in the prefix cache included.
     pub fn free_pages(&self) -> usize {
         self.blank.len() + self.idle.len()
     }

@@ -1,4 +1,4 @@
-//! A checkpoint of any kind, from any kind of files: what it says about itself, and its weights.
+//! A checkpoint of any kind, from any kind of files: its configuration, its texts, and its weights.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -17,14 +17,14 @@ use crate::{
 /// The folder of a checkpoint's templates for other purposes.
 pub const ADDITIONAL_TEMPLATES: &str = "additional_chat_templates";
 
-/// What a checkpoint says about itself beside its weights.
+/// A checkpoint without its weights: configuration, tokenizer, templates.
 pub struct Texts {
     pub config: LlamaConfig,
     pub tokenizer: Arc<Tokenizer>,
     pub template: Option<ChatTemplate>,
 }
 
-/// The files of a Hugging Face folder that tell how to read and write text.
+/// The files of a Hugging Face folder for tokenizer and chat templates.
 #[derive(Clone, Debug, Default)]
 pub struct TokenizerFiles {
     /// `tokenizer.json`
@@ -55,7 +55,7 @@ impl Texts {
             })?;
             by_name.insert(name.to_owned(), template.to_owned());
         }
-        // Files beside the configuration stand for all that it says about templates (transformers).
+        // Template files replace all templates of `tokenizer_config.json`, as in transformers.
         if !by_name.is_empty() {
             tokenizer.set_chat_templates(by_name);
         }
@@ -137,7 +137,7 @@ impl<S: ByteSource> Weights<S> {
     }
 }
 
-/// Calls a method of whatever the weights are.
+/// Calls a method of the weights of either kind.
 macro_rules! of_weights {
     ($weights:expr, $source:ident => $call:expr) => {
         match $weights {

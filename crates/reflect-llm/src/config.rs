@@ -24,7 +24,7 @@ const LLAMA31_VOCAB: usize = 128_256;
 /// Llama 3.1's vocabulary and the six tags of Reflection-Llama-3.1-70B.
 const REFLECTION_VOCAB: usize = 128_262;
 
-/// The entry of a GGUF file for end tokens beyond those that it has names for.
+/// The GGUF key for end tokens beyond those that have keys of their own.
 pub const GGUF_EOS_IDS: &str = "reflect.eos_token_ids";
 
 /// Which elements of a head are rotated together: a property of the row order of q and k.
@@ -153,8 +153,8 @@ impl LlamaConfig {
         self.validate()
     }
 
-    /// Reads the `llama.*` keys of a GGUF file. What only its tensors tell (a tied head, biases,
-    /// frequency factors) is left at "no"; `GgufFile::config` fills it in.
+    /// Reads the `llama.*` keys of a GGUF file. Only its tensors tell of a tied head, biases and frequency
+    /// factors: these are left at "no", and `GgufFile::config` fills them in.
     ///
     /// # Errors
     /// As [`from_hf_json`](Self::from_hf_json).
@@ -173,7 +173,7 @@ impl LlamaConfig {
             Some(head_dim) => head_dim,
             None => divide_heads(hidden_size, num_attention_heads, "llama.embedding_length")?,
         };
-        // Partial rotation and values of another width exist in GGUF, but not in Llama models.
+        // GGUF allows partial rotation and values of another width; Llama models have neither.
         for key in ["llama.rope.dimension_count", "llama.attention.value_length"] {
             if let Some(found) = metadata.size(key)?.filter(|&size| size != head_dim) {
                 return invalid(key, found, format!("the head size, {head_dim}"));
@@ -230,7 +230,7 @@ impl LlamaConfig {
             "405b" => (16384, 53248, 126, 128, 8, LLAMA31_VOCAB),
             "reflection-70b" => (8192, 28672, 80, 64, 8, REFLECTION_VOCAB),
             "smollm2-135m" => (576, 1536, 30, 9, 3, 49152),
-            // No published model: the shape on which training speed is compared.
+            // Not a published model: the shape for comparing training speed.
             "10m" => (256, 688, 11, 4, 4, 4096),
             _ => return Err(ConfigError::UnknownName(shown(name))),
         };

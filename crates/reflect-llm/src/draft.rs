@@ -1,4 +1,4 @@
-//! Drafts of what a model will write, for it to check many tokens in one step.
+//! Drafts for speculative decoding: a model checks several drafted tokens in one step.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -8,22 +8,22 @@ use crate::{
     sampler::SamplingParams,
 };
 
-/// Tokens of a draft where nothing else is asked for.
+/// Default number of tokens of a draft.
 pub const DRAFT_TOKENS: NonZeroUsize = NonZeroUsize::new(6).unwrap();
 
-/// What may follow each of some sequences.
+/// Drafts by sequence.
 pub type Drafted = BTreeMap<SequenceId, Vec<u32>>;
 
 /// Proposes tokens.
 pub enum Drafter {
-    /// Looks up how the text went on where it last had the same tokens (Saxena 2023, prompt lookup decoding).
+    /// Copies the continuation of the last place with the same tokens (Saxena 2023, prompt lookup decoding).
     Ngram { most: usize },
-    /// Lets a smaller model with the same tokenizer write ahead.
+    /// A smaller model with the same tokenizer decodes ahead.
     Model(Box<ModelDrafter>),
 }
 
 impl Drafter {
-    /// At most a few tokens that may follow the tokens of each of `sequences`.
+    /// A draft for each of `sequences`: a few tokens that may come next. A sequence may get none.
     ///
     /// # Errors
     /// If the device of the drafting model fails.
@@ -47,15 +47,15 @@ impl Drafter {
     }
 }
 
-/// Longest and shortest endings that are looked up.
+/// Lengths of the longest and the shortest n-gram.
 const NGRAMS: [usize; 2] = [4, 2];
 
-/// What followed the last earlier place that ends as `tokens` do, by the longest ending that has one.
+/// The continuation of the last earlier occurrence of the end of `tokens`, for the longest n-gram that has one.
 fn continued(tokens: &[u32], most: usize) -> &[u32] {
     let [longest, shortest] = NGRAMS;
     for len in (shortest..=longest.min(tokens.len().saturating_sub(1))).rev() {
         let (before, ending) = tokens.split_at(tokens.len() - len);
-        // An earlier place may reach into the ending, as in `a a a`.
+        // An earlier occurrence may overlap the end, as in `a a a`.
         let found = (0..before.len()).rev().find(|at| &tokens[*at..*at + len] == ending);
         if let Some(at) = found {
             let next = &tokens[at + len..];
@@ -65,7 +65,7 @@ fn continued(tokens: &[u32], most: usize) -> &[u32] {
     &[]
 }
 
-/// A smaller model that follows the texts of a larger one.
+/// A smaller model that drafts for a larger one.
 pub struct ModelDrafter {
     engine: Engine,
     /// Its own sequence for each of the larger model's.
@@ -74,14 +74,14 @@ pub struct ModelDrafter {
 }
 
 impl ModelDrafter {
-    /// Drafts of `most` tokens by the model of `engine`, which has no other work.
+    /// Drafts `most` tokens with the model of `engine`, which does no other work.
     pub fn new(engine: Engine, most: usize) -> Self {
         Self { engine, followed: BTreeMap::new(), most }
     }
 
     async fn draft(&mut self, sequences: &[(SequenceId, &[u32])]) -> Result<Drafted, EngineError> {
         let context = self.engine.options().context;
-        // Drafts by the drafting model's sequences, with the tokens that each may still have.
+        // By sequence of the drafting model: the larger model's sequence, the length of the draft, and the draft.
         let mut writing: BTreeMap<SequenceId, (SequenceId, usize, Vec<u32>)> = BTreeMap::new();
         for (id, tokens) in sequences {
             let most = self.most.min(context.saturating_sub(tokens.len()));
@@ -115,7 +115,7 @@ impl ModelDrafter {
                     self.engine.set_paused(own, true)?;
                 }
             }
-            // A sequence for which there is no room goes without a draft, and starts anew for the next.
+            // A sequence without room gets no draft now, and is submitted again for the next one.
             for (own, _) in report.failed {
                 self.engine.cancel(own);
                 if let Some((id, ..)) = writing.remove(&own) {

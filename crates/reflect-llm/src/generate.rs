@@ -1,5 +1,5 @@
-//! Answers being written, one or many: steps the engine and turns its tokens into events. The caller has the
-//! clock, so that the same loop runs natively and in a browser.
+//! The generation loop, for one answer or many: it steps the engine and turns tokens into events. The caller
+//! has the clock, so that the same loop runs natively and in a browser.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ pub struct AnswerRequest {
     pub prompt: Vec<u32>,
     /// Segments that the prompt opened and left open.
     pub opened: Vec<Tag>,
-    /// What the answer begins with: tokens of an earlier one.
+    /// The beginning of the answer: tokens of an earlier one.
     pub begun: Vec<Written>,
     pub sampling: SamplingParams,
     pub options: GenerationOptions,
@@ -31,19 +31,19 @@ pub struct Answer {
     pub reason: FinishReason,
     /// Tokens of the answer, without the one that ends it.
     pub tokens: Vec<u32>,
-    /// Every token of the answer, forced and taken over ones too, the end token included.
+    /// Every token of the answer, including forced ones, those of `begun`, and the end token.
     pub written: Vec<Written>,
     pub drafts: Drafts,
 }
 
-/// How many tokens were drafted, and how many of them kept.
+/// The number of drafted tokens, and of those that were kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Drafts {
     pub drafted: usize,
     pub kept: usize,
 }
 
-/// What a step brought.
+/// The result of a step.
 #[derive(Debug, Default)]
 pub struct Progress {
     /// In the order in which they came. The last one of an answer is [`Event::Done`].
@@ -52,7 +52,7 @@ pub struct Progress {
     pub ended: Vec<(SequenceId, Result<Answer, EngineError>)>,
 }
 
-/// An engine with the answers that it writes.
+/// An engine and the answers in progress.
 pub struct Generator {
     engine: Engine,
     tokenizer: Arc<Tokenizer>,
@@ -61,18 +61,19 @@ pub struct Generator {
     writing: BTreeMap<SequenceId, Writing>,
 }
 
-/// An answer in the making.
+/// An answer in progress.
 struct Writing {
     generation: Generation,
     clock: Clock,
     written: Vec<Written>,
     drafts: Drafts,
-    /// What the last token asks for.
+    /// What to do after the last token.
     next: Next,
 }
 
 impl Generator {
-    /// Answers by the model of `engine`, which took `load_ms` to load. With a `drafter` they are the same, sooner.
+    /// A generator over `engine`, whose model took `load_ms` to load. With a `drafter` the answers are the same,
+    /// and sooner complete.
     pub fn new(engine: Engine, tokenizer: Arc<Tokenizer>, drafter: Option<Drafter>, load_ms: f64) -> Self {
         Self { engine, tokenizer, drafter, load_ms, writing: BTreeMap::new() }
     }
@@ -95,7 +96,7 @@ impl Generator {
         self.writing.len()
     }
 
-    /// Adds an answer that starts at `now_ms`. Returns the events of what it takes over.
+    /// Adds an answer that starts at `now_ms`. Returns the events of the tokens of `begun`.
     ///
     /// # Errors
     /// As [`Engine::submit`]; if the context has no room for a token of the answer.
@@ -158,7 +159,7 @@ impl Generator {
             let ended = match std::mem::replace(&mut writing.next, Next::Continue) {
                 Next::Continue => None,
                 Next::Stop(reason) => Some(reason),
-                // What is forced may not fit the context.
+                // The forced tokens may not fit the context.
                 Next::Force(ids) => match self.engine.append(*id, &ids) {
                     Ok(()) if self.engine.has_room(*id) => {
                         writing.written.extend(ids.into_iter().map(Written::Given));
@@ -186,7 +187,7 @@ impl Generator {
         Some((events, progress.ended.pop()?.1.ok()?))
     }
 
-    /// What may follow the sequences that are past their prompts.
+    /// Drafts for the sequences that are past their prompts.
     async fn drafts(&mut self) -> Result<Drafted, EngineError> {
         let Some(drafter) = &mut self.drafter else { return Ok(Drafted::new()) };
         let ready = self.writing.keys().copied().filter(|id| self.engine.is_past_prompt(*id));
@@ -195,7 +196,7 @@ impl Generator {
         drafter.draft(&ready).await
     }
 
-    /// Ends an answer: what was held back, open segments, and `done`.
+    /// Ends an answer: emits held-back text, closes open segments, and emits `done`.
     fn end(&mut self, id: SequenceId, reason: FinishReason, now_ms: f64, progress: &mut Progress) {
         let cached = self.engine.cached_tokens(id);
         let Some(Writing { mut generation, clock, written, drafts, .. }) = self.forget(id) else { return };
@@ -215,7 +216,7 @@ impl Generator {
     }
 }
 
-/// The texts so far: what they ban, and what they become with each token.
+/// Applies text bans to the candidates, and turns each chosen token into events.
 struct TextFilter<'a, F> {
     writing: &'a mut BTreeMap<SequenceId, Writing>,
     tokenizer: &'a Tokenizer,
@@ -242,9 +243,9 @@ impl<F: Fn() -> f64> TokenFilter for TextFilter<'_, F> {
 /// Times of one answer, in milliseconds.
 struct Clock {
     start: f64,
-    /// Rows computed until the first token came, and when that was.
+    /// Rows computed until the first token, and the time of that token.
     prefill: (usize, Option<f64>),
-    /// Tokens that came after the first, and when the last of them was.
+    /// Tokens after the first, and the time of the last.
     decode: (usize, f64),
 }
 

@@ -1,11 +1,11 @@
 //! GGUF files, versions 2 and 3: metadata, vocabulary and tensors of Llama models.
 //!
 //! The header is read as a growing prefix, so that a browser fetches a few megabytes before it
-//! knows every tensor's place. Nothing in it is believed: each count is held against the bytes that
-//! are left before memory is taken for it. Tensors may overlap, which harms nobody who only reads.
+//! knows every tensor's place. The header is not trusted: each count is checked against the remaining bytes
+//! before memory is allocated for it. Tensors may overlap, which is harmless for reading.
 //!
-//! llama.cpp's converter reorders the rows of q and k so that rotated pairs are adjacent. They are
-//! left so, and [`RopeLayout::Interleaved`](crate::config::RopeLayout) says it.
+//! llama.cpp's converter reorders the rows of q and k so that rotated pairs are adjacent. The rows keep this
+//! order, which is [`RopeLayout::Interleaved`](crate::config::RopeLayout).
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -88,7 +88,7 @@ impl<S: ByteSource> GgufFile<S> {
         &self.metadata
     }
 
-    /// Copies the entries for which `wanted` says so, as they are, into the header of another file.
+    /// Copies the entries that `wanted` selects, unchanged, into the header of another file.
     ///
     /// # Errors
     /// If the file cannot be read.
@@ -103,14 +103,14 @@ impl<S: ByteSource> GgufFile<S> {
         Ok(())
     }
 
-    /// The model's configuration, from the metadata and from which tensors there are.
+    /// The model's configuration, from the metadata and the set of tensors.
     ///
     /// # Errors
     /// As [`LlamaConfig::from_gguf`], or if the frequency factors cannot be read.
     pub async fn config(&self) -> Result<LlamaConfig, LoadError> {
         let mut config = LlamaConfig::from_gguf(&self.metadata)?;
         set_by_tensors(&mut config, |id| self.tensors.contains_key(&id.name()));
-        // The embedding may be padded beyond the list of tokens, and files need not say its size.
+        // The embedding may have more rows than the list of tokens, and files need not state its size.
         config.vocab_size = embedding_rows(&config, self);
         config.validate()?;
         if let Some(info) = self.info(ROPE_FREQS) {
@@ -126,7 +126,7 @@ impl<S: ByteSource> GgufFile<S> {
         Ok(config)
     }
 
-    /// The vocabulary as plain data; what it means is the tokenizer's business.
+    /// The vocabulary as plain data, for the tokenizer to interpret.
     ///
     /// # Errors
     /// If there is no vocabulary, or a list has another type or length than the tokens.
@@ -162,7 +162,7 @@ impl<S: ByteSource> GgufFile<S> {
             bos_id: id("bos_token_id")?,
             eos_id: id("eos_token_id")?,
             unknown_id: id("unknown_token_id")?,
-            // Fine-tunes name a padding token that only their tokenizer has.
+            // Some fine-tunes name a padding token that only their tokenizer has.
             pad_id: id("padding_token_id")?.filter(|id| (*id as usize) < tokens.len()),
             tokens,
             other_ids,
@@ -215,12 +215,12 @@ impl<S: ByteSource> TensorSource for GgufFile<S> {
     }
 }
 
-/// The Hugging Face name of a GGUF tensor; one that no model has keeps its name.
+/// The Hugging Face name of a GGUF tensor. A tensor of no model keeps its name.
 pub fn hf_name(gguf: &str) -> String {
     TensorId::parse_gguf(gguf).map_or_else(|| gguf.to_owned(), TensorId::name)
 }
 
-/// The GGUF name of a tensor with a Hugging Face name; one that no model has keeps its name.
+/// The GGUF name of a tensor with a Hugging Face name. A tensor of no model keeps its name.
 pub fn gguf_name(hugging_face: &str) -> String {
     TensorId::parse(hugging_face).map_or_else(|| hugging_face.to_owned(), TensorId::gguf_name)
 }
@@ -246,7 +246,7 @@ fn format_of(type_id: u32) -> Result<Format, String> {
     })
 }
 
-/// The numbers by which files name the formats that can be read.
+/// The type numbers of the formats that can be read.
 const TYPE_NUMBERS: [(u32, Format); 11] = [
     (0, Format::F32),
     (1, Format::F16),

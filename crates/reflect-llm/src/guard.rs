@@ -28,7 +28,7 @@ pub enum CloseReason {
     Loop,
 }
 
-/// What the guard demands after a token.
+/// The guard's decision after a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Force {
     /// Close the segment now.

@@ -28,9 +28,8 @@ pub async fn load_model(
     load_stages(config, source, &[(stage, max_binding_bytes)], None, progress).await
 }
 
-/// As [`load_model`], in stages, each with its device's limit. A stage reads its own tensors alone; a
-/// tied head is loaded a second time where it lies on another device than the embedding. With `streamed`
-/// no layer is loaded now.
+/// As [`load_model`], in stages, each with its device's limit. A stage reads only its own tensors. A tied head
+/// on another device than the embedding is loaded a second time. With `streamed` no layer is loaded now.
 ///
 /// # Errors
 /// As [`load_model`].

@@ -1,5 +1,5 @@
-//! The memory that a model takes on each of its devices, from shapes alone: what `plan` shows, what loading
-//! checks, and what training asks for.
+//! The memory that a model needs on each of its devices, from shapes alone. `plan`, loading and training use the
+//! same numbers.
 
 use std::ops::Range;
 
@@ -12,21 +12,20 @@ use crate::{
     weights::{TensorInfo, TensorSource},
 };
 
-/// Bytes of a file that are read, packed or written at a time, about: as little as keeps the disk busy.
+/// Approximate bytes of a file that are read, packed or written at a time: the least that keeps the disk busy.
 pub const PIECE: usize = 16 << 20;
 
-/// Rows of the head whose logits exist at a time in training: a model to be trained has its head in parts of
-/// at most so many rows.
+/// Most rows of a part of the head in training. The logits of one part exist at a time.
 pub const HEAD_ROWS: usize = 16_384;
 
-/// Rows of a step where nothing else is asked for.
+/// Default rows of a step.
 pub const fn usual_step_rows(on_cpu: bool) -> usize {
     if on_cpu { 256 } else { 512 }
 }
 
 impl EngineOptions {
-    /// Sizes for `sequences` answers of `context` positions at a time with what suits the devices, which are the
-    /// CPU alone or not. Pages belong to one sequence each.
+    /// Sizes for `sequences` answers of `context` positions at a time. The defaults depend on whether the only
+    /// device is the CPU. Every page belongs to one sequence.
     pub fn usual(on_cpu: bool, context: usize, sequences: usize) -> Self {
         Self {
             context,
@@ -78,7 +77,7 @@ pub struct Parts {
 }
 
 impl Parts {
-    /// Those of a checkpoint in an engine of these sizes, of whose steps `logit_rows` rows get logits.
+    /// The parts of a checkpoint in an engine of these sizes. `logit_rows` rows of a step get logits.
     pub fn of(
         config: &LlamaConfig,
         source: &impl TensorSource,
@@ -108,7 +107,7 @@ impl Parts {
         parts
     }
 
-    /// What a device needs that holds `layers`.
+    /// The need of a device with `layers`.
     pub fn need(&self, layers: &Range<usize>) -> Need {
         let (first, last) = (layers.start == 0, layers.end == self.layers.len());
         let mut weights = self.layers[layers.clone()].iter().sum();
@@ -127,13 +126,12 @@ impl Parts {
         self.layers.iter().copied().max().unwrap_or(0) + self.cache
     }
 
-    /// What one device needs that holds all of the model.
+    /// The need of one device with the whole model.
     pub fn whole_need(&self) -> Need {
         self.need(&(0..self.layers.len()))
     }
 
-    /// What a device needs that reads each layer when it is its turn: one of them at a time, and a tensor of
-    /// the file behind it.
+    /// The need of a device that streams the layers: one layer at a time, and one tensor of the file beside it.
     pub fn streamed_need(&self) -> Need {
         let whole = self.whole_need();
         let layer = self.layers.iter().copied().max().unwrap_or(0);
@@ -144,8 +142,8 @@ impl Parts {
     }
 }
 
-/// Bytes of the activations of steps of `rows` rows, of which `logit_rows` get logits, and of what loading has
-/// in hand.
+/// Bytes of the activations of a step of `rows` rows, `logit_rows` of which get logits, and of the buffers of
+/// loading.
 fn scratch_bytes(config: &LlamaConfig, rows: usize, logit_rows: usize) -> u64 {
     const STAGING: u64 = 4 * PIECE as u64;
     let (qkv, gate_up) = (Module::Qkv.rows(config), Module::GateUp.rows(config));
@@ -154,7 +152,7 @@ fn scratch_bytes(config: &LlamaConfig, rows: usize, logit_rows: usize) -> u64 {
     4 * floats as u64 + STAGING
 }
 
-/// Bytes of the weights of a model as they lie on a device; other tensors of its files are not loaded.
+/// Bytes of the weights of a model on a device. Other tensors of its files are not loaded.
 pub fn weight_bytes(config: &LlamaConfig, source: &impl TensorSource) -> u64 {
     tensors(config).filter_map(|id| source.info(&id.name()).map(TensorInfo::device_bytes)).sum()
 }
@@ -162,18 +160,18 @@ pub fn weight_bytes(config: &LlamaConfig, source: &impl TensorSource) -> u64 {
 /// Bytes that training takes on its device.
 #[derive(Clone, Copy, Debug)]
 pub struct TrainingNeed {
-    /// With gradients and moments where they are trained.
+    /// Bytes of weights, with gradients and moments for trained ones.
     pub weights: u64,
-    /// Numbers that are trained.
+    /// Number of trained parameters.
     pub trained: u64,
-    /// With the program itself.
+    /// Bytes of activations, and of the program itself.
     pub activations: u64,
 }
 
 impl TrainingNeed {
-    /// The need of `frozen` bytes of weights, `trained` numbers with their gradients and two moments, and
-    /// what `lanes` micro-batches of `rows` rows side by side keep for the way back: every block's
-    /// activations, or with `recompute` one block's and the inputs of all.
+    /// The need of `frozen` bytes of weights, `trained` parameters with their gradients and two moments, and the
+    /// activations that `lanes` parallel micro-batches of `rows` rows keep for the backward pass: those of every
+    /// block, or with `recompute` those of one block and the inputs of all.
     pub fn of(
         config: &LlamaConfig,
         frozen: u64,
@@ -189,7 +187,7 @@ impl TrainingNeed {
         let (hidden, inner, heads) =
             (config.hidden_size, config.intermediate_size, config.num_attention_heads);
         let (qkv, gate_up) = (Module::Qkv.rows(config), Module::GateUp.rows(config));
-        // What a block has in hand on its way back, and what one keeps until then.
+        // Elements a row in a block's backward pass, and elements that a block keeps until then.
         let block = 6 * hidden + 2 * qkv + 2 * gate_up + inner;
         let kept = match recompute {
             true => hidden,
@@ -198,9 +196,9 @@ impl TrainingNeed {
         let blocks = block + config.num_hidden_layers * kept;
         // Logits and their gradient, in chunks of the vocabulary.
         let head = 2 * config.vocab_size.min(HEAD_ROWS);
-        // Side by side each has gradients of its own beside the sum.
+        // Parallel micro-batches have gradients of their own beside the sum.
         let own = if lanes > 1 { trained.saturating_mul(4 * lanes as u64) } else { 0 };
-        // What is far too much must not come out as little.
+        // Saturates: an overflow must not give a small number.
         let activations = [rows, blocks + head, lanes, 4].map(|factor| factor as u64);
         Self {
             weights: frozen.saturating_add(trained.saturating_mul(TRAINED)).saturating_add(own),

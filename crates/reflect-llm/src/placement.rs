@@ -4,12 +4,12 @@ use std::ops::Range;
 
 use crate::need::{Need, Parts, show_bytes};
 
-/// What is known of a device before anything lies on it.
+/// A device's free memory and speed before anything is loaded.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Room {
-    /// Bytes that may be used; `None` where nobody knows.
+    /// Bytes that may be used; `None` if unknown.
     pub free: Option<u64>,
-    /// How fast the device is beside the others, by the bytes that it reads in a second.
+    /// Relative speed of the device: bytes that it reads in a second.
     pub speed: f64,
 }
 
@@ -23,7 +23,7 @@ pub struct NoRoom {
     pub missing: u64,
 }
 
-/// All layers on one device, which reads each when it is its turn.
+/// All layers on one device, which streams them.
 ///
 /// # Errors
 /// [`NoRoom`].
@@ -43,8 +43,8 @@ fn place_on_one(parts: &Parts, room: &Room, need: &Need) -> Result<Vec<Range<usi
     }
 }
 
-/// Layers for each room, in order and in proportion to their speeds as far as there is room. A room
-/// with no layers is left out by the caller.
+/// Layers for each device, in order, in proportion to the speeds as far as memory allows. The caller leaves out
+/// devices without layers.
 ///
 /// # Errors
 /// [`NoRoom`].
@@ -53,7 +53,7 @@ pub fn place(parts: &Parts, rooms: &[Room]) -> Result<Vec<Range<usize>>, NoRoom>
         return place_on_one(parts, room, &parts.whole_need());
     }
     let count = parts.layers.len();
-    // Layers are nearly alike; the largest stands for all, so that none is promised too much.
+    // Layers are nearly equal. The largest is the estimate for all, so that no device gets too many.
     let layer = parts.largest_layer();
     let capacity: Vec<usize> = rooms
         .iter()
@@ -74,7 +74,7 @@ pub fn place(parts: &Parts, rooms: &[Room]) -> Result<Vec<Range<usize>>, NoRoom>
     }
     let mut shares = vec![0usize; rooms.len()];
     for _ in 0..count {
-        // The device that would be done soonest with one layer more.
+        // The device that would finish first with one more layer.
         let next = (0..rooms.len()).filter(|at| shares[*at] < capacity[*at]).min_by(|a, b| {
             let time = |at: &usize| (shares[*at] + 1) as f64 / rooms[*at].speed.max(f64::MIN_POSITIVE);
             time(a).total_cmp(&time(b))

@@ -27,7 +27,7 @@ const INDEX_FILE: &str = "model.safetensors.index.json";
 pub struct SafetensorsFiles<S> {
     files: Vec<S>,
     tensors: BTreeMap<String, Located>,
-    /// Of each tensor in fp8, a scale for each row.
+    /// For each fp8 tensor, a scale for each row.
     scales: BTreeMap<String, Vec<f32>>,
     /// Names of tensors that no model has, in types that are not read.
     ignored: BTreeSet<String>,
@@ -42,8 +42,8 @@ impl<S: ByteSource> SafetensorsFiles<S> {
         Self::open_parts(files, |_, _| true).await
     }
 
-    /// As [`open`](Self::open) for the files that `index` names, in the order of [`Index::files`]: of a
-    /// tensor that is in several files the one counts that the index names.
+    /// As [`open`](Self::open) for the files that `index` names, in the order of [`Index::files`]. If a tensor is
+    /// in several files, the one that the index names is used.
     ///
     /// # Errors
     /// As there, and if a tensor that the index lists is not in the file that it names.
@@ -135,7 +135,7 @@ impl<S: ByteSource> TensorSource for SafetensorsFiles<S> {
         let tensor = self.tensors.get(name).ok_or_else(|| no_such_tensor(name, rows.clone()))?;
         let bytes = self.files[tensor.file].read(tensor.range(rows.clone())?).await?;
         let Some(scales) = self.scales.get(name) else { return Ok(bytes) };
-        // No byte of a weight may be the one that stands for no number.
+        // No byte of a weight may be a NaN.
         if bytes.iter().any(|byte| byte & 0x7f == 0x7f) {
             return Err(LoadError::Damaged {
                 file: self.files[tensor.file].name().into(),
@@ -276,7 +276,7 @@ async fn read_header(file: &impl ByteSource) -> Result<FileHeader, LoadError> {
     for (name, raw) in tensors {
         let (from, to) = raw.data_offsets;
         let claims = format!("tensor {name:?} of shape {:?} claims the bytes {from}..{to}", raw.shape);
-        // The format leaves no holes, so a tensor begins where the one before it ended.
+        // The format has no holes: a tensor begins at the end of the one before it.
         if from != end || to < from {
             return Err(damaged(claims));
         }
@@ -518,7 +518,7 @@ mod tests {
         write_index(serde_json::json!({ "one": "m-1.safetensors", "x": "m-3.safetensors" }));
         assert!(ready(open_dir(&dir)).unwrap_err().to_string().contains("\"x\""));
 
-        // Of a tensor in two files the one counts that the index names; without a name it is a fault.
+        // If a tensor is in two files, the one that the index names is used; without a name it is an error.
         let both = format!("{{{},{}}}", entry("two", "F32", "[1]", 0, 4), entry("one", "F32", "[1]", 4, 8));
         std::fs::write(dir.join("m-2.safetensors"), file(&both, 8)).unwrap();
         write_index(serde_json::json!({ "one": "m-1.safetensors", "two": "m-2.safetensors" }));

@@ -109,9 +109,9 @@ impl SamplingParams {
     /// How many of the best tokens the device should return so that they nearly always decide,
     /// or `None` where all logits are needed anyway.
     pub fn device_candidates(&self) -> Option<usize> {
-        // Room for tokens that a filter bans, and for those that a penalty pushes out of the best.
+        // Spare candidates: a filter bans some, and a penalty moves some out of the best.
         let spare = if self.repetition_penalty == 1.0 && self.logit_bias.is_empty() { 8 } else { 32 };
-        // A nucleus is rarely larger; where it is, `sample` asks for all logits.
+        // A nucleus is rarely larger; if it is, `sample` asks for all logits.
         const NUCLEUS: usize = 256;
         let cuts_tail = self.min_p > 0.0 || (self.top_p < 1.0 && self.temperature <= 1.0);
         let decided_by = match (self.is_greedy(), self.top_k) {
@@ -141,7 +141,7 @@ pub struct Candidates {
 #[derive(Debug, Clone, Copy)]
 struct Candidate {
     id: u32,
-    /// As the model gave it.
+    /// The model's own logit.
     raw: f32,
     /// After bias, penalty and temperature.
     logit: f32,
@@ -251,7 +251,7 @@ pub fn sample(
         count => candidates.top_logprobs(count)?,
     };
     let reached = adjust(candidates, history, params)?;
-    // What lies below a token that may exist beyond the candidates has no known rank.
+    // A candidate that a token beyond the candidates may outweigh has no known rank.
     let ranked = |c: &&Candidate| reached.is_none_or(|reached| c.logit >= reached);
     let allowed = || candidates.tokens.iter().filter(|c| !c.banned);
     let best = allowed().filter(ranked).min_by(|a, b| a.order(b)).copied();
@@ -303,7 +303,7 @@ fn adjust(
     let Some(floor) = candidates.floor else {
         return Ok(None);
     };
-    // Penalties and negative biases only lower what lies beyond; a positive bias may lift it.
+    // Penalties and negative biases only lower the tokens beyond; a positive bias may raise one.
     let known = |id: u32| candidates.tokens.iter().any(|c| c.id == id);
     if params.logit_bias.iter().any(|&(id, bias)| bias > 0.0 && !known(id)) {
         return Err(SampleError::NeedAllLogits);
@@ -311,11 +311,11 @@ fn adjust(
     Ok(Some(floor / temperature))
 }
 
-/// What is known of the tokens that are not ranked. Weights are relative to the best token's.
+/// Bounds on the weights of the unranked tokens, relative to the best token's weight.
 struct Beyond {
-    /// None of them weighs more.
+    /// Upper bound of a single weight.
     weight: f64,
-    /// Least and most that they weigh together.
+    /// Lower and upper bound of their sum.
     mass: [f64; 2],
 }
 
@@ -339,8 +339,7 @@ fn tail_mass(candidates: &Candidates, best: f32, params: &SamplingParams) -> (f6
     (if unchanged { most } else { 0.0 }, most)
 }
 
-/// Cuts `kept` to what top-k, top-p and min-p leave, best first. Without any of them it keeps all
-/// in the order they came.
+/// Applies top-k, top-p and min-p to `kept`, best first. Without any of them it keeps all tokens in their order.
 fn truncate(
     kept: &mut Vec<Candidate>,
     best: f32,
@@ -360,7 +359,7 @@ fn truncate(
     }
     let total: f64 = kept.iter().map(|c| c.weight(best)).sum();
     if beyond.is_none() {
-        // Tokens this light weigh less than 1 - top_p together: no need to sort them.
+        // Tokens below this weight sum to less than 1 - top_p: they need no sorting.
         let least = (1.0 - top_p) * total / kept.len() as f64;
         kept.retain(|c| c.weight(best) >= least.max(min_p));
     }
@@ -379,7 +378,7 @@ fn truncate(
     Ok(())
 }
 
-/// How many of the sorted tokens it takes to reach `mass`, or `None` if all do not.
+/// The number of sorted tokens that reach `mass`; `None` if all together do not.
 fn nucleus(sorted: &[Candidate], best: f32, mass: f64) -> Option<usize> {
     let mut sum = 0.0;
     let reaches = |c: &Candidate| {
@@ -406,7 +405,7 @@ fn draw(kept: &[Candidate], best: f32, rng: &mut ChaCha8Rng) -> Candidate {
         left -= c.weight(best);
         left < 0.0
     });
-    // Rounding may leave a crumb at the end, which then belongs to the last token.
+    // Rounding may leave a remainder, which goes to the last token.
     *hit.unwrap_or(&kept[kept.len() - 1])
 }
 

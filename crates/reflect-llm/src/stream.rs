@@ -13,7 +13,7 @@ use crate::{
     sampler::{Candidates, Sampled, StopMatcher, TextBan},
 };
 
-/// How an answer is bounded.
+/// What ends or restricts an answer.
 #[derive(Clone, Debug)]
 pub struct GenerationOptions {
     pub max_tokens: usize,
@@ -21,7 +21,7 @@ pub struct GenerationOptions {
     pub eos_ids: Vec<u32>,
     /// The answer ends before the first of these texts.
     pub stops: Vec<String>,
-    /// Texts that must not be written, whatever tokens they are made of.
+    /// Texts that must not be written, by any tokens.
     pub banned_texts: Vec<String>,
     pub budgets: Budgets,
     /// Close a segment that repeats itself, once.
@@ -42,7 +42,7 @@ pub enum Next {
 pub enum Written {
     /// The model chose it.
     Sampled(Sampled),
-    /// It was forced by a budget, or written by someone else.
+    /// It was forced by a budget, or taken from another answer.
     Given(u32),
 }
 
@@ -55,7 +55,7 @@ impl Written {
     }
 }
 
-/// The answer of one sequence, as it comes.
+/// The answer of one sequence in progress.
 pub struct Generation {
     options: GenerationOptions,
     prompt_tokens: usize,
@@ -140,8 +140,8 @@ impl Generation {
         (events, next)
     }
 
-    /// Takes a token of an earlier answer that this one goes on from: what is written is not stopped or cut
-    /// again, but counts for budgets and bans.
+    /// Takes a token of an earlier answer that this answer continues. It is not stopped or cut again, but counts
+    /// for budgets and bans.
     pub fn replay(&mut self, tokenizer: &Tokenizer, written: &Written, now_ms: f64) -> Vec<Event> {
         let (mut events, _) = self.take(tokenizer, written.id(), now_ms);
         if let Written::Sampled(sampled) = written {
@@ -173,8 +173,8 @@ impl Generation {
         (events, stopped)
     }
 
-    /// What the token of a tag brings. Text that was held back stands before the tag; a stop text may
-    /// end with the tag's spelling.
+    /// The events of a tag's token. Held-back text comes before the tag; a stop string may end with the tag's
+    /// spelling.
     fn take_tag(&mut self, index: usize, id: u32, tag: Tag) -> (Vec<TagEvent>, bool) {
         let broken = self.decoder.flush();
         let released = self.stops.push(&broken);
@@ -186,22 +186,22 @@ impl Generation {
         };
         let mut found = self.parser.feed_more(&text);
         match stopped {
-            // What a stop text claimed is not given out at the end.
+            // Text that belongs to a stop string is not emitted at the end.
             true => drop(self.stops.finish()),
             false => found.extend(self.parser.feed_special(index, id, tag)),
         }
         (found, stopped)
     }
 
-    /// What the decoder and the stop texts hold back, when nothing more can complete it.
+    /// The text that decoder and stop strings still hold back, at a point where nothing can complete it.
     fn release(&mut self) -> Vec<TagEvent> {
         let mut rest = self.stops.push(&self.decoder.flush()).text;
         rest.push_str(&self.stops.finish());
         self.parser.feed_more(&rest)
     }
 
-    /// Ends the answer: what was held back, open segments, and `done`. Of its tokens `cached_tokens` were not
-    /// computed.
+    /// Ends the answer: emits held-back text, closes open segments, and emits `done`. `cached_tokens` of the
+    /// prompt's tokens were in the cache.
     pub fn finish(
         &mut self,
         reason: FinishReason,
@@ -239,12 +239,12 @@ impl Generation {
 
     fn remember(&mut self, tokenizer: &Tokenizer, id: u32) {
         self.tail.extend(tokenizer.token_bytes(id).unwrap_or_default());
-        // 64 bytes decide on a sentence's end too, not only on bans.
+        // At least 64 bytes, which the end of a sentence depends on.
         let keep = self.bans.tail_len().max(64);
         self.tail.drain(..self.tail.len().saturating_sub(keep));
     }
 
-    /// Shows the token to the guards of all open segments; the outermost demand wins.
+    /// Passes the token to the guards of all open segments. The outermost one that fires wins.
     fn watch(&mut self, id: u32) -> Option<(u32, CloseReason)> {
         let sentence_ended = ends_sentence(&String::from_utf8_lossy(&self.tail));
         let mut demand = None;
@@ -257,8 +257,8 @@ impl Generation {
         demand
     }
 
-    /// Closes `segment` and what is open in it, as the model would have written it. After thinking
-    /// the answer is opened, so that one always follows; an answer or untagged text just ends.
+    /// Closes `segment` and the segments inside it with the tags that the model would write. After thinking it
+    /// opens the output, so that an answer follows. An output or untagged text just ends.
     fn force(
         &mut self,
         tokenizer: &Tokenizer,
@@ -363,7 +363,7 @@ impl Generation {
         }
     }
 
-    /// Gives the last text of a token its probability and alternatives.
+    /// Adds the token's probability and alternatives to its last text event.
     fn annotate(&self, events: &mut [Event], tokenizer: &Tokenizer, sampled: &Sampled) {
         let last = events.iter_mut().rev().find_map(|event| match event {
             Event::Text { token_ids, logprob, top, .. } if token_ids.last() == Some(&sampled.id) => {

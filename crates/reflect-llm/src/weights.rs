@@ -2,7 +2,7 @@
 //!
 //! A [`ByteSource`] is one file with random access (memory-mapped natively, fetched in pieces in a
 //! browser). A [`TensorSource`] is a checkpoint made of such files. Its tensor names are those of
-//! Hugging Face Llama checkpoints whatever the file format, so that the model knows one naming.
+//! Hugging Face Llama checkpoints in every file format, so that the model knows one naming.
 //! Nothing is decoded here: a packed format stays packed until a kernel reads it.
 
 use std::borrow::Cow;
@@ -48,7 +48,7 @@ impl TensorInfo {
         self.shape.iter().rev().skip(1).product()
     }
 
-    /// Bytes of one row as a source reads it: those of the file, for fp8 with the row's scale behind.
+    /// Bytes of one row as a source reads it: those of the file, followed by the row's scale for fp8.
     pub fn row_bytes(&self) -> usize {
         // A source only holds tensors for which this is defined; see `checked_byte_len`.
         self.format.file_row_bytes(self.cols()).unwrap_or(0)
@@ -68,9 +68,8 @@ impl TensorInfo {
         self.rows() as u64 * self.row_bytes() as u64
     }
 
-    /// [`byte_len`](Self::byte_len) for a shape that nothing has vouched for yet: `None` if a
-    /// dimension is zero, a product overflows or a row is not whole blocks. A source calls it
-    /// before it keeps the info.
+    /// [`byte_len`](Self::byte_len) of an unchecked shape: `None` if a dimension is zero, a product overflows or
+    /// a row is not whole blocks. A source calls it before it keeps the info.
     pub(crate) fn checked_byte_len(&self) -> Option<u64> {
         if self.shape.contains(&0) {
             return None;
@@ -195,7 +194,7 @@ pub(crate) struct Located {
 }
 
 impl Located {
-    /// Bytes of a row in the file: the scale of a row in fp8 lies elsewhere.
+    /// Bytes of a row in the file. The scale of an fp8 row is elsewhere.
     pub fn stored_row_bytes(&self) -> u64 {
         let behind = if self.info.format == Format::Fp8 { 4 } else { 0 };
         self.info.row_bytes().saturating_sub(behind) as u64
@@ -227,12 +226,12 @@ impl Located {
     }
 }
 
-/// The error of asking for rows of a tensor that is not there.
+/// The error for rows of a tensor that does not exist.
 pub(crate) fn no_such_tensor(name: &str, rows: Range<usize>) -> LoadError {
     LoadError::Rows { tensor: name.into(), start: rows.start, end: rows.end, available: 0 }
 }
 
-/// Names and shapes of every tensor that `config` needs. A tied head is not in the list.
+/// Names and shapes of every tensor that `config` needs. A tied head is not one of them.
 pub fn expected_shapes(config: &LlamaConfig) -> Vec<(String, Vec<usize>)> {
     tensors(config).map(|id| (id.name(), id.shape(config))).collect()
 }
@@ -259,8 +258,8 @@ pub fn check_shapes(config: &LlamaConfig, source: &impl TensorSource) -> Result<
     Ok(())
 }
 
-/// Whether a model has a tensor of this name (or scales beside one). Checkpoints hold others, such as tables
-/// that can be computed and the parts of a model that sees; those need not be understood.
+/// Whether a model has a tensor of this name (or scales beside one). Checkpoints hold others, such as computable
+/// tables and vision towers, which are ignored.
 pub(crate) fn is_of_model(name: &str) -> bool {
     let name = name.trim_end_matches("_scale_inv").trim_end_matches("_scale");
     TensorId::parse(name).is_some()

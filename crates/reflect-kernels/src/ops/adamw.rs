@@ -19,23 +19,23 @@ use crate::{
     kernel::{Candidates, Kernel, grid, launch},
 };
 
-/// What a step of AdamW needs beside the tensors.
+/// The numbers of a step of AdamW, beside the tensors.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamStep {
     pub rate: f64,
     pub beta1: f64,
     pub beta2: f64,
     pub eps: f64,
-    /// Share of a weight, times the rate, that is taken off before the update.
+    /// Weight decay: times the learning rate, the share of a weight that is subtracted before the update.
     pub decay: f64,
-    /// Counts from 1.
+    /// Number of the step, from 1.
     pub step: u64,
-    /// Factor of all gradients: clipping.
+    /// Factor of all gradients, for clipping.
     pub grad_scale: f64,
 }
 
 impl AdamStep {
-    /// The numbers as the kernel reads them: rate, beta1, beta2, eps, decay, the two bias
+    /// The numbers as the kernel reads them: learning rate, beta1, beta2, eps, decay, the two bias
     /// corrections, gradient scale.
     fn values(&self) -> [f32; 8] {
         let correction = |beta: f64| 1.0 / (1.0 - beta.powf(self.step as f64));
@@ -119,7 +119,7 @@ fn checked_len([len]: [usize; 1], grad: &Tensor<1>, moments: &Moments) -> usize 
     len
 }
 
-/// Sums of the squares of a gradient's parts: as many numbers as it has parts, added by the host.
+/// Sums of the squares of a gradient's parts: one number a part, for the host to add.
 pub fn square_sums(grad: Tensor<1>) -> Tensor<1> {
     let [len] = grad.dims();
     Tensor::from_dispatch(Dispatch::square_sums(grad.into_dispatch(), len))

@@ -1,5 +1,5 @@
-//! Cross-entropy of rows of logits that come in chunks of the vocabulary, so that a row of 128,256
-//! logits never exists as a whole, and its gradient.
+//! Cross-entropy of rows of logits, and its gradient. Logits come in chunks of the vocabulary, so that a row
+//! of 128,256 logits never exists as a whole.
 
 use burn::{
     backend::{
@@ -19,11 +19,11 @@ use crate::{
     kernel::{Candidates, Kernel, grid},
 };
 
-/// What is known of each row after some chunks: `[T, 4]` with the largest logit, the sum of
+/// State of each row after some chunks: `[T, 4]` with the largest logit, the sum of
 /// `exp(logit - largest)`, the logit of the target, and the id of the largest, which is exact as a float.
 pub type RowState = Tensor<2>;
 
-/// Takes a chunk of logits `[T, C]` of the tokens `first_id..first_id + C` into the state; `None`
+/// Folds a chunk of logits `[T, C]` of the tokens `first_id..first_id + C` into the state, which is `None`
 /// before the first chunk. Chunks come in the order of their ids. A target is a token id.
 ///
 /// # Panics
@@ -105,7 +105,7 @@ pub struct ChunkArgs {
 
 #[backend_extension(Cube, Flex)]
 pub trait ChunkedCrossEntropy: burn::backend::Backend {
-    /// Updates the state and returns it; what it held is not read for the chunk of token 0.
+    /// Updates the state and returns it. The chunk of token 0 ignores the old state.
     fn chunk_state(
         logits: FloatTensor<Self>,
         targets: IntTensor<Self>,
@@ -113,7 +113,7 @@ pub trait ChunkedCrossEntropy: burn::backend::Backend {
         args: ChunkArgs,
     ) -> FloatTensor<Self>;
 
-    /// Returns the gradient of the chunk, which may lie where the logits lay.
+    /// Returns the gradient of the chunk, which may reuse the memory of the logits.
     fn chunk_gradient(
         logits: FloatTensor<Self>,
         targets: IntTensor<Self>,

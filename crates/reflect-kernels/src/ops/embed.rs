@@ -55,7 +55,7 @@ pub struct EmbedArgs {
 
 #[backend_extension(Cube, Flex)]
 pub trait PackedEmbed: burn::backend::Backend {
-    /// Writes the rows of `out` whose ids lie in this part, and returns it.
+    /// Writes the rows of `out` with ids in this part, and returns `out`.
     fn packed_embed(
         words: IntTensor<Self>,
         batch: IntTensor<Self>,
@@ -108,7 +108,7 @@ impl PackedEmbed for Flex {
         mut out: FloatTensor<Self>,
         args: EmbedArgs,
     ) -> FloatTensor<Self> {
-        // A few rows a step: plain loops cost nothing beside the products.
+        // A step has few rows: plain loops are cheap beside the products.
         let ids = &cpu::words(&batch)[..args.tokens];
         reference(cpu::words(&words), ids, out.storage_mut::<f32>(), &args);
         out

@@ -1,5 +1,5 @@
-//! Gradient of [`embed`](super::embed()): each row of the table gets the sum over the tokens that
-//! took it.
+//! Gradient of [`embed`](super::embed()): each row of the table gets the sum over the tokens with
+//! its id.
 
 use std::collections::BTreeMap;
 
@@ -20,7 +20,7 @@ use crate::{
     kernel::{Candidates, Kernel, grid},
 };
 
-/// Which rows of a batch took which row of one part of a table, on the device: the sums need no
+/// The rows of a batch by their row in one part of a table, on the device. With it the sums need no
 /// atomics and always have the same order.
 #[derive(Clone, Debug)]
 pub struct TokenIndex {

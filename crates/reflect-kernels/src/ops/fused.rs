@@ -1,7 +1,6 @@
-//! Products together with what stands around them in a block, in one launch: on adapters that run lanes on
-//! CPU cores waking the cores takes as long as a small kernel, and a GPU idles between two launches of which
-//! one waits for the other. Where there is no such kernel these functions are the ops one after the other,
-//! and [`fuses`] says not to prefer them.
+//! Products fused with the ops around them in a block, in one launch. On software adapters waking the cores
+//! takes as long as a small kernel, and a GPU idles between two dependent launches. A device without such a
+//! kernel runs the ops one after the other; [`fuses`] is false there.
 
 use burn::{
     backend::{
@@ -29,7 +28,7 @@ use crate::{
     matrix::{PackedMatrix, Part},
 };
 
-/// Whether products with `w` gain from being fused on the device of it.
+/// Whether products with `w` gain from being fused on its device.
 pub fn fuses(w: &PackedMatrix) -> bool {
     let [part] = &w.parts[..] else { return false };
     let around = Around::Norm { eps: Eps::new(0.0), gated: false };
@@ -40,7 +39,7 @@ pub fn fuses(w: &PackedMatrix) -> bool {
 /// `matmul(rms_norm(x, norm, eps), w)`: `x` `[T, K]`, `norm` `[K]`, `w` `[N, K]` of one part to `[T, N]`.
 ///
 /// # Panics
-/// If `w` has several parts, or sizes differ; so for all of this file.
+/// If `w` has several parts, or sizes differ. This holds for all functions of this file.
 pub fn norm_matmul(x: Tensor<2>, norm: Tensor<1>, eps: f64, w: &PackedMatrix) -> Tensor<2> {
     fused(x, norm, w, Around::Norm { eps: Eps::new(eps), gated: false })
 }
@@ -100,10 +99,10 @@ fn product_of<'a>(x: &Tensor<2>, w: &'a PackedMatrix, around: Around) -> (&'a Pa
     (part, MatmulArgs::new(part.format, tokens, part.rows, cols).with(around))
 }
 
-/// Shape of a norm, the product of queries, keys and values, their rotation and the append.
+/// Shape of a norm fused with the product of queries, keys and values, their rotation and the append.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ProjectArgs {
-    /// With the norm around it.
+    /// With the norm as its [`Around`].
     pub product: MatmulArgs,
     pub rope: RopeArgs,
 }
@@ -120,7 +119,7 @@ impl Candidates for ProjectArgs {
     fn samples() -> Vec<Self> {
         let normed = |args: &MatmulArgs| matches!(args.around, Around::Norm { gated: false, .. });
         let ropes = RopeArgs::samples().into_iter().filter(|rope| rope.kv.head_dim == 64);
-        // What is before a product and what is behind it do not depend on each other.
+        // The ops before a product and the ops after it are independent of each other.
         let pairs = MatmulArgs::samples().into_iter().filter(normed).zip(ropes.cycle());
         pairs.map(|(product, rope)| Self { product, rope }).collect()
     }
@@ -128,7 +127,7 @@ impl Candidates for ProjectArgs {
 
 #[backend_extension(Cube, Flex)]
 pub trait FusedMatmul: Backend {
-    /// `x` `[tokens, cols]` times `words`, all rows of a matrix; `extra` is what [`Around`] needs.
+    /// `x` `[tokens, cols]` times `words`, all rows of a matrix; `extra` is the operand of [`Around`].
     fn fused_matmul(
         x: FloatTensor<Self>,
         extra: FloatTensor<Self>,
@@ -136,7 +135,7 @@ pub trait FusedMatmul: Backend {
         args: MatmulArgs,
     ) -> FloatTensor<Self>;
 
-    /// The norm of `x` times `words`, of which queries are returned, and keys and values appended to `cache`.
+    /// The norm of `x` times `words`. Returns the queries; keys and values are appended to `cache`.
     fn fused_rope_append(
         x: FloatTensor<Self>,
         norm: FloatTensor<Self>,
@@ -147,7 +146,7 @@ pub trait FusedMatmul: Backend {
     ) -> (FloatTensor<Self>, IntTensor<Self>);
 }
 
-/// One op after the other. `out` is for the product to write.
+/// Runs the ops one after the other. The product writes to `out`.
 fn apart<B: PackedMatmul + ResidualRmsNorm + GatedSilu>(
     x: FloatTensor<B>,
     extra: FloatTensor<B>,
@@ -213,7 +212,7 @@ impl FusedMatmul for Flex {
         words: IntTensor<Self>,
         args: MatmulArgs,
     ) -> FloatTensor<Self> {
-        // The product of a whole matrix makes its own output.
+        // The product of a whole matrix allocates its own output.
         let out = FlexTensor::from_data(TensorData::new(Vec::<f32>::new(), [0, 0]));
         apart::<Self>(x, extra, words, out, args)
     }

@@ -58,7 +58,7 @@ pub fn matmul(x: Tensor<2>, w: &PackedMatrix) -> Tensor<2> {
     // WGSL reads x in vectors of four.
     let padded = cols.next_multiple_of(4);
     let x = if padded == cols { x } else { x.pad((0, padded - cols, 0, 0), 0.0) };
-    // On the CPU a part that is all there is makes its own output.
+    // On the CPU the product of a single part allocates its own output.
     let alone = w.parts.len() == 1 && x.device() == Device::flex();
     let mut out = output(if alone { [0, 0] } else { [tokens, w.rows()] }, &x.device());
     let mut out_first = 0;
@@ -79,8 +79,8 @@ pub fn matmul(x: Tensor<2>, w: &PackedMatrix) -> Tensor<2> {
     out
 }
 
-/// Whether a product on `device` rounds activations, to 16 bits beside a scale for each 32: products of quants on
-/// processors with AVX-512 VNNI, and those with many tokens on processors with AVX2.
+/// Whether a product on `device` rounds activations to 16 bits, with a scale for each 32 of them. Products of
+/// quants do so on processors with AVX-512 VNNI, and with many tokens on processors with AVX2.
 pub fn rounds_activations(device: &Device, format: Format, tokens: usize) -> bool {
     *device == Device::flex() && cpu::rounds_activations(format, tokens)
 }
@@ -95,11 +95,11 @@ pub struct MatmulArgs {
     pub cols: usize,
     pub out_cols: usize,
     pub out_first: usize,
-    /// What the same launch computes besides.
+    /// The ops that are fused with it.
     pub around: Around,
 }
 
-/// What the launch of a product computes besides.
+/// The ops that are fused with a product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Around {
     Nothing,
@@ -113,7 +113,7 @@ pub enum Around {
 }
 
 impl Around {
-    /// Whether two rows of the matrix make one column of the result.
+    /// True if two rows of the matrix (a gate and an up) give one column of the result.
     fn gated(self) -> bool {
         matches!(self, Self::Norm { gated: true, .. })
     }
@@ -125,7 +125,7 @@ impl Around {
         }
     }
 
-    /// `kernel` with the constants that make it compute this.
+    /// `kernel` with the constants of these ops.
     fn of(self, kernel: Kernel) -> Kernel {
         let norm = matches!(self, Self::Norm { .. });
         kernel.with("NORM", norm).with("GATED", self.gated()).with("ADD", self == Self::Add)
@@ -167,25 +167,25 @@ impl PackedMatmul for CubeBackend {
         args: MatmulArgs,
     ) -> FloatTensor<Self> {
         let x = burn_wgpu::into_contiguous(x);
-        // In the place of what a fused product has besides.
+        // The third binding is the operand of a fused op; a plain product binds x there.
         run(&args, &[&words, &x, &x, &out]);
         out
     }
 }
 
 impl MatmulArgs {
-    /// A product with all rows of a matrix, and nothing else.
+    /// A plain product with all rows of a matrix.
     pub fn new(format: Format, tokens: usize, rows: usize, cols: usize) -> Self {
         Self { format, tokens, rows, cols, out_cols: rows, out_first: 0, around: Around::Nothing }
     }
 
-    /// The same product of a whole matrix with something else around it.
+    /// The same product of a whole matrix with other ops fused.
     pub fn with(self, around: Around) -> Self {
         let args = Self { around, ..self };
         Self { out_cols: args.results(), ..args }
     }
 
-    /// Rows of the matrix that make one column of the result.
+    /// Rows of the matrix for one column of the result.
     fn taken(&self) -> usize {
         if self.around.gated() { 2 } else { 1 }
     }
@@ -195,7 +195,7 @@ impl MatmulArgs {
         self.rows / self.taken()
     }
 
-    /// The sizes as the kernels take them.
+    /// The sizes in the kernels' order.
     fn params(&self) -> [usize; 8] {
         let units = self.cols.div_ceil(UNIT);
         let row_vec4 = self.format.row_words(self.cols) / 4;
@@ -203,13 +203,13 @@ impl MatmulArgs {
         [self.tokens, rows, units, row_vec4, k4, self.out_cols, self.out_first, eps.bits()]
     }
 
-    /// Whether the last unit reads past a row of x.
+    /// Whether the last unit would read past a row of x.
     fn has_tail(&self) -> bool {
         !self.cols.div_ceil(4).is_multiple_of(8)
     }
 }
 
-/// The bindings of all of these kernels: weights, x, what [`Around`] needs (x where it needs nothing), the result.
+/// The bindings of all of these kernels: weights, x, the operand of [`Around`] (x if it has none), the result.
 impl Candidates for MatmulArgs {
     fn candidates(&self, device: &DeviceInfo) -> Vec<Kernel> {
         match device.software {
@@ -227,7 +227,7 @@ impl Candidates for MatmulArgs {
         let mut all = Vec::new();
         for format in Format::ALL {
             for around in [Around::Nothing, norm(false), norm(true), Around::Add] {
-                // With a whole last unit and with a part of one.
+                // The last unit is whole, or part of a unit.
                 for cols in [64, 68] {
                     let new = |tokens| Self::new(format, tokens, 96, cols).with(around);
                     all.extend([1, 2, 3, 4, 5, 6, 64].map(new));

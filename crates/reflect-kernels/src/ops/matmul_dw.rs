@@ -15,8 +15,8 @@ use crate::{
 };
 
 /// Adds the gradient of `rows` rows of the matrix of a [`matmul`](super::matmul()) to `grad`. The rows
-/// are those that made columns `dy_first..dy_first + rows` of the product, whose gradient is `dy`
-/// `[T, N]`; `x` `[T, K]` is what the matrix was multiplied with. `grad` has the layout of the packed
+/// gave columns `dy_first..dy_first + rows` of the product; `dy` `[T, N]` is the gradient of the product and
+/// `x` `[T, K]` its input. `grad` has the layout of the packed
 /// f32 rows: `rows` times `Format::F32.row_words(K)` elements, those past column K untouched.
 ///
 /// # Panics

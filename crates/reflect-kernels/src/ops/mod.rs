@@ -1,4 +1,4 @@
-//! One file an op: the public function, the reference, the CPU body, and the candidates of its kernel.
+//! One file an op: the public function, the reference, the CPU implementation, and the candidates of its kernel.
 //!
 //! Adapters that run on CPU cores get products and attention from `shaders/software` instead.
 //!
@@ -7,13 +7,13 @@
 //! | [`embed()`] | `embed` | `embed::reference` |
 //! | [`rms_norm()`], [`add_rms_norm()`] | `rms_norm` | `rms_norm::reference` |
 //! | [`matmul()`] | `matvec`, `matmul` | `matmul::reference` |
-//! | [`norm_matmul`], [`norm_matmul_swiglu`], [`norm_matmul_rope_append`], [`matmul_add`] | those of products | of what they fuse |
+//! | [`norm_matmul`], [`norm_matmul_swiglu`], [`norm_matmul_rope_append`], [`matmul_add`] | those of products | of the ops that they fuse |
 //! | [`rope_append()`] | `rope_append`, `rope_append_q8` | `rope_append::reference` |
 //! | [`attention()`] | `attention_decode`, `attention_combine` | `attention::reference` |
 //! | [`swiglu()`] | `swiglu` | `swiglu::reference` |
 //! | [`top_k()`] | `top_k` | `top_k::reference` |
 //!
-//! And for training, where gradients are added to what is there already:
+//! And for training, where gradients are added to the given tensor:
 //!
 //! | op | shaders | reference |
 //! | --- | --- | --- |
@@ -76,7 +76,7 @@ use crate::{
 const REDUCE_SUBGROUP: &str = include_str!("../../../../shaders/shared/reduce_subgroup.wgsl");
 const REDUCE_WORKGROUP: &str = include_str!("../../../../shaders/shared/reduce_workgroup.wgsl");
 
-/// Ops whose kernels are proven together (`verify`).
+/// Ops whose kernels are verified together (`verify`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Family {
     Embedding,
@@ -134,10 +134,10 @@ impl Family {
         ops.iter().flat_map(|of| of(device)).collect()
     }
 
-    /// The families of which `device` has kernels that are not among `known`, where they are noted.
+    /// The families with kernels on `device` that are not in `known`. Adds those kernels to `known`.
     pub fn with_new_kernels(device: &DeviceInfo, known: &mut HashSet<String>) -> Vec<Self> {
         let mut new = |family: &Self| {
-            // Not `any`: all are known from here on.
+            // Not `any`: every kernel must be inserted.
             family.kernels(device).iter().filter(|kernel| known.insert(kernel.id())).count() > 0
         };
         Self::ALL.into_iter().filter(&mut new).collect()
@@ -152,7 +152,7 @@ pub fn zeros<const D: usize>(shape: [usize; D], device: &Device) -> Tensor<D> {
     }
 }
 
-/// A tensor for an op to write, with any contents.
+/// A tensor that an op will write; its contents are arbitrary.
 fn output<const D: usize>(shape: [usize; D], device: &Device) -> Tensor<D> {
     match *device == Device::flex() {
         true => zeros(shape, device),

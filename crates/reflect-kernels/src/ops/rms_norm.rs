@@ -54,7 +54,7 @@ pub struct NormArgs {
     pub residual: bool,
 }
 
-/// What a norm adds to the mean of the squares; equal and hashed by its bits, as part of a shape.
+/// The eps of a norm, added to the mean of the squares. It is compared and hashed by its bits, as part of a shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Eps(u32);
 
@@ -132,8 +132,8 @@ impl Candidates for NormArgs {
             true => ("rms_norm_subgroups", REDUCE_SUBGROUP),
             false => ("rms_norm", REDUCE_WORKGROUP),
         };
-        // Where invocations run on CPU cores one subgroup does it: a barrier that several must reach makes the
-        // adapter switch between them.
+        // On software adapters a workgroup is one subgroup: a barrier over several makes the adapter switch
+        // between them.
         let lanes = device.subgroup().filter(|_| device.software).unwrap_or(64);
         let params = [self.rows, self.cols, self.eps.bits()];
         let kernel = Kernel::new(name, &[NORM, reduce], lanes, grid(self.rows), &params);

@@ -33,8 +33,8 @@ pub struct TopK {
     pub log_sum_exp: f32,
 }
 
-/// Starts the search for the `k` largest logits of each row of `[T, vocab]`. The result is read by
-/// [`read_top_k`], which waits for the device.
+/// Starts the search for the `k` largest logits of each row of `[T, vocab]`. [`read_top_k`] waits for the
+/// device and reads the result.
 ///
 /// # Panics
 /// If `k` is 0 or over [`MAX_K`].
@@ -89,7 +89,7 @@ impl TopKMass for CubeBackend {
     fn top_k_mass(logits: FloatTensor<Self>, tokens: usize, vocab: usize, k: usize) -> IntTensor<Self> {
         let mut found = burn_wgpu::into_contiguous(logits);
         let mut stage = StageArgs { tokens, items: vocab, k, join: false };
-        // Each stage makes one result of a chunk; the last chunk is the whole row.
+        // Each stage reduces a chunk to one result; the last chunk is the whole row.
         loop {
             let kernel = kernel(&found, &stage);
             let out = empty_like(&found, Shape::new([tokens * kernel.splits, 2 * k + 2]), DType::I32);
@@ -119,8 +119,8 @@ impl Candidates for StageArgs {
         let Self { tokens, items, k, join } = *self;
         let chunk = match (join, device.software) {
             (true, _) => 16,
-            // On a GPU few logits, as most of its lanes have nothing else to do; where cores run the invocations
-            // more, for fewer results to join.
+            // A GPU takes few logits a chunk, to occupy its lanes. A software adapter takes more, so that fewer
+            // results are joined.
             (false, false) => 64,
             (false, true) => 256,
         };

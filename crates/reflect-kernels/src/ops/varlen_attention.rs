@@ -1,6 +1,6 @@
-//! Causal attention over sequences that lie one after another, without a cache and without the
-//! `T x T` matrix of scores, and its gradient (Dao et al. 2022, arXiv 2205.14135; Dao 2023, arXiv
-//! 2307.08691): forwards keeps the log-sum-exp of each row, backwards makes the scores again from it.
+//! Causal attention over packed sequences, without a cache and without the `T x T` matrix of scores, and its
+//! gradient (Dao et al. 2022, arXiv 2205.14135; Dao 2023, arXiv 2307.08691). The forward pass keeps the
+//! log-sum-exp of each row, and the backward pass recomputes the scores from it.
 
 use burn::{
     backend::{
@@ -38,7 +38,7 @@ pub fn varlen_attention(qkv: Tensor<2>, batch: &Batch, shape: HeadShape) -> (Ten
     (Tensor::from_dispatch(context), Tensor::from_dispatch(lse))
 }
 
-/// Gradient `[T, (H + 2 K) h]` of the rotated `qkv`, from what [`varlen_attention`] took and gave and
+/// Gradient `[T, (H + 2 K) h]` of the rotated `qkv`, from the inputs and results of [`varlen_attention`] and
 /// the gradient of the contexts.
 ///
 /// # Panics
@@ -147,7 +147,7 @@ fn scores_and_values(
     (rows.clone().map(|j| dot(&q, &line(j, key)) * scale).collect(), rows.map(|j| line(j, value)).collect())
 }
 
-/// The gradient in plain loops, in f64, with the scores made anew.
+/// The gradient in plain loops, in f64, with recomputed scores.
 pub fn reference_backward(qkv: &[f32], first: &[u32], dcontext: &[f32], args: &VarlenArgs) -> Vec<f32> {
     let HeadShape { heads, kv_heads, head_dim, .. } = args.shape;
     let (cols, scale) = (args.shape.cols(), 1.0 / (head_dim as f64).sqrt());
@@ -367,7 +367,7 @@ impl VarlenAttention for Flex {
     }
 }
 
-/// What the gradient is made from.
+/// The inputs of the gradient.
 struct BackwardInputs<'a> {
     qkv: &'a [f32],
     context: &'a [f32],
@@ -375,7 +375,7 @@ struct BackwardInputs<'a> {
     dcontext: &'a [f32],
 }
 
-/// The share of query rows `tile` of one head in the gradients of queries, keys and values.
+/// Adds the contribution of query rows `tile` of one head to the gradients of queries, keys and values.
 ///
 /// # Safety
 /// No other thread may write the columns of `head` and `kv` in the rows from `start` to the end of

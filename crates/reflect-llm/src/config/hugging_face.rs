@@ -68,7 +68,7 @@ impl HfConfig {
 /// is set: then each row of a projection has a scale (the layout of compressed-tensors).
 pub(super) fn to_json(config: &LlamaConfig, torch_dtype: &str, fp8: bool) -> Json {
     let scaling = match config.rope_freq_factors {
-        // A table that has no name is that of a LongRoPE with one list for all lengths.
+        // A table without a name is written as LongRoPE with one list for all lengths.
         Some(_) => config.named_scaling(),
         None => Some(config.rope_scaling),
     };

@@ -1,4 +1,4 @@
-//! The known-broken uploads of Reflection-Llama-3.1-70B, and what cures them.
+//! The known-broken uploads of Reflection-Llama-3.1-70B, and their repairs.
 
 use super::{LLAMA31_ROPE_SCALING, LLAMA31_VOCAB, LlamaConfig, REFLECTION_VOCAB, RopeScaling};
 

@@ -1,9 +1,9 @@
-//! Rotary positions: how they are stretched, what each kind of file says about it, and the frequencies.
+//! RoPE: scaling, its forms in each kind of file, and the frequencies.
 
 use super::{ConfigError, LlamaConfig, invalid, shown};
 use crate::gguf::GgufMetadata;
 
-/// How rotary positions are stretched beyond the context of the pre-training.
+/// RoPE scaling beyond the context of the pre-training.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum RopeScaling {
     None,
@@ -29,7 +29,7 @@ pub const LLAMA31_ROPE_SCALING: RopeScaling = RopeScaling::Llama3 {
 };
 
 impl LlamaConfig {
-    /// Divisors of the frequencies as GGUF stores them, where Llama 3 scaling or a table stretches some.
+    /// Divisors of the frequencies as GGUF stores them, if Llama 3 scaling or a table changes some.
     pub fn freq_factors(&self) -> Option<Vec<f32>> {
         if let RopeScaling::Llama3 { .. } = self.rope_scaling {
             return Some(self.all_factors());
@@ -37,7 +37,7 @@ impl LlamaConfig {
         self.rope_freq_factors.clone()
     }
 
-    /// Divisors that alone give the frequencies, all scaling in them.
+    /// Divisors of the frequencies, with all scaling included.
     pub(super) fn all_factors(&self) -> Vec<f32> {
         match (&self.rope_freq_factors, self.rope_scaling) {
             (Some(factors), RopeScaling::None) => factors.clone(),
@@ -52,8 +52,8 @@ impl LlamaConfig {
         Self { rope_scaling: RopeScaling::None, rope_freq_factors: None, ..self.clone() }
     }
 
-    /// The scaling by which this model's table of divisors was made, where it is one that has a name: GGUF
-    /// files of Llama 3.1 and 3.2 hold the table alone.
+    /// The named scaling that gives this model's table of divisors, if there is one. GGUF files of Llama 3.1 and
+    /// 3.2 hold only the table.
     pub(super) fn named_scaling(&self) -> Option<RopeScaling> {
         let factors = self.all_factors();
         let same = |scaling: &RopeScaling| {
@@ -176,7 +176,7 @@ impl LlamaConfig {
     }
 }
 
-/// A number, or the whole number that it is up to the rounding of an f32.
+/// A number, rounded to a whole one if it differs only by the rounding of an f32.
 fn near_whole(value: f64) -> f64 {
     if (value / value.round() - 1.0).abs() < 1e-4 { value.round() } else { value }
 }

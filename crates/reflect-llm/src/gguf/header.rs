@@ -1,4 +1,4 @@
-//! Reading the header of a GGUF file as a growing prefix, with nothing in it believed.
+//! Reads the untrusted header of a GGUF file as a growing prefix.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -44,7 +44,7 @@ pub(super) async fn read_header(source: &impl ByteSource) -> Result<Header, Load
             Ok(header) => return Ok(header),
             Err(Stop::Damaged(problem)) => problem,
             Err(Stop::NeedMore) if prefix < limit => {
-                // Growing by a constant factor keeps the repeated parsing linear in all.
+                // Growth by a constant factor keeps the total work of parsing linear.
                 prefix = limit.min(prefix * 4);
                 continue;
             }
@@ -133,7 +133,7 @@ impl<'a> Reader<'a> {
         Ok(u64::from_le_bytes(self.array()?))
     }
 
-    /// A count of things that take at least `least` bytes each: more than fit is a lie.
+    /// A count of things of at least `least` bytes each. A count that cannot fit is damage.
     fn count(&mut self, what: &str, least: u64) -> Result<usize, Stop> {
         let count = self.u64()?;
         let left = self.limit.saturating_sub(self.position as u64);
@@ -208,7 +208,7 @@ impl<'a> Reader<'a> {
 
     fn many<T>(&mut self, least: u64, read: impl Fn(&mut Self) -> Result<T, Stop>) -> Result<Vec<T>, Stop> {
         let count = self.count("list elements", least)?;
-        // Room only for what the prefix at hand can hold: the rest may be a lie that fits the file.
+        // Reserves only what the prefix can hold: the count may be false and still fit the file.
         let here = self.bytes.len().saturating_sub(self.position) / least as usize;
         if count > here {
             return Err(Stop::NeedMore);

@@ -28,7 +28,7 @@ pub enum Array {
     Nested(Vec<Array>),
 }
 
-/// A number as it stands in a file.
+/// A number as a file stores it.
 #[derive(Clone, Copy, Debug)]
 enum Number {
     Whole(i128),
@@ -40,7 +40,7 @@ impl Number {
     fn whole(self) -> Option<i128> {
         match self {
             Self::Whole(whole) => Some(whole),
-            // Above 2^53 a float does not tell whole numbers apart.
+            // Above 2^53 not every whole number is a float.
             Self::Float(float) => (float.fract() == 0.0 && float.abs() < 9.0e15).then_some(float as i128),
         }
     }
@@ -54,7 +54,7 @@ impl Number {
 }
 
 impl Value {
-    /// The value as JSON; `None` where that cannot hold it (a number that is none, lists in lists).
+    /// The value as JSON; `None` if JSON cannot hold it (NaN, infinity, nested lists).
     pub fn to_json(&self) -> Option<Json> {
         Some(match self {
             Value::Unsigned(value) => (*value).into(),
@@ -132,8 +132,8 @@ impl GgufMetadata {
         }
     }
 
-    /// A whole number of any type. Some converters write sizes as a list with an entry for each layer; where
-    /// all of them agree it is one number.
+    /// A whole number of any type. Some converters write a size as a list with an entry for each layer; if all
+    /// entries are equal, it is that number.
     pub fn unsigned(&self, key: &str) -> Result<Option<u64>, ConfigError> {
         let whole = |number: Number| number.whole().and_then(|whole| u64::try_from(whole).ok());
         let must = "one non-negative whole number for all layers";

@@ -20,7 +20,7 @@ pub struct GgufHeader {
 }
 
 impl GgufHeader {
-    /// An entry as it lies in another file: its key, the number of its type, and the bytes of its value.
+    /// Adds an entry of another file unchanged: its key, its type number, and the bytes of its value.
     pub fn raw(&mut self, key: &str, kind: u32, value: &[u8]) {
         self.keys.insert(key.to_owned());
         put_text(&mut self.entries, key);
@@ -33,8 +33,8 @@ impl GgufHeader {
         self.keys.contains(key)
     }
 
-    /// An entry as [`super::Value::to_json`] gave it, in the smallest usual type that holds it. What that never
-    /// gives is overlooked.
+    /// Adds an entry that [`super::Value::to_json`] returned, in the smallest usual type that holds it. Other JSON
+    /// is ignored.
     pub fn value(&mut self, key: &str, value: &Json) {
         let mut bytes = Vec::new();
         if let Some(kind) = put_value(&mut bytes, value, None) {
@@ -191,7 +191,7 @@ impl GgufHeader {
     }
 }
 
-/// Writes a value, and gives the number of its type: `wanted`, where all elements of a list have one.
+/// Writes a value and returns its type number: `wanted`, if the elements of a list share a type.
 fn put_value(to: &mut Vec<u8>, value: &Json, wanted: Option<u32>) -> Option<u32> {
     let kind = wanted.or_else(|| kind_of(value))?;
     match (kind, value) {

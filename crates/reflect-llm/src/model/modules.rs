@@ -1,4 +1,4 @@
-//! The fields of a model by the modules of the table, for all that treats every weight alike.
+//! The fields of a model by the modules of the table, for code that treats all weights alike.
 
 use burn::tensor::Tensor;
 use reflect_kernels::PackedMatrix;
@@ -63,7 +63,7 @@ impl Block {
 }
 
 impl Llama {
-    /// Every module with its layer, in the order of the table. A tied head is none.
+    /// Every module with its layer, in the order of the table. A tied head is not one.
     pub fn modules(&self) -> Vec<(Module, Option<usize>, ModuleRef<'_>)> {
         let mut all = vec![(Module::Embedding, None, ModuleRef::Matrix(&self.embed_tokens))];
         for (layer, block) in self.layers.iter().enumerate() {

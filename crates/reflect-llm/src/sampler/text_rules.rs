@@ -2,7 +2,7 @@
 
 use super::Candidates;
 
-/// Texts that must not be written, whatever tokens they would be made of.
+/// Texts that must not be written, by any tokens.
 #[derive(Debug, Clone, Default)]
 pub struct TextBan {
     texts: Vec<String>,
@@ -18,7 +18,7 @@ impl TextBan {
         self.texts.is_empty()
     }
 
-    /// How many bytes of the text so far decide: a longer tail changes nothing.
+    /// The number of last bytes of the text that matter for bans.
     pub fn tail_len(&self) -> usize {
         self.texts.iter().map(String::len).max().unwrap_or(1) - 1
     }
@@ -33,7 +33,7 @@ impl TextBan {
         candidates.ban(|id| self.completes(&endings, token_text(id)));
     }
 
-    /// What would complete a banned text that `tail` has begun.
+    /// The continuations of `tail` that would complete a banned text.
     fn endings(&self, tail: &[u8]) -> Vec<&[u8]> {
         let of_text = |text: &'_ String| -> Vec<usize> {
             (1..text.len()).filter(|&n| tail.ends_with(&text.as_bytes()[..n])).collect()
@@ -48,7 +48,7 @@ impl TextBan {
     }
 }
 
-/// Finds stop strings in text that arrives in pieces, and holds back what may be their beginning.
+/// Finds stop strings in text that arrives in pieces. Text that may begin a stop string is held back.
 /// The result does not depend on how the text was cut.
 #[derive(Debug, Clone, Default)]
 pub struct StopMatcher {
@@ -56,10 +56,10 @@ pub struct StopMatcher {
     held: String,
 }
 
-/// What a piece of text released.
+/// The result of a piece of text.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Released {
-    /// Text that no stop string can claim any more.
+    /// Text that can no longer be part of a stop string.
     pub text: String,
     /// The stop string that was reached, by its index. All text after it is dropped.
     pub stop: Option<usize>,
@@ -71,7 +71,7 @@ impl StopMatcher {
         StopMatcher { stops, held: String::new() }
     }
 
-    /// Adds text. Of several stop strings the one that ends first counts, and of those the longest.
+    /// Adds text. If several stop strings match, the one that ends first wins, and of those the longest.
     pub fn push(&mut self, text: &str) -> Released {
         self.held.push_str(text);
         let found = |(index, stop): (usize, &String)| {
@@ -90,7 +90,7 @@ impl StopMatcher {
         Released { text: std::mem::replace(&mut self.held, held), stop: None }
     }
 
-    /// The text still held back, when no more follows.
+    /// The text still held back at the end.
     pub fn finish(&mut self) -> String {
         std::mem::take(&mut self.held)
     }

@@ -1,4 +1,4 @@
-//! Checkpoints whose embedding lost rows.
+//! Checkpoints with missing rows of the embedding.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -13,8 +13,8 @@ use super::{LoadError, Located, TensorInfo, TensorSource, no_such_tensor};
 
 /// A checkpoint whose embedding and head got extra rows, each the mean of the existing ones.
 ///
-/// This is the repair of uploads that lost the rows of their added tokens. The mean is what keeps
-/// an untrained token from standing out: its logit is the average logit.
+/// This repairs uploads that lost the rows of their added tokens. With the mean an untrained token does not stand
+/// out: its logit is the average logit.
 pub struct ExtendedVocabulary<S> {
     source: S,
     /// By tensor name: the new info, the number of rows in the source, and the bytes of the rest.

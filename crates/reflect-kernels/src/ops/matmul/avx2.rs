@@ -1,20 +1,20 @@
 //! Product of one packed row with one `x`, and rows as f32, in AVX2 intrinsics.
 //!
-//! Intrinsics because the compiler does not find this form: it widens the quants in pieces of two
-//! and four and spills them, at half the speed (measured on SmolLM2-135M in q4_1).
+//! Intrinsics, because the compiler's code has half the speed: it widens the quants in pieces of two and four
+//! and spills them (measured on SmolLM2-135M in q4_1).
 
 use std::arch::x86_64::*;
 
 use crate::format::{self, Format, Scale, UNIT};
 
-/// Whether the processor has what [`row_dot`] needs.
+/// Whether the processor has the features of [`row_dot`].
 pub fn is_available() -> bool {
     std::arch::is_x86_feature_detected!("avx2")
         && std::arch::is_x86_feature_detected!("fma")
         && std::arch::is_x86_feature_detected!("f16c")
 }
 
-/// Sums of each unit of `x` in eight lanes, `[units * 8]`: what the offset of a unit multiplies.
+/// Sums of each unit of `x` in eight lanes, `[units * 8]`. The offset of a unit multiplies them.
 pub fn unit_sums(x: &[f32]) -> Vec<f32> {
     let (units, _) = x.as_chunks::<UNIT>();
     units
@@ -113,7 +113,7 @@ pub fn widen_units<const FORMAT: usize>(row: &[u32], units: usize, first: usize,
         for (i, q) in quants.into_iter().enumerate() {
             let w = match format {
                 Format::F32 | Format::F16 | Format::Bf16 => q,
-                // Not fused: the same bits as on processors without.
+                // No fused multiply-add: the same bits as on processors without it.
                 _ => _mm256_add_ps(_mm256_mul_ps(_mm256_set1_ps(d[i / 2]), q), _mm256_set1_ps(m)),
             };
             // SAFETY: a unit has room for four vectors.
@@ -128,7 +128,7 @@ fn widen(bits: u16) -> f32 {
     _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits))))
 }
 
-/// The 32 quants of a unit as floats, in order: unsigned, but for q8_0, q6_k and fp8.
+/// The 32 quants of a unit as floats, in order. They are unsigned except in q8_0, q6_k and fp8.
 ///
 /// # Safety
 /// `at` points to the quants and `high` to the high bits of a whole unit of the format.

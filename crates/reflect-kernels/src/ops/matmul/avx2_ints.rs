@@ -70,8 +70,8 @@ impl Ints for Avx2 {
     }
 }
 
-/// The first 32 numbers of `x`, or as many as it has, as integers; their scale and their sum. With a number that
-/// is not finite the scale is none either.
+/// The first 32 numbers of `x`, or as many as it has, as integers; their scale and their sum. The scale is NaN if
+/// a number is not finite.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
 fn quantize_unit(x: &[f32]) -> ([__m256i; 2], f32, f32) {
@@ -92,9 +92,9 @@ fn quantize_unit(x: &[f32]) -> ([__m256i; 2], f32, f32) {
     let four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
     let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
     let max = _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps::<1>(two, two)));
-    // Smaller numbers have a reciprocal that is none; they get steps of a larger one.
+    // The reciprocal of a smaller number would be infinite. Smaller numbers get the step of this one.
     let max = max.max(1e-30);
-    // A maximum forgets what is not a number, a sum does not.
+    // A maximum ignores NaN, a sum does not.
     let scale = if sum.is_finite() { max / MAX } else { f32::NAN };
     let factor = _mm256_set1_ps(MAX / max);
     let round = |x: __m256| _mm256_cvtps_epi32(_mm256_mul_ps(x, factor));
@@ -151,7 +151,7 @@ fn store([low, top]: [__m256i; 2], words: &mut [i32; WORDS]) {
     }
 }
 
-/// The quants of a unit, less the [`middle`] one.
+/// The quants of a unit, minus the [`middle`] quant.
 ///
 /// # Safety
 /// `at` points to the quants and `high` to the high bits of a whole unit of the format.

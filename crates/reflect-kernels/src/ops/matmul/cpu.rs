@@ -1,5 +1,6 @@
-//! The product on the CPU: a dot product a row for one token, panels of widened rows for a few, and for many
-//! tokens blocks of both, in AVX-512 where the processor has it and through `gemm` otherwise.
+//! The product on the CPU. One token takes a dot product a row, a few tokens take panels of widened rows, and
+//! many tokens take blocks of both. Products of quants are integer ones where the processor has the
+//! instructions. For many tokens f32 weights, and processors without AVX2, use `gemm`.
 
 use burn::{
     backend::{
@@ -22,7 +23,7 @@ use crate::{
     format::{Format, Scale, UNIT, decode_e4m3, widen_f16},
 };
 
-/// `f::<FORMAT>`, where the format is constant so that loops over units hold no branch.
+/// `f::<FORMAT>`. The format is a constant, so that loops over units have no branch on it.
 macro_rules! of_format {
     ($format:expr, $f:ident) => {
         match $format {
@@ -155,8 +156,7 @@ fn wide_product(x: View<'_>, words: &[u32], out: Scattered<'_>, args: &MatmulArg
     });
 }
 
-/// One packed row of `cols` weights as f32, into `out`; what [`unpack_row`](crate::format::unpack_row) does,
-/// faster.
+/// Widens one packed row of `cols` weights into `out`: a faster [`unpack_row`](crate::format::unpack_row).
 pub fn widen(format: Format, cols: usize, row: &[u32], out: &mut [f32]) {
     let units = cols.div_ceil(UNIT);
     if units * UNIT == cols {
@@ -251,8 +251,8 @@ fn vector_rows_of<const FORMAT: usize>(
     }
 }
 
-/// Product of one packed row with one `x` of whole units. One plain loop over a unit: with its halves in two loops,
-/// or with scales multiplied into sums, WebAssembly decodes at half the speed.
+/// Product of one packed row with one `x` of whole units. One plain loop over a unit: with two loops over its
+/// halves, or with scales multiplied into sums, WebAssembly decodes at half the speed.
 #[inline(always)]
 fn row_dot<const FMA: bool>(format: Format, row: &[u32], x: &[f32]) -> f32 {
     let mut lanes = [0f32; UNIT];
@@ -278,7 +278,7 @@ fn row_dot<const FMA: bool>(format: Format, row: &[u32], x: &[f32]) -> f32 {
     cpu::sum_lanes(&lanes)
 }
 
-/// Whether units have an offset beside their scales.
+/// Whether units have an offset and a scale.
 const fn has_offset(format: Format) -> bool {
     matches!(format, Format::Q4_0 | Format::Q4_1 | Format::Q5_0 | Format::Q5_1 | Format::Q4K | Format::Q5K)
 }
@@ -382,8 +382,8 @@ fn panel_rows_body<const FMA: bool>(
     }
 }
 
-/// Products of PANEL widened rows with T tokens, each sum in eight lanes: 12 vectors of sums and
-/// 4 of operands are all the registers that AVX2 has.
+/// Products of PANEL widened rows with T tokens, each sum in eight lanes. 12 vectors of sums and 4 of operands
+/// fill the registers of AVX2.
 #[inline(always)]
 fn panel_tile<const FMA: bool, const T: usize>(
     panel: &[f32],

@@ -1,8 +1,8 @@
 //! Products with packed rows of integer quants, for processors with vectors.
 //!
-//! A unit of a token becomes integers of 16 bits beside a scale, with an error of at most 2^-16 of its largest
-//! number; the quants are integers already. An instruction multiplies and adds, exactly, twice as many of them as
-//! it would floats, and a unit's sum becomes a float once.
+//! A unit of a token is quantised to integers of 16 bits with a scale, with an error of at most 2^-16 of its
+//! largest number. The quants of a row are integers already. One instruction multiplies and adds twice as many
+//! integers as floats, exactly. The sum of a unit is converted to a float once.
 
 mod tiles;
 
@@ -11,7 +11,7 @@ use crate::format::{self, Format};
 
 pub use tiles::product as many;
 
-/// Words of a unit, each of two columns: which two is the processor's choice.
+/// Words of a unit, each of two columns. Each processor chooses its own pairs of columns.
 pub const WORDS: usize = format::UNIT / 2;
 
 /// Whether quants of the format are small integers.
@@ -19,7 +19,7 @@ pub fn takes(format: Format) -> bool {
     takes_many(format) || format == Format::Q6K
 }
 
-/// Whether a unit has one scale too, as a product of many tokens wants it.
+/// Whether a unit also has exactly one scale, which products of many tokens need.
 pub fn takes_many(format: Format) -> bool {
     match format {
         Format::Q8_0
@@ -38,8 +38,8 @@ pub const fn has_offset(format: Format) -> bool {
     matches!(format, Format::Q4_1 | Format::Q5_1 | Format::Q4K | Format::Q5K)
 }
 
-/// The quant in the middle of the unsigned ones, which is taken from all: integers of either sign, and half as
-/// large, make half the error.
+/// The middle one of the unsigned quants, which is subtracted from all: signed integers of half the size have
+/// half the error.
 pub const fn middle(format: Format) -> i16 {
     match format {
         Format::Q4_1 | Format::Q4K => 8,
@@ -48,7 +48,7 @@ pub const fn middle(format: Format) -> i16 {
     }
 }
 
-/// Integers of tokens: `[units, WORDS, lanes]` words of a block of tokens, or `[units, WORDS]` of one token.
+/// Quantised tokens: `[units, WORDS, lanes]` words of a block of tokens, or `[units, WORDS]` of one token.
 #[derive(Default)]
 pub struct Quantized {
     pub words: Vec<i32>,
@@ -59,7 +59,7 @@ pub struct Quantized {
 }
 
 impl Quantized {
-    /// Space for `count` units of tokens, with anything in it.
+    /// Makes room for `count` units of tokens; the contents are arbitrary.
     pub fn resize(&mut self, count: usize) {
         self.words.resize(count * WORDS, 0);
         self.scales.resize(count, 0.0);
@@ -96,19 +96,19 @@ pub struct Units<'a> {
 
 /// The integer vectors of a processor.
 pub trait Ints: Simd {
-    /// Most vectors of a block: with [`ROWS`] rows, the registers that integer sums find.
+    /// Most vectors of a block: with [`ROWS`] rows their sums fill the registers.
     const BLOCK: usize;
-    /// Most tokens that get dot products: more are faster as a vector that is not full.
+    /// Most tokens that get dot products; more are faster as a partly filled vector.
     const REST: usize;
 
-    /// Makes integers of one token, `x`, whose units are `to`.
+    /// Quantises one token, `x`.
     ///
     /// # Safety
     /// The processor has these vectors.
     unsafe fn quantize(x: &[f32], words: &mut [i32], scales: &mut [f32], sums: &mut [f32]);
 
-    /// Makes integers of the first unit, or as many columns as there are, of [`LANES`](Simd::LANES) tokens, whose
-    /// words go to the slices of as many tokens that `words` gives.
+    /// Quantises the first unit, or as many columns as there are, of [`LANES`](Simd::LANES) tokens. `words` gives
+    /// the slice for each word of the unit, one element a token.
     ///
     /// # Safety
     /// The processor has these vectors.
@@ -132,8 +132,8 @@ pub trait Ints: Simd {
         numbers: [&mut [f32]; 2],
     );
 
-    /// Writes `sums` `[ROWS, vectors * LANES]`, or adds to them, the products of a tile's rows, `stride` units
-    /// apart, with `x` `[units, vectors * LANES]`.
+    /// Multiplies a tile's rows, `stride` units apart, with `x` `[units, vectors * LANES]`. Writes the products to
+    /// `sums` `[ROWS, vectors * LANES]`, or adds them.
     ///
     /// # Safety
     /// The processor has these vectors.

@@ -1,9 +1,9 @@
 //! Product of many tokens with packed rows, for processors with vectors.
 //!
-//! Lanes are tokens: `x` is transposed once a product, and each weight, widened to f32 and kept near, is
-//! multiplied with up to [`Simd::VECTORS`] vectors of tokens at a time. `gemm` packs both sides anew for each
-//! block of rows, which took as long as the products of a small model. A few tokens that fill no vector
-//! have dot products of their own.
+//! A vector has a token in each lane. `x` is transposed once a product. Each weight is widened to f32 in the
+//! cache and multiplied with up to [`Simd::VECTORS`] vectors of tokens at a time. `gemm` packs both sides again
+//! for each block of rows, which took as long as the products of a small model. A few tokens that fill no
+//! vector get dot products.
 
 use std::{
     cell::{Cell, RefCell},
@@ -28,13 +28,13 @@ const PASS_COLS: usize = 768;
 pub trait Simd {
     /// Tokens of a vector.
     const LANES: usize;
-    /// Most vectors of a block: with [`ROWS`] rows, the registers that there are.
+    /// Most vectors of a block: with [`ROWS`] rows their sums fill the registers.
     const VECTORS: usize;
-    /// Most tokens that get dot products: more are faster as a vector that is not full.
+    /// Most tokens that get dot products; more are faster as a partly filled vector.
     const MAX_REST: usize;
 
-    /// Writes `sums` `[ROWS, vectors * LANES]`, or adds to them, the products of [`ROWS`] rows of `w`, `width`
-    /// apart, with `x` `[cols, vectors * LANES]`.
+    /// Multiplies [`ROWS`] rows of `w`, `width` apart, with `x` `[cols, vectors * LANES]`. Writes the products to
+    /// `sums` `[ROWS, vectors * LANES]`, or adds them.
     ///
     /// # Safety
     /// The processor has these vectors.
@@ -46,8 +46,9 @@ pub trait Simd {
     /// The processor has these vectors.
     unsafe fn dots(x: &[f32], w: &[f32], width: usize, sums: &mut [f32], add: bool);
 
-    /// Gives each column of the first `rows` rows of `from`, `stride` apart, to `to`: as many elements as its
-    /// slices have, at most [`LANES`](Self::LANES), zeros after the rows, of which there are no more than that.
+    /// Copies each column of `from` to the slice that `to` gives for it. `size` is rows, at most
+    /// [`LANES`](Self::LANES), and columns; rows are `stride` apart. A slice has at most as many elements; those
+    /// after the last row are zero.
     ///
     /// # Safety
     /// The processor has these vectors.
@@ -59,10 +60,10 @@ pub trait Simd {
     );
 }
 
-/// Tokens in blocks of up to [`Simd::VECTORS`] vectors, each block `[cols, its vectors * LANES]`.
+/// Tokens in blocks of up to [`Simd::VECTORS`] vectors. A block is `[cols, vectors of the block * LANES]`.
 struct Blocks<S> {
     data: Vec<f32>,
-    /// First vector of each block, and where the last one ends.
+    /// First vector of each block, and the end of the last one.
     starts: Vec<usize>,
     cols: usize,
     simd: PhantomData<S>,
@@ -97,7 +98,7 @@ impl<S: Simd> Blocks<S> {
         self.starts.len() - 1
     }
 
-    /// A block's first vector, how many it has, and its tokens from column `col`.
+    /// A block's first vector, its number of vectors, and its tokens from column `col` on.
     fn block(&self, block: usize, col: usize) -> (usize, usize, &[f32]) {
         let (start, end) = (self.starts[block], self.starts[block + 1]);
         let stride = (end - start) * S::LANES;
@@ -105,16 +106,17 @@ impl<S: Simd> Blocks<S> {
     }
 }
 
-/// First vector of each block of at most `most`, as equal as can be, and where the last one ends.
+/// First vector of each block, and the end of the last one. Blocks have at most `most` vectors and nearly equal
+/// sizes.
 pub fn starts(vectors: usize, most: usize) -> Vec<usize> {
     let blocks = vectors.div_ceil(most);
     (0..=blocks).map(|block| block * vectors / blocks.max(1)).collect()
 }
 
 thread_local! {
-    /// Widened rows and sums of a task: kept, since clearing them anew took as long as widening.
+    /// Widened rows and sums of a task. They are kept, since clearing new ones took as long as widening.
     static SCRATCH: RefCell<[Vec<f32>; 2]> = const { RefCell::new([Vec::new(), Vec::new()]) };
-    /// Transposed tokens, kept for the same reason by the thread that starts a product.
+    /// Transposed tokens. The thread that starts a product keeps them for the same reason.
     static TOKENS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
 }
 
@@ -166,16 +168,16 @@ unsafe fn rows_of<S: Simd>(
     let vectors = blocks.starts[blocks.len()];
     let whole = tokens.min(vectors * S::LANES);
     wide.resize(ROWS * width, 0.0);
-    // `[blocks][TASK_ROWS][lanes of the block]`, and `[tokens that are left][TASK_ROWS]`.
+    // `[blocks][TASK_ROWS][lanes of the block]`, and `[remaining tokens][TASK_ROWS]`.
     sums.resize(TASK_ROWS * (vectors * S::LANES + tokens - whole), 0.0);
     let (sums, rest) = sums.split_at_mut(TASK_ROWS * vectors * S::LANES);
     for unit in (0..units).step_by(pass_units) {
         let pass = pass_units.min(units - unit);
         let col = unit * UNIT;
         let pass_cols = (pass * UNIT).min(cols - col);
-        // One tile's rows at a time stay in the first-level cache from where they are widened to their last use.
+        // One tile's widened rows stay in the first-level cache until their last use.
         for (tile, first) in rows.clone().step_by(ROWS).enumerate() {
-            // A tile of fewer rows multiplies rows of an earlier one once more: nobody reads the sums.
+            // A partial tile multiplies leftover rows of an earlier one too; these sums are not read.
             for (row, wide) in (first..rows.end).zip(wide.chunks_exact_mut(width)) {
                 widen_units(
                     format,
@@ -204,8 +206,8 @@ unsafe fn rows_of<S: Simd>(
     unsafe { store::<S>(sums, &blocks.starts, rest, whole, rows, out, args) };
 }
 
-/// Writes the sums of `rows` where they belong: `sums` `[blocks][TASK_ROWS][lanes of the block]` of the first
-/// `whole` tokens, `rest` `[tokens][TASK_ROWS]` of the others.
+/// Writes the sums of `rows` to the output. `sums` `[blocks][TASK_ROWS][lanes of the block]` has the first
+/// `whole` tokens, `rest` `[tokens][TASK_ROWS]` the others.
 ///
 /// # Safety
 /// The processor has the vectors of `S`; no other thread may touch these columns of the output meanwhile.

@@ -1,4 +1,4 @@
-//! Products of few tokens on a GPU, whose speed is that of reading the weights: a subgroup takes a few rows.
+//! Products of few tokens on a GPU: a subgroup takes a few rows. Reading the weights bounds the speed.
 
 use super::{LOAD_WORDS, MatmulArgs, VEC4, WEIGHTS, reads};
 use crate::{
@@ -6,17 +6,17 @@ use crate::{
     kernel::{Kernel, grid},
 };
 
-/// Most tokens: above it a tile reads each weight once for many tokens.
+/// Most tokens. With more, the tiles of `tiled.rs` read each weight once for many tokens.
 pub const TOKENS: usize = 4;
 
 /// Rows of a matrix that fill any device with workgroups.
 pub const MANY_ROWS: usize = 16_384;
 
-/// Rows of a subgroup and invocations of a workgroup; the first is the fastest for matrices of fewer than
-/// [`MANY_ROWS`] rows on an NVIDIA H200, the last for others (docs/measurements.md).
+/// Rows of a subgroup and invocations of a workgroup. On an NVIDIA H200 the first is the fastest for matrices of
+/// fewer than [`MANY_ROWS`] rows, and the last for larger ones (docs/notes/kernels.md).
 const SIZES: [[usize; 2]; 4] = [[2, 256], [2, 128], [4, 128], [4, 256]];
 
-/// For more than one token, which take more workgroup memory.
+/// The size for more than one token, which need more workgroup memory.
 const SIZE_OF_TOKENS: [usize; 2] = [2, 128];
 
 /// The kernels for up to [`TOKENS`] tokens.
@@ -32,13 +32,14 @@ pub fn candidates(device: &DeviceInfo, args: &MatmulArgs) -> Vec<Kernel> {
     }
 }
 
-/// Which products have the fastest size in common.
+/// The class of products that share their fastest size.
 pub fn class(args: &MatmulArgs) -> Option<&'static str> {
     let name = if args.rows < MANY_ROWS { "product of few rows" } else { "product of many rows" };
     (args.tokens == 1).then_some(name)
 }
 
-/// A kernel for three tokens is the one for four. The chunks of x take at most 14 KiB, the sums without subgroups 6.
+/// Three tokens use the kernel for four. The chunks of x take at most 14 KiB of workgroup memory, and the sums
+/// without subgroups 6 KiB.
 fn kernel(device: &DeviceInfo, args: &MatmulArgs, [rows, invocations]: [usize; 2]) -> Kernel {
     const MATVEC: &str = include_str!("../../../../../shaders/matvec.wgsl");
     const SUBGROUP: &str = include_str!("../../../../../shaders/shared/sums_subgroup.wgsl");

@@ -18,7 +18,7 @@ const X_SHUFFLE: &str = include_str!("../../../../../shaders/software/x_shuffle.
 const COLUMNS: &str = include_str!("../../../../../shaders/software/store_columns.wgsl");
 const ROTATED: &str = include_str!("../../../../../shaders/software/store_rotated.wgsl");
 
-/// The kernel for a device, which fuses where invocations of a subgroup share their loads of x.
+/// The kernel for a device. It fuses other ops if the invocations of a subgroup share their loads of x.
 pub fn candidates(device: &DeviceInfo, args: &MatmulArgs) -> Vec<Kernel> {
     let kernel = || kernel(device, args, ["", COLUMNS], [0; 3]);
     match shuffling(device) {
@@ -46,13 +46,13 @@ pub fn rotated(device: &DeviceInfo, product: &MatmulArgs, rope: &RopeArgs) -> Ve
     ]
 }
 
-/// Lanes of subgroups that load a unit of x at once; those of four were measured twice as slow as invocations that
+/// Lanes of a subgroup that loads a unit of x together. Subgroups of four were half as fast as invocations that
 /// load for themselves.
 fn shuffling(device: &DeviceInfo) -> Option<usize> {
     device.subgroup().filter(|lanes| *lanes >= 8)
 }
 
-/// A kernel whose results go where `store` says; `heads` is for [`ROTATED`]. More than six tokens spill the sums, and
+/// A kernel that stores its results by `store`; `heads` is for [`ROTATED`]. More than six tokens spill the sums, and
 /// Mesa unrolls no loop over eight.
 fn kernel(
     device: &DeviceInfo,
@@ -70,7 +70,7 @@ fn kernel(
         Some(_) => ("matmul_rows_shuffle", LOAD_WORDS, X_SHUFFLE),
         None => ("matmul_rows", LOAD_WORDS, X_DIRECT),
     };
-    // One scale and offset a unit: the others have none, two, or one a row.
+    // These formats have one scale and offset a unit. The others have none, two, or one a row.
     let scaled = !matches!(args.format, Format::F32 | Format::F16 | Format::Bf16 | Format::Q6K | Format::Fp8);
     let kernel = Kernel::new(
         name.to_owned() + suffix,
@@ -84,6 +84,6 @@ fn kernel(
         .with("TOKENS", tokens)
         .with("LANES", lanes)
         .with("SUM_SCALES", shuffle.is_some() && tokens == 1 && scaled)
-        // The formats with a word of scales a unit.
+        // The formats with one word of scales a unit.
         .with("GROUP", if matches!(args.format, Format::Q4_1 | Format::Q5_1) { 4usize } else { 8 })
 }

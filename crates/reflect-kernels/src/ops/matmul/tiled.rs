@@ -3,7 +3,7 @@
 use super::{Around, LOAD_WORDS, MatmulArgs, WEIGHTS, matvec, reads};
 use crate::kernel::Kernel;
 
-/// The kernel for more tokens than `matvec.rs` takes; it adds, but norms nothing.
+/// The kernel for more tokens than `matvec.rs` takes. It fuses an addition, but no norm.
 pub fn candidates(args: &MatmulArgs) -> Vec<Kernel> {
     const SOURCES: &[&str] = &[include_str!("../../../../../shaders/matmul.wgsl"), WEIGHTS, LOAD_WORDS];
     if args.tokens <= matvec::TOKENS || matches!(args.around, Around::Norm { .. }) {

@@ -1,6 +1,7 @@
 //! Products of integer quants in AVX-512 VNNI intrinsics: an instruction multiplies and adds 32 of them.
 //!
-//! Words hold column `k` of a unit below column `16 + k`: in this order nibbles lie in a packed unit.
+//! A word holds column `k` of a unit in its low half and column `16 + k` in its high half: the order of the
+//! nibbles in a packed unit.
 
 mod rows;
 mod tiles;
@@ -15,7 +16,7 @@ use crate::format::{Format, SUPER};
 
 pub use rows::product as few;
 
-/// Whether the processor has what the products need.
+/// Whether the processor has the features of these products.
 pub fn is_available() -> bool {
     avx512::is_available()
         && std::arch::is_x86_feature_detected!("avx512bw")
@@ -23,8 +24,8 @@ pub fn is_available() -> bool {
         && std::arch::is_x86_feature_detected!("avx512vnni")
 }
 
-/// The first 32 numbers of `x`, or as many as it has, as words of two; their scale and their sum. With a number
-/// that is not finite the scale is none either.
+/// The first 32 numbers of `x`, or as many as it has, as words of two integers; their scale and their sum. The
+/// scale is NaN if a number is not finite.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn quantize_unit(x: &[f32]) -> (__m512i, f32, f32) {
@@ -37,9 +38,9 @@ fn quantize_unit(x: &[f32]) -> (__m512i, f32, f32) {
     let (low, top) = (load(0), load(LANES));
     let sum = _mm512_reduce_add_ps(_mm512_add_ps(low, top));
     let max = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(low), _mm512_abs_ps(top)));
-    // Smaller numbers have a reciprocal that is none; they get steps of a larger one.
+    // The reciprocal of a smaller number would be infinite. Smaller numbers get the step of this one.
     let max = max.max(1e-30);
-    // A maximum forgets what is not a number, a sum does not.
+    // A maximum ignores NaN, a sum does not.
     let scale = if sum.is_finite() { max / MAX } else { f32::NAN };
     let factor = _mm512_set1_ps(MAX / max);
     let round = |x: __m512| _mm512_cvtps_epi32(_mm512_mul_ps(x, factor));
@@ -48,7 +49,7 @@ fn quantize_unit(x: &[f32]) -> (__m512i, f32, f32) {
     (_mm512_or_si512(low, _mm512_slli_epi32::<16>(top)), scale, sum)
 }
 
-/// Sixteen words of the quants of a unit of a packed row of `units` units, less the [`middle`] one.
+/// The sixteen words of a unit's quants, minus the [`middle`] quant. The packed row has `units` units.
 ///
 /// # Panics
 /// If the row is too short.
@@ -93,14 +94,15 @@ fn unpack_unit<const FORMAT: usize>(row: &[u32], units: usize, unit: usize) -> _
     _mm512_sub_epi16(quants, _mm512_set1_epi16(const { middle(Format::ALL[FORMAT]) }))
 }
 
-/// Scales of the halves of sixteen units, and offsets of quants less the middle one, zero in formats without: see
-/// [`Scale::read`](crate::format::Scale::read).
+/// Scales of both halves of sixteen units, and offsets for quants minus the middle one (zero in formats without
+/// offsets): see [`Scale::read`](crate::format::Scale::read).
 struct Scales {
     d: [__m512; 2],
     m: __m512,
 }
 
-/// Scales of the units of a packed row of `units` units from `first`, a multiple of 16, on; zero after the last.
+/// Scales of sixteen units from `first` (a multiple of 16) on; zero after the last. The packed row has `units`
+/// units.
 ///
 /// # Panics
 /// If the row is too short.
@@ -196,7 +198,7 @@ mod tests {
         let mut x = x.map(f32::round);
         x[UNIT - 1] = f32::from(i16::MAX);
         assert_eq!(quantized(&x), (x.map(|x| x as i16), 1.0));
-        // Of a row that ends within a unit the rest is zero.
+        // The row ends within a unit: the rest is zero.
         let (ended, scale) = quantized(&[-32767.0, 5.0]);
         assert_eq!((&ended[..3], scale), (&[-32767, 5, 0][..], 1.0));
         assert_eq!(quantized(&[0.0; UNIT]).0, [0; UNIT]);
@@ -214,7 +216,7 @@ mod tests {
                 assert!(quantized(&x).1.is_nan(), "{wrong} at {at}");
             }
         }
-        // As small as numbers get, and as large.
+        // The smallest and the largest numbers.
         for x in [f32::from_bits(1), f32::MIN_POSITIVE, 1e-36, 1e-31, 1e-29, f32::MAX / 64.0] {
             let (integers, scale) = quantized(&[x; UNIT]);
             let back = f32::from(integers[7]) * scale;

@@ -1,5 +1,5 @@
-//! Many tokens: lanes are tokens, as in [`lanes`](super::super::lanes), and a few that fill no vector have dot
-//! products of their own.
+//! Many tokens: a vector has a token in each lane, as in [`lanes`](super::super::lanes). A few tokens that fill
+//! no vector get dot products.
 
 use std::cell::{Cell, RefCell};
 
@@ -20,13 +20,13 @@ use crate::{
 const PASS_UNITS: usize = 64;
 /// Passes begin at multiples of so many units, since scales are read as many at a time.
 const PASS_STEP: usize = 16;
-/// Units of a task that makes tokens integers.
+/// Units of a task that quantises tokens.
 const TASK_UNITS: usize = 8;
 
 thread_local! {
-    /// Rows and sums of a task: kept, since clearing them anew took as long as filling them.
+    /// Rows and sums of a task. They are kept, since clearing new ones took as long as filling them.
     static SCRATCH: RefCell<(Rows, Vec<f32>)> = const { RefCell::new((Rows::new(), Vec::new())) };
-    /// Tokens in blocks and tokens that are left, kept for the same reason by the thread that starts a product.
+    /// Tokens in blocks and the remaining tokens. The thread that starts a product keeps them for the same reason.
     static TOKENS: Cell<[Quantized; 2]> = Cell::default();
 }
 
@@ -66,7 +66,7 @@ pub unsafe fn product<I: Ints>(x: View<'_>, words: &[u32], out: Scattered<'_>, a
 
 struct Tokens {
     blocks: Quantized,
-    /// First vector of each block, and where the last one ends.
+    /// First vector of each block, and the end of the last one.
     starts: Vec<usize>,
     left: Quantized,
     /// Tokens that are in blocks.
@@ -143,13 +143,13 @@ unsafe fn rows_of<I: Ints>(
     let pass_units = units.div_ceil(units.div_ceil(PASS_UNITS)).next_multiple_of(PASS_STEP);
     let vectors = whole.div_ceil(I::LANES);
     tile.resize(pass_units);
-    // `[blocks][TASK_ROWS][lanes of the block]`, and `[tokens that are left][TASK_ROWS]`.
+    // `[blocks][TASK_ROWS][lanes of the block]`, and `[remaining tokens][TASK_ROWS]`.
     sums.resize(TASK_ROWS * (vectors * I::LANES + args.tokens - whole), 0.0);
     let (sums, rest) = sums.split_at_mut(TASK_ROWS * vectors * I::LANES);
     for first_unit in (0..units).step_by(pass_units) {
         let pass = first_unit..units.min(first_unit + pass_units);
         for (number, first) in rows.clone().step_by(ROWS).enumerate() {
-            // A tile of fewer rows multiplies rows of an earlier one once more: nobody reads the sums.
+            // A partial tile multiplies leftover rows of an earlier one too; these sums are not read.
             for (at, row) in (first..rows.end.min(first + ROWS)).enumerate() {
                 let row = &words[row * row_words..][..row_words];
                 let at = at * pass_units;
@@ -164,7 +164,7 @@ unsafe fn rows_of<I: Ints>(
                 let (start, lanes) = (block[0], (block[1] - block[0]) * I::LANES);
                 let at = start * I::LANES * units + first_unit * lanes;
                 let count = pass.len() * lanes;
-                // The words of a block begin where those of the ones before end, as its scales do.
+                // The words and the scales of a block follow those of the block before.
                 let x = Units {
                     words: &blocks.words[at * WORDS..][..count * WORDS],
                     scales: &blocks.scales[at..][..count],

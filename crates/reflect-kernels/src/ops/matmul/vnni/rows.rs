@@ -1,4 +1,4 @@
-//! One token or a few: dot products of rows with them, unpacked once for up to four.
+//! One token or a few: dot products. A row is unpacked once for up to four tokens.
 
 use std::arch::x86_64::*;
 
@@ -77,7 +77,7 @@ unsafe fn rows_of<const FORMAT: usize>(
     }
 }
 
-/// Products of the packed row of `units` units that `rows` begin with, with T tokens from `token` on; returns T.
+/// Multiplies the first packed row of `rows`, which has `units` units, with T tokens from `token` on. Returns T.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,f16c")]
 fn dots<const FORMAT: usize, const T: usize>(
@@ -95,13 +95,13 @@ fn dots<const FORMAT: usize, const T: usize>(
     assert!(tokens.scales.len() >= (token + T) * units && tokens.sums.len() == tokens.scales.len());
     assert!(tokens.words.len() == tokens.scales.len() * LANES);
     let zero = _mm512_setzero_si512();
-    // Two sums a token, since one would wait for itself.
+    // Two sums a token, since one alone is a chain of dependent additions.
     let mut lanes = [[_mm512_setzero_ps(); 2]; T];
     let mut offsets = [_mm512_setzero_ps(); T];
     for first in (0..units).step_by(LANES) {
         let count = LANES.min(units - first);
         let left = super::mask(count);
-        // A row's scales lie behind its quants, and are wanted first: the processor does not foresee that.
+        // A row's scales are behind its quants and are read first. The processor does not prefetch them.
         let block = first / LANES;
         for line in block * lines / blocks..(block + 1) * lines / blocks {
             _mm_prefetch::<_MM_HINT_T0>(next.as_ptr().wrapping_add(line * LINE_WORDS).cast());
@@ -133,7 +133,7 @@ fn dots<const FORMAT: usize, const T: usize>(
                     |w: __m512i| _mm512_cvtepi32_ps(_mm512_dpwssd_epi32(_mm512_setzero_si512(), x, w));
                 let lanes = &mut lanes[t];
                 if format == Format::Q6K {
-                    // The halves of a unit, each with a scale of its own, are the halves of the words.
+                    // Each half of a unit has its own scale; it is the same half of the words.
                     let low = _mm512_mask_blend_epi16(0xaaaa_aaaa, w, zero);
                     let top = _mm512_mask_blend_epi16(0x5555_5555, w, zero);
                     lanes[0] = _mm512_fmadd_ps(product(low), scale(0), lanes[0]);

@@ -28,13 +28,13 @@ mod avx2_lanes;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod cpu;
-mod matvec;
-mod software;
-mod tiled;
 #[cfg(target_arch = "x86_64")]
 mod ints;
 #[cfg(target_arch = "x86_64")]
 mod lanes;
+mod matvec;
+mod software;
+mod tiled;
 #[cfg(target_arch = "x86_64")]
 mod vnni;
 

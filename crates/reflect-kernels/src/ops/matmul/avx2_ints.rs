@@ -63,14 +63,7 @@ impl Ints for Avx2 {
         unsafe { products(x, tile, stride, sums, add) };
     }
 
-    unsafe fn tile_dots(
-        offset: bool,
-        x: Units<'_>,
-        tile: &Rows,
-        stride: usize,
-        sums: &mut [f32],
-        add: bool,
-    ) {
+    unsafe fn tile_dots(offset: bool, x: Units<'_>, tile: &Rows, stride: usize, sums: &mut [f32], add: bool) {
         let dots = if offset { dots::<true> } else { dots::<false> };
         // SAFETY: by this function's contract.
         unsafe { dots(x, tile, stride, sums, add) };
@@ -106,7 +99,8 @@ fn quantize_unit(x: &[f32]) -> ([__m256i; 2], f32, f32) {
     let factor = _mm256_set1_ps(MAX / max);
     let round = |x: __m256| _mm256_cvtps_epi32(_mm256_mul_ps(x, factor));
     // Packing leaves fours of both in turn.
-    let pack = |low, top| _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(round(low), round(top)));
+    let pack =
+        |low, top| _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(round(low), round(top)));
     ([pack(a, b), pack(c, d)], scale, sum)
 }
 
@@ -176,9 +170,8 @@ unsafe fn unpack_unit<const FORMAT: usize>(at: *const u32, high: *const u32) -> 
     let bytes = _mm256_cvtepu8_epi16(first);
     let halves = [_mm256_and_si256(bytes, _mm256_set1_epi16(15)), _mm256_srli_epi16::<4>(bytes)];
     let middle = _mm256_set1_epi16(const { middle(Format::ALL[FORMAT]) });
-    let bits = _mm256_setr_epi16(
-        1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, i16::MIN,
-    );
+    let bits =
+        _mm256_setr_epi16(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, i16::MIN);
     std::array::from_fn(|half| {
         let mut quants = halves[half];
         if format.high_words() > 0 {

@@ -151,12 +151,5 @@ pub trait Ints: Simd {
     ///
     /// # Safety
     /// The processor has these vectors.
-    unsafe fn tile_dots(
-        offset: bool,
-        x: Units<'_>,
-        tile: &Rows,
-        stride: usize,
-        sums: &mut [f32],
-        add: bool,
-    );
+    unsafe fn tile_dots(offset: bool, x: Units<'_>, tile: &Rows, stride: usize, sums: &mut [f32], add: bool);
 }

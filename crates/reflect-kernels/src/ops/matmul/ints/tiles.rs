@@ -155,7 +155,9 @@ unsafe fn rows_of<I: Ints>(
                 let at = at * pass_units;
                 let numbers = [&mut tile.scales[at..], &mut tile.offsets[at..]];
                 // SAFETY: by this function's contract.
-                unsafe { I::unpack(format, row, units, pass.clone(), &mut tile.words[at * WORDS..], numbers) };
+                unsafe {
+                    I::unpack(format, row, units, pass.clone(), &mut tile.words[at * WORDS..], numbers)
+                };
             }
             let (offset, add) = (has_offset(format), first_unit > 0);
             for block in starts.windows(2) {

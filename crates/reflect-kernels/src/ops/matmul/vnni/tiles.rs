@@ -63,14 +63,7 @@ impl Ints for Avx512 {
         unsafe { products(x, tile, stride, sums, add) };
     }
 
-    unsafe fn tile_dots(
-        offset: bool,
-        x: Units<'_>,
-        tile: &Rows,
-        stride: usize,
-        sums: &mut [f32],
-        add: bool,
-    ) {
+    unsafe fn tile_dots(offset: bool, x: Units<'_>, tile: &Rows, stride: usize, sums: &mut [f32], add: bool) {
         let dots = if offset { dots::<true> } else { dots::<false> };
         // SAFETY: by this function's contract.
         unsafe { dots(x, tile, stride, sums, add) };

@@ -426,9 +426,10 @@ fn stages_are_compared_with_one_device() {
         let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
         report["stage_overhead"].as_f64()
     };
-    assert!(
-        overhead(&["--shards", "2", "--gen-tokens", "8", "--stage-overhead"]).is_some_and(f64::is_finite)
-    );
+    // Two stages on one device do the work of one, in about its time. The median of many turns is steady beside other
+    // programs too.
+    let share = overhead(&["--shards", "2", "--gen-tokens", "128", "--stage-overhead"]).expect("a share");
+    assert!((-0.5..1.0).contains(&share), "two stages cost {share} of one");
     assert_eq!(overhead(&["--gen-tokens", "8"]), None);
 }
 

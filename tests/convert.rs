@@ -92,6 +92,34 @@ fn nmse(actual: &[f32], expected: &[f32]) -> f64 {
 }
 
 #[test]
+fn logits_need_no_tokenizer() {
+    let folder = Folder::new("bare");
+    let expected = logits(TINY, &folder);
+    let bare = folder.file("bare");
+    fs::create_dir_all(&bare).expect("a folder");
+    for file in ["config.json", "model.safetensors"] {
+        fs::copy(format!("{TINY}/{file}"), format!("{bare}/{file}")).expect("a copy");
+    }
+    assert!(logits(&bare, &folder) == expected, "a folder");
+    let gguf = folder.file("whole.gguf");
+    must(&["convert", "--model", TINY, "--to", "f32", "--out", &gguf]);
+    // Names that no reader looks for, as long as they were.
+    let mut bytes = fs::read(&gguf).expect("a file");
+    let key = b"tokenizer.ggml.";
+    let places: Vec<usize> =
+        (0..bytes.len() - key.len()).filter(|at| bytes[*at..].starts_with(key)).collect();
+    assert!(!places.is_empty(), "the file has a tokenizer");
+    for at in places {
+        bytes[at] = b'x';
+    }
+    let bare = folder.file("bare.gguf");
+    fs::write(&bare, bytes).expect("a file");
+    assert!(nmse(&logits(&bare, &folder), &logits(&gguf, &folder)) == 0.0, "a file");
+    let refused = run(&["run", "--device", "cpu", "--model", &bare, "Hi"]);
+    assert_eq!(refused.status.code(), Some(2), "text needs a tokenizer");
+}
+
+#[test]
 fn every_format_keeps_the_logits_as_well_as_its_bits_allow() {
     let folder = Folder::new("formats");
     let expected = logits(TINY, &folder);

@@ -1,16 +1,24 @@
-//! The walls between crates, as cargo itself sees them: what a crate must not know, and the
+//! The walls between crates, as cargo itself sees them and in their sources: what a crate must not know, and the
 //! features that burn must and must not have.
 
-use std::{collections::BTreeMap, path::Path, process::Command};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 /// Package names with the features they are built with.
 type Tree = BTreeMap<String, Vec<String>>;
 
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
 /// All normal dependencies of a package of this workspace for a target; `None` is this machine.
 fn tree(package: &str, target: Option<&str>) -> Tree {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(root).args(["tree", "--offline", "--locked", "--package", package]);
+    cargo.current_dir(root()).args(["tree", "--offline", "--locked", "--package", package]);
     cargo.args(["--edges", "normal", "--prefix", "none", "--format", "{p}|{f}"]);
     if let Some(target) = target {
         cargo.args(["--target", target]);
@@ -109,14 +117,81 @@ fn no_c_library_reaches_the_browser() {
 
 #[test]
 fn only_kernels_touch_the_compute_runtime() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    for package in ["crates/reflect-llm", "crates/reflect-run", "crates/reflect-text"] {
-        let manifest = std::fs::read_to_string(root.join(package).join("Cargo.toml")).expect("a manifest");
+    for package in packages().into_iter().filter(|package| !package.ends_with("reflect-kernels")) {
+        let manifest = fs::read_to_string(package.join("Cargo.toml")).expect("a manifest");
         for name in ["cubecl", "burn-wgpu", "burn-cubecl", "wgpu", "naga"] {
             let named = manifest
                 .lines()
                 .any(|line| line.starts_with(&format!("{name}.")) || line.starts_with(&format!("{name} ")));
-            assert!(!named, "{package} must not depend on {name}");
+            assert!(!named, "{} must not depend on {name}", package.display());
+        }
+    }
+}
+
+/// The folders of all packages that are shipped.
+fn packages() -> Vec<PathBuf> {
+    let crates = fs::read_dir(root().join("crates")).expect("the crates");
+    let packages = crates.map(|entry| entry.expect("an entry").path()).filter(|path| path.is_dir());
+    packages.chain([root().join("web")]).collect()
+}
+
+/// Each line of the sources of a package that is no comment, with its place.
+fn source_lines(package: &Path) -> Vec<(String, String)> {
+    let (mut folders, mut lines) = (vec![package.join("src")], Vec::new());
+    while let Some(folder) = folders.pop() {
+        for path in fs::read_dir(&folder).expect("a folder").map(|entry| entry.expect("an entry").path()) {
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = fs::read_to_string(&path).expect("a source file");
+                let code = text.lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with("//"));
+                lines.extend(
+                    code.map(|(at, line)| (format!("{}:{}", path.display(), at + 1), line.to_owned())),
+                );
+            }
+        }
+    }
+    assert!(!lines.is_empty(), "{} has no sources", package.display());
+    lines
+}
+
+/// Whether `--` and a letter stand at the beginning of a word. The custom properties of CSS, as in `var(--line)`, do not.
+fn names_an_option(line: &str) -> bool {
+    line.match_indices("--").any(|(at, _)| {
+        line[at + 2..].starts_with(|next: char| next.is_ascii_lowercase())
+            && [" ", "`", " ("].into_iter().any(|before| line[..at].ends_with(before))
+    })
+}
+
+#[test]
+fn only_the_program_names_options_of_the_command_line() {
+    let options = [r#""shorten it or raise --context""#, "`--kv` is", "lower it (--rate)"];
+    let others = [r#"style=\"--w:1\""#, "color:var(--line)", ";--line:#d9dcdf", "a--b", "x -- y", "a - -1"];
+    assert!(options.into_iter().all(names_an_option) && !others.into_iter().any(names_an_option));
+    for package in packages().into_iter().filter(|package| !package.ends_with("reflect-run")) {
+        for (place, line) in source_lines(&package) {
+            assert!(
+                !names_an_option(&line),
+                "{place} names an option, which is for reflect-run to do: {line}"
+            );
+        }
+    }
+}
+
+#[test]
+fn sources_name_nothing_that_their_crate_must_not_know() {
+    let (files, clocks) = (["std::fs", "fs::", "File::open"], ["Instant", "SystemTime"]);
+    let threads = ["thread::spawn", "thread::scope", "thread::Builder", "rayon"];
+    let walls = [
+        ("reflect-text", [&files[..], &clocks, &threads].concat()),
+        ("reflect-kernels", [&files[..], &clocks].concat()),
+        ("reflect-llm", [&clocks[..], &threads].concat()),
+        ("reflect-picture", [&files[..], &clocks, &threads].concat()),
+    ];
+    for (package, words) in walls {
+        for (place, line) in source_lines(&root().join("crates").join(package)) {
+            let found = words.iter().find(|word| line.contains(*word));
+            assert_eq!(found, None, "{place}: {package} must not know it");
         }
     }
 }

@@ -67,14 +67,16 @@ fn fresh(model: &Llama, prompt: &[u32], count: usize) -> Vec<Sampled> {
     run(&mut engine, &[id], count).remove(0)
 }
 
-/// Asserts that two answers are the same up to the first near tie.
+/// Asserts that two answers are the same up to the first near tie, which ends the comparison in its second half at the
+/// earliest: a tie before that would leave too little compared.
 fn assert_same(what: &str, ours: &[Sampled], theirs: &[Sampled]) {
     assert_eq!(ours.len(), theirs.len(), "{what}");
     let gap = |s: &Sampled| s.top[0].1 - s.top[1].1;
     for (at, (a, b)) in ours.iter().zip(theirs).enumerate() {
         if a.id != b.id {
             let gap = gap(a).min(gap(b));
-            assert!(gap < NEAR_TIE, "{what}: token {at} is {} and not {}, gap {gap}", a.id, b.id);
+            let is_tie = gap < NEAR_TIE && 2 * at >= ours.len();
+            assert!(is_tie, "{what}: token {at} is {} and not {}, gap {gap}", a.id, b.id);
             println!("{what}: a near tie at token {at} (gap {gap:.1e})");
             return;
         }

@@ -1,6 +1,6 @@
 //! Tokenizers and chat templates against the implementations that the checkpoints were made with.
 
-use reflect_tests::{golden, smollm2};
+use reflect_tests::{golden, skipped, smollm2};
 use reflect_text::{ChatTemplate, Clock, GgufVocab, Message, RenderOptions, SpecialTokens, Tokenizer};
 use serde_json::Value;
 
@@ -129,8 +129,7 @@ fn tokenizer_json_ids_equal_hugging_face() {
 fn llama3_vectors() {
     let path = smollm2::cache().join("models/llama3/tokenizer.model");
     let Ok(file) = std::fs::read(&path) else {
-        println!("skipped: {} is not there", path.display());
-        return;
+        return skipped("llama3_vectors", &format!("it runs where {} is", path.display()));
     };
     let tokenizer = Tokenizer::from_tiktoken(&file).expect("the file is readable");
     // llama-models, `models/llama3/tests/api/test_tokenizer.py`.

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use reflect_tests::{ACCEPTANCE, is_set, require_gpu};
+use reflect_tests::{ACCEPTANCE, is_set, require_gpu, skipped};
 use serde_json::Value;
 
 /// A folder of large files that goes when the test ends.
@@ -64,8 +64,7 @@ fn gpu() -> String {
 #[test]
 fn two_layers_of_the_70b_answer_alike_whole_and_sharded() {
     if !is_set(ACCEPTANCE) {
-        println!("only with {ACCEPTANCE}=1");
-        return;
+        return skipped("two_layers_of_the_70b", &format!("it runs with {ACCEPTANCE}=1"));
     }
     require_gpu();
     for embedding in ["q4_0", "f16"] {
@@ -93,8 +92,7 @@ fn peak(pid: u32) -> Option<u64> {
 #[test]
 fn eighty_layers_are_streamed_in_the_memory_that_was_planned() {
     if !is_set(ACCEPTANCE) || !cfg!(target_os = "linux") {
-        println!("only with {ACCEPTANCE}=1, on Linux");
-        return;
+        return skipped("eighty_layers", &format!("it runs with {ACCEPTANCE}=1, on Linux"));
     }
     let folder = Folder(std::env::temp_dir().join(format!("reflect-wide-{}-80", std::process::id())));
     let model = make(&folder.0, &["--share-layers"]);

@@ -4,6 +4,8 @@
 pub mod golden;
 pub mod smollm2;
 
+use std::io::Write;
+
 use burn::tensor::Device;
 use reflect_kernels::{
     KvFormat,
@@ -65,6 +67,12 @@ fn opened(as_what: impl Fn(DeviceInfo) -> Option<DeviceInfo>) -> Vec<OpenDevice>
         }
     }
     open
+}
+
+/// Says that a test, which cargo counts as passed, did not run, and when it does.
+pub fn skipped(test: &str, runs: &str) {
+    // What `eprintln` writes is captured. Without a standard error there is nobody to tell.
+    let _ = writeln!(std::io::stderr(), "skipped {test}: {runs}");
 }
 
 /// Whether a switch among the environment variables is on.

@@ -327,7 +327,7 @@ impl Failure {
 
 impl std::convert::From<EngineError> for Failure {
     fn from(error: EngineError) -> Self {
-        Self { sentence: error.to_string(), fatal: matches!(error, EngineError::Device(_)) }
+        Self { sentence: error.to_string(), fatal: matches!(error, EngineError::Device { .. }) }
     }
 }
 

@@ -95,12 +95,12 @@ pub enum CompletionError {
     Malformed { url: String, attempts: usize, reason: String },
     /// Every choice was empty.
     #[error(
-        "{url} gave nothing but empty answers in {attempts} attempts; raise --max-tokens, or look at the model's template"
+        "{url} gave nothing but empty answers in {attempts} attempts; allow longer ones, or look at the model's template"
     )]
     Empty { url: String, attempts: usize },
     /// Another implementation failed, in its own words.
     #[error("the model failed: {0}")]
-    Model(String),
+    Model(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
 /// What to do about a status.
@@ -108,7 +108,7 @@ fn advice(status: &u16) -> &'static str {
     match status {
         401 | 403 => "check OPENAI_API_KEY and what it may do",
         404 => "check the URL and the model's name",
-        408 | 429 => "try again later, or with a smaller --parallel",
+        408 | 429 => "try again later, or with fewer requests at once",
         500.. => "the server is at fault: look at its log, or try again later",
         _ => "check the model's name and the settings of the request",
     }

@@ -154,7 +154,7 @@ impl ImportReport {
             format!("{}: rows of the shape {format} ({})", self.file, quoted(&self.fields).join(", "));
         if !self.also.is_empty() {
             let also = self.also.join(" and of ");
-            sentence += &format!("; they could be of {also} too: `data import --format` chooses");
+            sentence += &format!("; they could be of {also} too");
         }
         sentence
     }
@@ -427,7 +427,7 @@ mod tests {
         assert_eq!(report.also, ["columns (prompt, response)"]);
         assert_eq!(
             report.shape_sentence(),
-            "x.jsonl: rows of the shape chat (`messages`); they could be of columns (prompt, response) too: `data import --format` chooses"
+            "x.jsonl: rows of the shape chat (`messages`); they could be of columns (prompt, response) too"
         );
         let other = format!("{}\n{}", json!({"prompt": "a", "response": "b"}), json!({"text": "a"}));
         let (_, report) = import(other.as_bytes(), "x.jsonl", None).unwrap();

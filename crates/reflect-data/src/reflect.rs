@@ -99,7 +99,10 @@ impl ReflectReport {
             ));
         }
         if self.at_mistake_limit > 0 {
-            reasons.push(format!("{} would have been more than --max-mistakes", self.at_mistake_limit));
+            reasons.push(format!(
+                "{} would have been more mistakes than an answer may have",
+                self.at_mistake_limit
+            ));
         }
         if reasons.is_empty() {
             reasons

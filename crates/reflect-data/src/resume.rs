@@ -18,16 +18,16 @@ pub enum ResumeError {
     #[error("{path} can't be written ({source}); check the folder, its rights and its free space")]
     Write { path: PathBuf, source: std::io::Error },
     #[error(
-        "{path} was begun with {setting} {was}, and this run has {now}; give another --out, or the same settings"
+        "{path} was begun with {setting} {was}, and this run has {now}; give another output, or the same settings"
     )]
     Settings { path: PathBuf, setting: String, was: String, now: String },
     #[error(
-        "{path} has records, and {settings} does not say with which settings they were made; give another --out"
+        "{path} has records, and {settings} does not say with which settings they were made; give another output"
     )]
     Unknown { path: PathBuf, settings: PathBuf },
-    #[error("{path}:{line} is not a record of this step ({source}); give another --out or delete the file")]
+    #[error("{path}:{line} is not a record of this step ({source}); give another output or delete the file")]
     Line { path: PathBuf, line: usize, source: serde_json::Error },
-    #[error("{path}:{line} has no end and is not of this step; give another --out or delete the file")]
+    #[error("{path}:{line} has no end and is not of this step; give another output or delete the file")]
     Foreign { path: PathBuf, line: usize },
     #[error("two records have the id `{0}`, by which a step goes on; give every record its own")]
     SameId(String),

@@ -121,10 +121,10 @@ impl Answerer {
         };
         let tokenizer = self.generator.tokenizer();
         let rendered = self.template.render_ids(tokenizer, &prompt.messages, &options);
-        let rendered = rendered.map_err(|error| CompletionError::Model(error.to_string()))?;
+        let rendered = rendered.map_err(|error| CompletionError::Model(error.into()))?;
         let mut ids = rendered.ids;
         let prefix = tokenizer.encode(&prompt.prefix, SpecialTokens::Parse);
-        ids.extend(prefix.map_err(|error| CompletionError::Model(error.to_string()))?);
+        ids.extend(prefix.map_err(|error| CompletionError::Model(error.into()))?);
         let mut sampling = prompt.sampling.clone();
         // Where a banned text is one token, that token never comes.
         sampling.banned.extend(prompt.banned.iter().filter_map(|text| tokenizer.special_id(text)));
@@ -152,7 +152,7 @@ impl Answerer {
 }
 
 fn failed(error: EngineError) -> CompletionError {
-    CompletionError::Model(error.to_string())
+    CompletionError::Model(error.into())
 }
 
 /// Candidates among which tokens are drawn when a request names no number of its own.
@@ -187,7 +187,7 @@ impl Completions for Answerer {
             let answers: Option<Vec<String>> = texts.by_ref().take(request.samples).collect();
             answers.ok_or_else(|| {
                 let reason = failure.as_ref().map(ToString::to_string);
-                CompletionError::Model(reason.unwrap_or_else(|| "it gave too few answers".to_owned()))
+                CompletionError::Model(reason.unwrap_or_else(|| "it gave too few answers".to_owned()).into())
             })
         };
         requests.iter().map(of_request).collect()

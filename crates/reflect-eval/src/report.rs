@@ -186,7 +186,10 @@ impl Report {
     fn notes(&self) -> impl Iterator<Item = &'static str> {
         let missing = |arm| !self.arms.contains_key(&arm);
         let notes = [
-            (Arm::Twin, "without --twin nobody knows whether reflection data costs slips or right answers."),
+            (
+                Arm::Twin,
+                "without the arm `twin` nobody knows whether reflection data costs slips or right answers.",
+            ),
             (Arm::Banned, "without the arm `banned` nobody knows whether reflecting itself helps."),
             (
                 Arm::Majority,

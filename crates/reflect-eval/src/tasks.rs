@@ -7,6 +7,7 @@ use reflect_data::{
     Problem, Split,
     checker::{Checker, CheckerError, ready},
     families::{Family, Request, generate},
+    import::ImportReport,
     records::{RecordsError, read_records},
     words::{fingerprint, mix},
 };
@@ -15,8 +16,8 @@ use reflect_data::{
 #[derive(Debug, Default)]
 pub struct Tasks {
     pub problems: Vec<Problem>,
-    /// What the rows of a file were taken for, where they were no records.
-    pub shape: Option<String>,
+    /// How the rows of a file were read, where they were no records.
+    pub imported: Option<ImportReport>,
 }
 
 /// Why there are no problems: what happened and what to do, in one sentence.
@@ -28,7 +29,7 @@ pub enum TasksError {
     Unknown { tasks: String, families: String },
     #[error("{tasks} has the id `{id}` twice; give every problem its own")]
     SameId { tasks: String, id: String },
-    #[error("`{tasks}` is judged by its own rules; --checker is for files")]
+    #[error("`{tasks}` is judged by its own rules; a checker is for files")]
     OwnRules { tasks: String },
     #[error(transparent)]
     Generate(#[from] reflect_data::families::GenerateError),
@@ -61,7 +62,7 @@ pub fn problems(tasks: &str, count: usize, seed: u64, checker: Option<Checker>) 
             generate(&request, (index / families.len()) as u64)
         };
         let problems: Result<Vec<Problem>, _> = (0..count).map(problem).collect();
-        return Ok(Tasks { problems: problems?, shape: None });
+        return Ok(Tasks { problems: problems?, imported: None });
     }
     let path = Path::new(tasks);
     if !path.is_file() {
@@ -69,7 +70,7 @@ pub fn problems(tasks: &str, count: usize, seed: u64, checker: Option<Checker>) 
         return Err(TasksError::Unknown { tasks: tasks.to_owned(), families: names.join(", ") });
     }
     let found = read_records(path)?;
-    let shape = found.imported.as_ref().map(|report| report.shape_sentence());
+    let imported = found.imported.clone();
     let mut problems: Vec<Problem> = found.whole(path)?.into_iter().map(|record| record.problem).collect();
     let mut ids = HashSet::new();
     if let Some(problem) = problems.iter().find(|problem| !ids.insert(problem.id.as_str())) {
@@ -81,7 +82,7 @@ pub fn problems(tasks: &str, count: usize, seed: u64, checker: Option<Checker>) 
         problem.checker = problem.checker.or(checker);
     }
     ready(&problems)?;
-    Ok(Tasks { problems, shape })
+    Ok(Tasks { problems, imported })
 }
 
 /// Keeps `count` of the problems, those that the seed ranks first by their ids: a larger count keeps the
@@ -126,7 +127,7 @@ mod tests {
         let row = r#"{"question": "q?", "answer": "1+1 = <<1+1=2>>2\n#### 2"}"#;
         std::fs::write(&path, format!("{row}\n{row}\n")).unwrap();
         let read = problems(path.to_str().unwrap(), 9, 0, None).unwrap();
-        assert!(read.shape.unwrap().contains("gsm8k"));
+        assert!(read.imported.unwrap().shape_sentence().contains("gsm8k"));
         let read = read.problems;
         assert_eq!(read.iter().map(|problem| problem.answer.as_str()).collect::<Vec<_>>(), ["2", "2"]);
         std::fs::write(&path, format!("{row}\n{{\"question\": \n")).unwrap();

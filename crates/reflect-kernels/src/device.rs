@@ -5,7 +5,7 @@
 
 use std::sync::{Arc, PoisonError, RwLock};
 
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Device, Element, Int, Tensor, TensorData};
 use burn_wgpu::{CubeBackend, WgpuSetup, wgpu};
 
 use crate::choice;
@@ -15,23 +15,32 @@ mod vulkan;
 
 pub use vulkan::Memory;
 
-/// What can go wrong before the first tensor.
-#[derive(Debug, thiserror::Error)]
+/// What can go wrong with a device, before the first tensor and later.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DeviceError {
-    #[error(
-        "no GPU adapter was found; install a Vulkan, Metal, DirectX 12 or OpenGL driver, or use --device cpu"
-    )]
+    #[error("no GPU adapter was found; install a Vulkan, Metal, DirectX 12 or OpenGL driver, or use the CPU")]
     NoAdapter,
-    #[error("there is no adapter {index}: this machine has {count}; `reflect-run devices` lists them")]
+    #[error("there is no adapter {index}: this machine has {count}; choose one of them")]
     NoSuchAdapter { index: usize, count: usize },
-    #[error(
-        "the adapter {adapter} has no {what}, which the kernels need; use another device or --device cpu"
-    )]
+    #[error("the adapter {adapter} has no {what}, which the kernels need; use another device or the CPU")]
     Unfit { adapter: String, what: String },
-    #[error(
-        "the driver of {adapter} refused to open a device: {reason}; update the driver or use --device cpu"
-    )]
+    #[error("the driver of {adapter} refused to open a device: {reason}; update the driver or use the CPU")]
     Open { adapter: String, reason: String },
+    /// Work on an open device failed.
+    #[error("the device failed: {reason}")]
+    Lost { reason: String },
+}
+
+impl DeviceError {
+    /// [`Lost`](Self::Lost) with the line of an error that says why. The runtime writes its causes and a backtrace
+    /// into the text of its errors.
+    pub fn lost(error: impl std::fmt::Display) -> Self {
+        let text = error.to_string();
+        let cause = text.rsplit_once("Caused by:").map_or(text.as_str(), |(_, cause)| cause);
+        let mut lines = cause.lines().map(|line| line.trim().trim_end_matches(':'));
+        let reason = lines.find(|line| !line.is_empty()).unwrap_or("it gave no reason");
+        Self::Lost { reason: reason.to_owned() }
+    }
 }
 
 /// One physical adapter, with what the kernels want to know of it.
@@ -133,15 +142,11 @@ fn watch(handle: &wgpu::Device, device: &Device) {
     }));
 }
 
-/// Why a device failed, where its driver said so.
-pub fn failure(device: &Device) -> Option<String> {
+/// [`DeviceError::Lost`] of a device that failed, where its driver said why.
+pub fn failure(device: &Device) -> Option<DeviceError> {
     let failures = FAILURES.read().unwrap_or_else(PoisonError::into_inner);
-    failures.iter().find(|(known, _)| known == device).map(|(_, reason)| reason.clone())
-}
-
-async fn probe_data(device: &Device) -> Result<TensorData, String> {
-    let probe = Tensor::<1>::zeros([1], device);
-    probe.into_data_async().await.map_err(|error| error.to_string())
+    let (_, reason) = failures.iter().find(|(known, _)| known == device)?;
+    Some(DeviceError::Lost { reason: reason.clone() })
 }
 
 /// The adapters of this machine, best first within the order that the drivers give: a card seen
@@ -276,7 +281,8 @@ impl Adapter {
         let probe =
             probe.try_into_primitive::<CubeBackend>().map_err(|error| refused(format!("{error:?}")))?;
         // The runtime is up once it has answered; its own handler of errors, which panics, is in place then.
-        landed(probe_data(&device).await).map_err(refused)?;
+        let first = Tensor::<1>::zeros([1], &device).into_data_async().await;
+        landed(first).map_err(|error| refused(error.to_string()))?;
         watch(&handle, &device);
         let index = probe.device.to_id().index_id;
         choice::register(index, info);
@@ -305,14 +311,14 @@ const TASKS_MAX_SOFTWARE: usize = 256;
 /// caller to sleep and waking it for each kernel.
 ///
 /// # Errors
-/// If the device's thread is gone or `work` panicked; the runtime's message.
+/// [`DeviceError::Lost`] if the device's thread is gone or `work` panicked.
 #[cfg(not(target_family = "wasm"))]
 pub fn on_device_thread<R: Send + 'static>(
     on: &Tensor<1, Int>,
     work: impl FnOnce() -> R + Send,
-) -> Result<R, String> {
+) -> Result<R, DeviceError> {
     match on.clone().try_into_primitive::<CubeBackend>() {
-        Ok(tensor) => tensor.client.exclusive(work).map_err(|error| error.to_string()),
+        Ok(tensor) => tensor.client.exclusive(work).map_err(DeviceError::lost),
         Err(_) => Ok(rayon::scope(|_| work())),
     }
 }
@@ -322,7 +328,7 @@ pub fn on_device_thread<R: Send + 'static>(
 /// # Errors
 /// None.
 #[cfg(target_family = "wasm")]
-pub fn on_device_thread<R>(_: &Tensor<1, Int>, work: impl FnOnce() -> R) -> Result<R, String> {
+pub fn on_device_thread<R>(_: &Tensor<1, Int>, work: impl FnOnce() -> R) -> Result<R, DeviceError> {
     Ok(work())
 }
 
@@ -330,11 +336,21 @@ pub fn on_device_thread<R>(_: &Tensor<1, Int>, work: impl FnOnce() -> R) -> Resu
 /// looks, and a failure is a panic then; here it is an error.
 ///
 /// # Errors
-/// If the device was lost or a kernel failed; the message is the driver's.
-pub fn landed<E: std::fmt::Display>(read: Result<TensorData, E>) -> Result<TensorData, String> {
-    let data = read.map_err(|error| error.to_string())?;
-    data.bytes().read(Default::default()).map_err(|error| error.to_string())?;
+/// [`DeviceError::Lost`] if the device was lost or a kernel failed.
+pub fn landed(read: Result<TensorData, impl std::fmt::Display>) -> Result<TensorData, DeviceError> {
+    let data = read.map_err(DeviceError::lost)?;
+    data.bytes().read(Default::default()).map_err(DeviceError::lost)?;
     Ok(data)
+}
+
+/// The numbers of what [`landed`].
+///
+/// # Errors
+/// As [`landed`], and if the tensor holds numbers of another type.
+pub fn landed_as<T: Element>(
+    read: Result<TensorData, impl std::fmt::Display>,
+) -> Result<Vec<T>, DeviceError> {
+    landed(read)?.try_into_vec().map_err(DeviceError::lost)
 }
 
 /// The CPU as a device.

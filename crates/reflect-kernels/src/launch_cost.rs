@@ -7,7 +7,7 @@ use burn_wgpu::CubeBackend;
 
 use crate::{
     choice::run,
-    device::landed,
+    device::{DeviceError, landed},
     info::DeviceInfo,
     kernel::{Candidates, Kernel, grid},
     ops,
@@ -34,8 +34,8 @@ const ROUNDS: usize = 7;
 /// Measures on `device` with `clock`, which returns milliseconds.
 ///
 /// # Errors
-/// If a result cannot be read back; the driver's message.
-pub async fn measure(device: &Device, clock: impl Fn() -> f64) -> Result<LaunchCost, String> {
+/// If a result cannot be read back.
+pub async fn measure(device: &Device, clock: impl Fn() -> f64) -> Result<LaunchCost, DeviceError> {
     let input = Tensor::<2>::from_data(TensorData::new(vec![0.5f32; 16], [1, 16]), device);
     let (mut plain, mut own, mut wall) = (Vec::new(), Vec::new(), Vec::new());
     let weight = Tensor::<1>::from_data(TensorData::new(vec![1.0f32; 16], [16]), device);
@@ -99,15 +99,15 @@ fn replayed(
 /// Bytes a second, read and written, that a GPU reaches when it copies. `clock` returns milliseconds.
 ///
 /// # Errors
-/// If a result cannot be read back; the driver's message.
-pub async fn copy_bandwidth(device: &Device, clock: impl Fn() -> f64) -> Result<f64, String> {
+/// If a result cannot be read back.
+pub async fn copy_bandwidth(device: &Device, clock: impl Fn() -> f64) -> Result<f64, DeviceError> {
     // 128 MiB, the least that every device binds, and more than caches hold.
     const NUMBERS: usize = 32 << 20;
     const COPIES: usize = 32;
     let source = Tensor::<1, Int>::zeros([NUMBERS], device);
     let to = Tensor::<1, Int>::zeros([NUMBERS], device);
     let tensors = [&source, &to].map(|tensor| tensor.clone().try_into_primitive::<CubeBackend>());
-    let [Ok(from), Ok(into)] = tensors else { return Err("it is no GPU".to_owned()) };
+    let [Ok(from), Ok(into)] = tensors else { return Err(DeviceError::lost("it is no GPU")) };
     let mut times = Vec::new();
     for _ in 0..ROUNDS {
         let start = clock();
@@ -138,7 +138,7 @@ impl Candidates for CopyArgs {
     }
 }
 
-async fn settle(x: Tensor<2>) -> Result<(), String> {
+async fn settle(x: Tensor<2>) -> Result<(), DeviceError> {
     landed(x.into_data_async().await).map(drop)
 }
 

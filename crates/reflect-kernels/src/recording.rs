@@ -6,6 +6,8 @@ use burn::tensor::{Int, Tensor, TensorData};
 use burn_wgpu::{CubeBackend, CubeTensor};
 use cubecl::client::Graph;
 
+use crate::device::DeviceError;
+
 /// The launches of some work on one device.
 #[derive(Debug)]
 pub struct Recording {
@@ -38,14 +40,14 @@ impl Recording {
     /// Does the work again, with what the tensors it read hold now.
     ///
     /// # Errors
-    /// If the device was lost; the runtime's message.
+    /// If the device was lost.
     ///
     /// # Safety
     /// Every tensor that the work read must still be there, what it made included. What writes to them or reads
     /// them must come from the thread that recorded: only then does the runtime keep the order.
-    pub unsafe fn replay(&self) -> Result<(), String> {
+    pub unsafe fn replay(&self) -> Result<(), DeviceError> {
         // SAFETY: as the caller says.
-        unsafe { self.graph.replay() }.map_err(|error| error.to_string())
+        unsafe { self.graph.replay() }.map_err(DeviceError::lost)
     }
 }
 

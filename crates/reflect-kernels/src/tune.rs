@@ -4,7 +4,7 @@ use burn::tensor::{Tensor, TensorData};
 
 use crate::{
     choice::Tuning,
-    device::{OpenDevice, landed, on_device_thread},
+    device::{DeviceError, OpenDevice, landed, on_device_thread},
     info::DeviceInfo,
     kernel::Candidates,
     matrix::PackedMatrix,
@@ -22,12 +22,12 @@ pub const ROUNDS: usize = 4;
 /// software adapters. `clock` returns milliseconds.
 ///
 /// # Errors
-/// If a result cannot be read back; the driver's message. The choice is the one without timing then.
+/// If a result cannot be read back. The choice is the one without timing then.
 pub async fn tune(
     open: &OpenDevice,
     products: &[MatmulArgs],
     clock: impl Fn() -> f64,
-) -> Result<Option<Tuning>, String> {
+) -> Result<Option<Tuning>, DeviceError> {
     let Some(info) = open.info.filter(|info| !info.software) else { return Ok(None) };
     let mut tuning = Tuning::default();
     for args in products {
@@ -55,7 +55,7 @@ async fn fastest(
     args: &MatmulArgs,
     class: &str,
     clock: &impl Fn() -> f64,
-) -> Result<String, String> {
+) -> Result<String, DeviceError> {
     // Several matrices in turn, more than a cache holds.
     const BYTES: usize = 96 << 20;
     let MatmulArgs { format, rows, cols, .. } = *args;

@@ -10,7 +10,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use crate::{
     Batch, Format, PackedMatrix, RopeTable, SequenceRows,
     choice::force,
-    device::landed,
+    device::{DeviceError, landed_as},
     format::{encode_row, pack_row},
     ops::{self, Family, embed::EmbedArgs},
 };
@@ -55,12 +55,12 @@ pub fn compare(actual: &[f32], expected: &[f32]) -> (f64, f64) {
 /// Runs the cases of `families` on `device`, with each candidate of a kernel; `progress` is told each finished case.
 ///
 /// # Errors
-/// If a result could not be read: the driver's message, with the case.
+/// If a result could not be read.
 pub async fn verify(
     device: &Device,
     families: &[Family],
     mut progress: impl FnMut(&Row),
-) -> Result<Vec<Row>, String> {
+) -> Result<Vec<Row>, DeviceError> {
     let mut check = Check { device, rows: Vec::new(), progress: &mut progress };
     for family in families {
         match family {
@@ -95,7 +95,10 @@ impl Check<'_> {
 
     /// What `run` gives, with each candidate of the kernels that it launches: what to add to the name of the case,
     /// and the result.
-    async fn each<R>(&self, run: impl AsyncFn() -> Result<R, String>) -> Result<Vec<(String, R)>, String> {
+    async fn each<R>(
+        &self,
+        run: impl AsyncFn() -> Result<R, DeviceError>,
+    ) -> Result<Vec<(String, R)>, DeviceError> {
         let on = Tensor::<1, Int>::empty([1], self.device);
         let mut all = Vec::new();
         loop {
@@ -121,7 +124,7 @@ impl Check<'_> {
         Tensor::from_data(TensorData::new(values.to_vec(), shape), self.device)
     }
 
-    async fn embeds(&mut self) -> Result<(), String> {
+    async fn embeds(&mut self) -> Result<(), DeviceError> {
         for format in Format::ALL {
             for (vocab, cols) in sizes(format, &[(1, 1), (7, 33), (67, 257), (300, 576)]) {
                 let (mut matrix, mut words) = self.matrix(format, vocab, cols, 1);
@@ -146,7 +149,7 @@ impl Check<'_> {
         Ok(())
     }
 
-    async fn norms(&mut self) -> Result<(), String> {
+    async fn norms(&mut self) -> Result<(), DeviceError> {
         for (rows, cols) in [(1, 1), (3, 7), (1, 64), (2, 65), (5, 576), (70, 127), (2, 4099)] {
             let (x, r) = (noise(rows * cols, 1, 2.0), noise(rows * cols, 2, 2.0));
             let w = noise(cols, 3, 1.5);
@@ -172,7 +175,7 @@ impl Check<'_> {
         Ok(())
     }
 
-    async fn swiglu(&mut self) -> Result<(), String> {
+    async fn swiglu(&mut self) -> Result<(), DeviceError> {
         for (tokens, cols) in [(1, 1), (3, 17), (2, 64), (5, 257), (1, 1536)] {
             let x = noise(tokens * 2 * cols, 8, 12.0);
             let expected = ops::swiglu::reference(&x, cols);
@@ -185,7 +188,7 @@ impl Check<'_> {
         Ok(())
     }
 
-    async fn top_k(&mut self) -> Result<(), String> {
+    async fn top_k(&mut self) -> Result<(), DeviceError> {
         for (tokens, vocab, k) in
             [(1, 1, 1), (1, 2, 5), (3, 255, 1), (2, 257, 5), (1, 4097, 64), (2, 49152, 40)]
         {
@@ -264,13 +267,11 @@ pub fn noise(len: usize, seed: u64, amplitude: f32) -> Vec<f32> {
         .collect()
 }
 
-async fn read<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>, String> {
-    let data = landed(tensor.into_data_async().await)?;
-    data.try_into_vec().map_err(|error| format!("{error:?}"))
+async fn read<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>, DeviceError> {
+    landed_as(tensor.into_data_async().await)
 }
 
-async fn read_words(tensor: Tensor<1, Int>) -> Result<Vec<u32>, String> {
-    let data = landed(tensor.into_data_async().await)?;
-    let words: Vec<i32> = data.try_into_vec().map_err(|error| format!("{error:?}"))?;
+async fn read_words(tensor: Tensor<1, Int>) -> Result<Vec<u32>, DeviceError> {
+    let words: Vec<i32> = landed_as(tensor.into_data_async().await)?;
     Ok(bytemuck::allocation::cast_vec(words))
 }

@@ -52,7 +52,7 @@ struct Page {
 
 /// The cache has no free page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the KV cache is full: end a sequence, or start with a longer --context")]
+#[error("the KV cache is full: end a sequence, or start with a longer context")]
 pub struct CacheFull;
 
 impl KvCache {

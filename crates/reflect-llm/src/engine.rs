@@ -9,7 +9,7 @@ use std::ops::Range;
 use burn::tensor::Tensor;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
-use reflect_kernels::{KvFormat, KvShape, PAGE, PairLayout, SequenceRows};
+use reflect_kernels::{KvFormat, KvShape, PAGE, PairLayout, SequenceRows, device::DeviceError};
 use rows::{Rows, device_candidates, failed_at_the_end, read_floats};
 
 use crate::{
@@ -42,7 +42,7 @@ pub struct EngineOptions {
 pub enum EngineError {
     #[error("the prompt is empty; give at least one token")]
     EmptyPrompt,
-    #[error("the prompt has {tokens} tokens and the context only {context}; shorten it or raise --context")]
+    #[error("the prompt has {tokens} tokens and the context only {context}; shorten it or raise the context")]
     PromptTooLong { tokens: usize, context: usize },
     #[error("token {id} is not in the model's vocabulary of {vocab}; the tokenizer does not fit the model")]
     UnknownToken { id: u32, vocab: usize },
@@ -56,9 +56,13 @@ pub enum EngineError {
     Sample(#[from] SampleError),
     #[error(transparent)]
     Load(#[from] LoadError),
-    /// Which layers were there and why it failed.
-    #[error("the device{0}; load the model again, or use another --device")]
-    Device(String),
+    /// A device failed, with these layers on it where the model is divided.
+    #[error("{}{source}; load the model again, or use another device", of_layers(.layers))]
+    Device { layers: Option<Range<usize>>, source: DeviceError },
+}
+
+fn of_layers(layers: &Option<Range<usize>>) -> String {
+    layers.as_ref().map_or_else(String::new, |at| format!("layers {} to {}: ", at.start + 1, at.end))
 }
 
 /// Names a sequence of one engine; never used twice.
@@ -408,7 +412,7 @@ impl Engine {
                 shard::run(&self.model, &mut self.cache.layers, &mut self.recorders, &[pass]).await?;
             for logits in logits {
                 let read = read_floats(logits).await;
-                all.extend(read.map_err(|reason| failed_at_the_end(&self.model, reason))?);
+                all.extend(read.map_err(|error| failed_at_the_end(&self.model, error))?);
             }
         }
         Ok(all)

@@ -52,9 +52,8 @@ impl<S: ByteSource> GgufFile<S> {
         let damaged = |problem| LoadError::Damaged { file: file(), problem };
         let metadata = GgufMetadata::new(header.values);
         if let Some(parts) = metadata.unsigned("split.count")?.filter(|&parts| parts > 1) {
-            let problem = format!(
-                "it is one of {parts} parts; join them with llama-gguf-split --merge and use the result"
-            );
+            let problem =
+                format!("it is one of {parts} parts; merge them with llama-gguf-split and use the result");
             return Err(LoadError::Unsupported { file: file(), problem });
         }
         let alignment = metadata.unsigned("general.alignment")?.unwrap_or(DEFAULT_ALIGNMENT);

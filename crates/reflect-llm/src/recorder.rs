@@ -6,7 +6,7 @@ use std::thread::{self, ThreadId};
 use burn::tensor::{Device, Tensor, TensorData};
 use reflect_kernels::{
     Batch, BatchShape, RopeTable, SequenceRows,
-    device::on_device_thread,
+    device::{DeviceError, on_device_thread},
     recording::{Recording, overwrite_floats},
 };
 
@@ -55,12 +55,12 @@ impl Recorder {
     /// Does the step: by `work`, which launches it, or as it was recorded.
     ///
     /// # Errors
-    /// The outer one if the device failed, with the runtime's message, the inner one as `work`.
+    /// The outer one if the device failed, the inner one as `work`.
     pub fn step(
         &mut self,
         step: Step<'_>,
         mut work: impl FnMut(&Batch, Option<Tensor<2>>) -> Result<Tensor<2>, LoadError> + Send,
-    ) -> Result<Result<Tensor<2>, LoadError>, String> {
+    ) -> Result<Result<Tensor<2>, LoadError>, DeviceError> {
         let Step { device, rope, sequences, rows, arrived, may_repeat } = step;
         let shape = Batch::shape_of(sequences);
         if !may_repeat || self.shape != Some((shape, rows)) {

@@ -8,12 +8,12 @@ use std::task::{Context, Poll, Waker};
 use burn::tensor::{Tensor, TensorData};
 use reflect_kernels::{
     KvLayer, SequenceRows,
-    device::{failure, landed},
+    device::{DeviceError, failure, landed},
 };
 
 use crate::{
     engine::EngineError,
-    model::{Llama, LogitRows, Residual},
+    model::{Llama, LogitRows, Residual, Stage},
     recorder::{Recorder, Step},
 };
 
@@ -36,7 +36,7 @@ pub async fn run(
     passes: &[Pass<'_>],
 ) -> Result<Vec<Tensor<2>>, EngineError> {
     let stages = model.stages.len();
-    let failed = |at: usize, reason: String| failed(model, at, reason);
+    let failed = |at: usize, error: DeviceError| failed(model, at, error);
     let mut on_the_way: Vec<Option<Hop>> = passes.iter().map(|_| None).collect();
     let mut logits = Vec::with_capacity(passes.len());
     // At each moment the stages run passes one after the other: the first stage is given its work before
@@ -46,7 +46,7 @@ pub async fn run(
             let Some(pass) = moment.checked_sub(at).filter(|pass| *pass < passes.len()) else { continue };
             let arrived = match on_the_way[pass].take() {
                 // What does not arrive was made by the stage before.
-                Some(hop) => Some(hop.arrive().await.map_err(|reason| failed(at - 1, reason))?),
+                Some(hop) => Some(hop.arrive().await.map_err(|error| failed(at - 1, error))?),
                 None => None,
             };
             let Pass { sequences, logits: rows } = &passes[pass];
@@ -76,7 +76,7 @@ pub async fn run(
                     },
                 })
             });
-            let made = made.map_err(|reason| failed(at, reason))??;
+            let made = made.map_err(|error| failed(at, error))??;
             match last {
                 true => logits.push(made),
                 false => on_the_way[pass] = Some(Hop::start(made)),
@@ -86,34 +86,24 @@ pub async fn run(
     Ok(logits)
 }
 
-/// Which device failed, as far as layers tell it, and the line that says why: the rest is for its makers.
-pub fn failed(model: &Llama, stage: usize, reason: String) -> EngineError {
-    let cause = reason.rsplit_once("Caused by:").map_or(reason.as_str(), |(_, cause)| cause);
-    let mut lines =
-        cause.lines().map(|line| line.trim().trim_end_matches(':')).filter(|line| !line.is_empty());
-    let said = failure(&model.stages[stage].device);
-    let reason = said.as_deref().or(lines.next()).unwrap_or("it gave no reason");
-    let layers = match model.stages.as_slice() {
-        [_] => String::new(),
-        stages => {
-            let layers = &stages[stage].layers;
-            format!(" of layers {} to {}", layers.start + 1, layers.end)
-        }
-    };
-    EngineError::Device(format!("{layers} failed: {reason}"))
+/// The failure of the device of a stage. What its driver said first tells more than `error`, which may follow from it.
+pub fn failed(model: &Llama, stage: usize, error: DeviceError) -> EngineError {
+    let Stage { device, layers } = &model.stages[stage];
+    let layers = (model.stages.len() > 1).then(|| layers.clone());
+    EngineError::Device { layers, source: failure(device).unwrap_or(error) }
 }
 
 /// The residual stream between two devices.
 struct Hop {
-    reading: Pin<Box<dyn Future<Output = Result<TensorData, String>>>>,
+    reading: Pin<Box<dyn Future<Output = Result<TensorData, DeviceError>>>>,
     /// What a device that computes at once has read already.
-    read: Option<Result<TensorData, String>>,
+    read: Option<Result<TensorData, DeviceError>>,
 }
 
 impl Hop {
     /// Asks the device for a tensor, so that it is copied before what the device is given next.
     fn start(tensor: Tensor<2>) -> Self {
-        let reading = async move { tensor.into_data_async().await.map_err(|error| error.to_string()) };
+        let reading = async move { tensor.into_data_async().await.map_err(DeviceError::lost) };
         let mut hop = Self { reading: Box::pin(reading), read: None };
         if let Poll::Ready(read) = hop.reading.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
             hop.read = Some(read);
@@ -122,7 +112,7 @@ impl Hop {
     }
 
     /// What the device made.
-    async fn arrive(self) -> Result<TensorData, String> {
+    async fn arrive(self) -> Result<TensorData, DeviceError> {
         let read = match self.read {
             Some(read) => read,
             None => self.reading.await,

@@ -4,7 +4,7 @@ use std::hint::black_box;
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result};
 use pollster::block_on;
 use reflect_kernels::{device::OpenDevice, launch_cost};
 
@@ -30,7 +30,7 @@ fn copy_on_gpu(device: &OpenDevice) -> Result<f64> {
     let start = Instant::now();
     let clock = || start.elapsed().as_secs_f64() * 1e3;
     block_on(launch_cost::copy_bandwidth(&device.device, clock))
-        .map_err(|message| anyhow!("the memory of {} could not be measured: {message}", device.name))
+        .with_context(|| format!("the memory of {} could not be measured", device.name))
 }
 
 /// The same for copies on all threads between blocks that no cache holds.

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, anyhow, ensure};
+use anyhow::{Result, ensure};
 use pollster::block_on;
 use reflect_kernels::{Format, PAGE, device::OpenDevice, launch_cost};
 use reflect_llm::{
@@ -176,7 +176,7 @@ fn engines<S: TensorSource + Send + Sync + 'static>(
 fn launch_cost(args: &BenchArgs, device: &OpenDevice) -> Result<ExitCode> {
     let start = Instant::now();
     let clock = || start.elapsed().as_secs_f64() * 1e3;
-    let cost = block_on(launch_cost::measure(&device.device, clock)).map_err(|message| anyhow!(message))?;
+    let cost = block_on(launch_cost::measure(&device.device, clock))?;
     let mut out = stdout().lock();
     if args.json {
         serde_json::to_writer(&mut out, &cost)?;

@@ -16,6 +16,7 @@ use rustyline::{DefaultEditor, error::ReadlineError};
 use serde_json::json;
 
 use crate::{
+    advice::sentence,
     answer::{answer, drafts_kept, generator, limits, sampling},
     args::{ChatArgs, ViewMode},
     catalogue,
@@ -182,8 +183,8 @@ impl Chat<'_> {
             }
             Err(error) => {
                 self.turns.pop();
-                eprintln!("error: {error:#}");
-                if let Some(EngineError::Device(_)) = error.downcast_ref::<EngineError>() {
+                eprintln!("error: {}", sentence(&error));
+                if let Some(EngineError::Device { .. }) = error.downcast_ref::<EngineError>() {
                     (self.about, self.generator) =
                         (self.reload)().context("the model could not be loaded again")?;
                     println_dim(self.terminal, "The model was loaded again; what was said before is kept.")?;

@@ -139,7 +139,8 @@ fn run_reflect(args: &ReflectArgs) -> Result<()> {
     write_jsonl(&args.files.out, &samples)?;
     bar.finish_and_clear();
     if let (StyleName::Reflections, Some(why)) = (args.style, report.shortfall(args.corrective_share)) {
-        eprintln!("note: {why}");
+        let option = if report.at_mistake_limit > 0 { " (--max-mistakes)" } else { "" };
+        eprintln!("note: {why}{option}");
     }
     print_report(args.files.common.json, &report)
 }
@@ -162,7 +163,7 @@ fn run_import(args: &ImportArgs) -> Result<()> {
     // Without any record too: an older file would be taken for this one's.
     write_jsonl(&args.files.out, &records)?;
     bar.finish_and_clear();
-    eprintln!("note: {}", report.shape_sentence());
+    say_shape(&report);
     say_complaints(&report);
     print_report(args.files.common.json, &report)?;
     match report.complaints.first() {
@@ -172,6 +173,12 @@ fn run_import(args: &ImportArgs) -> Result<()> {
         }
         None => Err(input(format!("{name} holds no rows; give another file"))),
     }
+}
+
+/// Says what the rows of a file were taken for.
+pub(crate) fn say_shape(report: &ImportReport) {
+    let option = if report.also.is_empty() { "" } else { " (`data import --format` chooses)" };
+    eprintln!("note: {}{option}", report.shape_sentence());
 }
 
 /// Names the first rows of a file that were dropped, and counts the rest.
@@ -405,7 +412,7 @@ fn records(path: &Path, common: &Common) -> Result<Vec<Record>> {
     let found = read_records(path)?;
     bar.finish_and_clear();
     if let Some(report) = &found.imported {
-        eprintln!("note: {}", report.shape_sentence());
+        say_shape(report);
     }
     let mut records = found.whole(path)?;
     records.truncate(common.count.unwrap_or(usize::MAX));

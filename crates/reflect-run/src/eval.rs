@@ -24,6 +24,7 @@ use reflect_kernels::device::DeviceChoice;
 
 use crate::{
     catalogue::cache,
+    data::say_shape,
     input,
     progress::Progress,
     runtime::{Checkpoint, answerer_of},
@@ -112,14 +113,14 @@ impl From<ArmName> for Arm {
 
 /// Runs the command.
 pub fn eval(args: &EvalArgs) -> Result<ExitCode> {
-    let Tasks { problems, shape } = problems(&args.tasks, args.count, args.seed, args.checker)?;
+    let Tasks { problems, imported } = problems(&args.tasks, args.count, args.seed, args.checker)?;
     if problems.is_empty() {
         return Err(input("there is no problem to answer; raise --count"));
     }
     // Rows of others don't say what they are for.
     let trained = problems.iter().filter(|problem| problem.split == Split::Train).count();
-    match shape {
-        Some(shape) => eprintln!("note: {shape}"),
+    match imported {
+        Some(report) => say_shape(&report),
         None if trained > 0 => {
             let of = problems.len();
             eprintln!(

@@ -5,27 +5,29 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use pollster::block_on;
+use reflect_train::lora::Updates;
 use safetensors::{Dtype, serialize_to_file, tensor::TensorView};
 
 use crate::{
     args::LogitsArgs,
     input, prompt,
-    runtime::{Checkpoint, Plan, load, open_devices},
+    runtime::{Plan, context_of, load, open_devices, open_weights},
 };
 
 /// Runs the command. The file appears whole or not at all.
 pub fn logits(args: &LogitsArgs) -> Result<ExitCode> {
-    let checkpoint = Checkpoint::open(&args.model)?;
+    let (name, config, weights) = open_weights(&args.model)?;
+    let adapters = Arc::new(Updates::read(&args.model.adapter, &config)?);
     let place = &args.model.place;
-    let context = checkpoint.context(place, args.tokens.len() + 1)?;
+    let context = context_of(&name, &config, place, args.tokens.len() + 1)?;
     prompt::check_length(args.tokens.len() - 1, context)?;
-    let vocab = checkpoint.texts.config.vocab_size;
+    let vocab = config.vocab_size;
     if let Some(id) = args.tokens.iter().find(|id| **id as usize >= vocab) {
         return Err(input(format!("token {id} is not in the model's vocabulary of {vocab}; see --tokens")));
     }
     let devices = open_devices(place)?;
-    let plan = Plan { all_logits: true, adapters: checkpoint.adapters.clone(), ..Plan::new(place, context) };
-    let mut engine = load(&checkpoint.texts.config, &Arc::new(checkpoint.weights), &devices, &plan)?;
+    let plan = Plan { all_logits: true, adapters, ..Plan::new(place, context) };
+    let mut engine = load(&config, &Arc::new(weights), &devices, &plan)?;
     let logits = block_on(engine.logits(&args.tokens))?;
 
     let shape = vec![args.tokens.len(), vocab];

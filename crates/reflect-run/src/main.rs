@@ -3,6 +3,7 @@
 //! [`args`] is the command line and each command is one file. [`runtime`] turns a model argument
 //! into an engine, [`answer`] drives one answer, and [`view`] shows it in a terminal.
 
+mod advice;
 mod answer;
 mod args;
 mod bandwidth;
@@ -39,7 +40,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use reflect_data::{
     checker::CheckerError, completions::CompletionError, families::GenerateError, io::IoError,
-    records::RecordsError, resume::ResumeError, rounds::RoundsError,
+    records::RecordsError, resume::ResumeError,
 };
 use reflect_eval::{EvalError, tasks::TasksError};
 use reflect_kernels::device::DeviceError;
@@ -47,7 +48,10 @@ use reflect_llm::{EngineError, config::ConfigError, sampler::SampleError, weight
 use reflect_text::TextError;
 use reflect_train::TrainError;
 
-use crate::args::{Args, Command};
+use crate::{
+    advice::{causes, sentence},
+    args::{Args, Command},
+};
 
 /// A mistake in what the caller gave, as one sentence that says what to do about it.
 #[derive(Debug)]
@@ -124,16 +128,6 @@ fn words() -> Vec<OsString> {
     words
 }
 
-/// An error with its causes, each said once: many sentences name their cause themselves.
-fn sentence(error: &anyhow::Error) -> String {
-    let causes = error.chain().map(ToString::to_string);
-    causes.fold(String::new(), |text, cause| match text.is_empty() {
-        true => cause,
-        false if text.contains(&cause) => text,
-        false => format!("{text}: {cause}"),
-    })
-}
-
 /// Whether clap has something to show rather than to complain about.
 fn is_help(error: &clap::Error) -> bool {
     let no_command = clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
@@ -160,11 +154,10 @@ fn usage_sentence(error: &clap::Error) -> String {
 
 /// 2 where the caller can mend it, 1 where the run itself failed.
 fn exit_code(error: &anyhow::Error) -> u8 {
-    let mendable = error.chain().any(|cause| {
+    let mendable = causes(error).any(|cause| {
         let engine = match cause.downcast_ref::<EngineError>() {
-            Some(EngineError::Device(_) | EngineError::CacheFull(_) | EngineError::NoSequence(_)) | None => {
-                false
-            }
+            Some(EngineError::Device { .. } | EngineError::CacheFull(_) | EngineError::NoSequence(_))
+            | None => false,
             Some(EngineError::Sample(problem)) => matches!(problem, SampleError::Params { .. }),
             Some(_) => true,
         };
@@ -179,21 +172,12 @@ fn exit_code(error: &anyhow::Error) -> u8 {
             | None => false,
             Some(_) => true,
         };
-        // What wraps another error without a word of its own hides it from the chain.
-        let file = match (cause.downcast_ref::<TrainError>(), cause.downcast_ref::<EvalError>()) {
-            (Some(TrainError::File(error)), _) | (_, Some(EvalError::File(error))) => Some(error),
-            _ => cause.downcast_ref::<IoError>(),
-        };
-        let io = matches!(file, Some(IoError::Read { .. } | IoError::Line { .. }));
+        let io = matches!(cause.downcast_ref(), Some(IoError::Read { .. } | IoError::Line { .. }));
         let eval = matches!(
             cause.downcast_ref::<EvalError>(),
             Some(EvalError::Damaged { .. } | EvalError::Settings { .. })
         );
-        let rounds = cause.downcast_ref::<RoundsError>();
-        let resume = match rounds {
-            Some(RoundsError::Output(error)) => Some(error),
-            _ => cause.downcast_ref::<ResumeError>(),
-        };
+        let resume = cause.downcast_ref::<ResumeError>();
         let resume = resume.is_some_and(|e| !matches!(e, ResumeError::Write { .. } | ResumeError::Json(_)));
         let address =
             matches!(cause.downcast_ref::<CompletionError>(), Some(CompletionError::Address { .. }));

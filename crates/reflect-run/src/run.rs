@@ -12,6 +12,7 @@ use reflect_picture::{Theme, Turn};
 use reflect_text::{Event, FinishReason, Message};
 
 use crate::{
+    advice::sentence,
     answer::{answer, drafts_kept, generator, limits, sampling},
     args::RunArgs,
     input,
@@ -30,7 +31,7 @@ pub fn run(args: &RunArgs) -> Result<ExitCode> {
     let outcome = run_to(args);
     if let (true, Err(error)) = (args.json, &outcome) {
         // A closed output is why some runs fail.
-        let _ = print_event(&Event::Error { message: format!("{error:#}") });
+        let _ = print_event(&Event::Error { message: sentence(error) });
     }
     outcome
 }

@@ -20,7 +20,7 @@ use reflect_llm::{
     load_block, load_stages,
     need::{Parts, show_bytes},
     placement::{Room, place},
-    safetensors_dir::open_dir,
+    safetensors_dir::{config_of_dir, open_dir},
     weights::{LoadError, MmapFile, TensorSource, embedding_rows},
 };
 use reflect_text::{ChatTemplate, Tokenizer};
@@ -72,37 +72,14 @@ impl Checkpoint {
     /// # Errors
     /// As there.
     pub fn open_named(model: &str, repair: bool) -> Result<Self> {
-        let mut path = catalogue::resolve(model)?;
-        if path.is_dir() {
-            path = catalogue::checkpoint_in(&path).ok_or_else(|| match path.join(lora::CONFIG).exists() {
-                true => input(format!(
-                    "{} is an adapter; name its model in --model, and this folder in --adapter",
-                    path.display()
-                )),
-                false => input(format!(
-                    "{} holds neither a config.json nor a .gguf file; name a checkpoint",
-                    path.display()
-                )),
-            })?;
-        }
-        let (mut texts, mut weights) = match path.is_dir() {
+        let path = locate(model)?;
+        let (mut texts, weights) = match path.is_dir() {
             true => (Texts::open(&path)?, Weights::Folder(block_on(open_dir(&path))?)),
             false => open_gguf(&path)?,
         };
-        let rows = embedding_rows(&texts.config, &weights);
-        let mut found = diagnose(&texts.config, rows, texts.tokenizer.vocab_size());
-        if !repair && !found.is_empty() {
-            return Err(input(found.swap_remove(0).explanation));
-        }
-        for diagnosis in found {
-            eprintln!("note: {}", diagnosis.explanation);
-            diagnosis.repair.apply(&mut texts.config);
-            if let Repair::ExtendVocabulary { rows } = diagnosis.repair {
-                weights = block_on(weights.extended(rows))?;
-            }
-        }
-        let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
-        Ok(Self { name, path, texts, weights, adapters: Arc::default() })
+        let tokens = texts.tokenizer.vocab_size();
+        let weights = repaired(&mut texts.config, weights, tokens, repair)?;
+        Ok(Self { name: name_of(&path), path, texts, weights, adapters: Arc::default() })
     }
 
     /// A hash of the first row of every tensor: training changes all of them.
@@ -123,22 +100,94 @@ impl Checkpoint {
         Ok(hash)
     }
 
-    /// Positions of a run that needs `wanted`: what `--context` says, else what is wanted as far
-    /// as the model has it.
+    /// As [`context_of`] this checkpoint.
     ///
     /// # Errors
-    /// If `--context` is longer than the model's own.
+    /// As there.
     pub fn context(&self, args: &PlaceArgs, wanted: usize) -> Result<usize> {
-        let most = self.texts.config.max_position_embeddings;
-        match args.context.map(usize::from) {
-            Some(context) if context > most => Err(input(format!(
-                "{} has a context of {most} tokens; give a --context of at most that",
-                self.name
-            ))),
-            Some(context) => Ok(context),
-            None => Ok(wanted.next_multiple_of(PAGE).min(most)),
+        context_of(&self.name, &self.texts.config, args, wanted)
+    }
+}
+
+/// Positions of a run of a model that needs `wanted`: what `--context` says, else what is wanted as far as the model
+/// has it.
+///
+/// # Errors
+/// If `--context` is longer than the model's own.
+pub fn context_of(name: &str, config: &LlamaConfig, args: &PlaceArgs, wanted: usize) -> Result<usize> {
+    let most = config.max_position_embeddings;
+    match args.context.map(usize::from) {
+        Some(context) if context > most => {
+            Err(input(format!("{name} has a context of {most} tokens; give a --context of at most that")))
+        }
+        Some(context) => Ok(context),
+        None => Ok(wanted.next_multiple_of(PAGE).min(most)),
+    }
+}
+
+/// The name, the configuration and the weights of what the model argument means. The tokenizer may be missing.
+///
+/// # Errors
+/// As [`Checkpoint::open`].
+pub fn open_weights(args: &ModelArgs) -> Result<(String, LlamaConfig, Weights<MmapFile>)> {
+    let path = locate(&args.model)?;
+    let bare = if path.is_dir() {
+        let bare = !path.join("tokenizer.json").exists();
+        bare.then(|| Ok::<_, LoadError>((config_of_dir(&path)?, Weights::Folder(block_on(open_dir(&path))?))))
+    } else {
+        let file = block_on(GgufFile::open(MmapFile::open(&path)?))?;
+        // llama.cpp writes `none` where there is no tokenizer.
+        let bare = file.metadata().string("tokenizer.ggml.model")?.is_none_or(|model| model == "none");
+        bare.then(|| Ok((block_on(file.config())?, Weights::Gguf(file))))
+    };
+    let Some(bare) = bare else {
+        let Checkpoint { name, texts, weights, .. } = Checkpoint::open_named(&args.model, args.repair)?;
+        return Ok((name, texts.config, weights));
+    };
+    let (mut config, weights) = bare?;
+    let tokens = config.vocab_size;
+    let weights = repaired(&mut config, weights, tokens, args.repair)?;
+    Ok((name_of(&path), config, weights))
+}
+
+/// The file or the Hugging Face folder that a model argument means.
+fn locate(model: &str) -> Result<PathBuf> {
+    let path = catalogue::resolve(model)?;
+    if !path.is_dir() {
+        return Ok(path);
+    }
+    let shown = path.display();
+    catalogue::checkpoint_in(&path).ok_or_else(|| match path.join(lora::CONFIG).exists() {
+        true => {
+            input(format!("{shown} is an adapter; name its model in --model, and this folder in --adapter"))
+        }
+        false => input(format!("{shown} holds neither a config.json nor a .gguf file; name a checkpoint")),
+    })
+}
+
+fn name_of(path: &Path) -> String {
+    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+}
+
+/// Repairs a known-broken upload whose tokenizer has `tokens` tokens, or refuses it where `repair` is off.
+fn repaired(
+    config: &mut LlamaConfig,
+    mut weights: Weights<MmapFile>,
+    tokens: usize,
+    repair: bool,
+) -> Result<Weights<MmapFile>> {
+    let mut found = diagnose(config, embedding_rows(config, &weights), tokens);
+    if !repair && !found.is_empty() {
+        return Err(input(format!("{} (--repair)", found.swap_remove(0).explanation)));
+    }
+    for diagnosis in found {
+        eprintln!("note: {}", diagnosis.explanation);
+        diagnosis.repair.apply(config);
+        if let Repair::ExtendVocabulary { rows } = diagnosis.repair {
+            weights = block_on(weights.extended(rows))?;
         }
     }
+    Ok(weights)
 }
 
 fn open_gguf(path: &Path) -> Result<(Texts, Weights<MmapFile>), LoadError> {

@@ -35,7 +35,7 @@ pub use self::{
     base::training_need,
 };
 use crate::{
-    data::say_complaints,
+    data::{say_complaints, say_shape},
     input,
     interrupt::Answering,
     memory::{free_disk, keep_freed_memory, seats},
@@ -252,7 +252,7 @@ fn check_disk(out: &Path, need: u64) -> Result<()> {
 
 /// What rows that are no records were taken for, and which of them were dropped.
 fn say_import(report: &ImportReport, written: usize) {
-    eprintln!("note: {}", report.shape_sentence());
+    say_shape(report);
     say_complaints(report);
     let (read, kept) = (report.read, report.kept);
     if kept < read {

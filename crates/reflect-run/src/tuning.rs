@@ -15,7 +15,7 @@ use reflect_kernels::{
     tune::{is_known, tune},
 };
 
-use crate::catalogue::cache;
+use crate::{advice::sentence, catalogue::cache};
 
 const FILE: &str = "tuning.json";
 
@@ -32,7 +32,7 @@ type Known = BTreeMap<String, Tuning>;
 pub fn choose(devices: &[OpenDevice]) {
     for device in devices.iter().filter(|device| !device.in_host_memory()) {
         if let Err(error) = choose_for(device) {
-            eprintln!("note: the kernels of {} could not be timed: {error:#}", device.name);
+            eprintln!("note: the kernels of {} could not be timed: {}", device.name, sentence(&error));
         }
     }
 }
@@ -49,7 +49,7 @@ fn choose_for(device: &OpenDevice) -> Result<()> {
     eprintln!("note: timing the kernels of {} once", device.name);
     let start = Instant::now();
     let found = block_on(tune(device, &products(), || start.elapsed().as_secs_f64() * 1e3));
-    if let Some(tuning) = found.map_err(anyhow::Error::msg)? {
+    if let Some(tuning) = found? {
         known.insert(key, tuning);
         std::fs::create_dir_all(path.parent().unwrap_or(Path::new(".")))?;
         io::write_json(&path, &known)?;

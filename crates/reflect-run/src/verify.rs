@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
 use pollster::block_on;
 use reflect_kernels::{
@@ -22,6 +22,7 @@ use serde::Serialize;
 
 use crate::{
     FAILED,
+    advice::sentence,
     args::VerifyArgs,
     runtime::{Plan, load},
     synthetic::Synthetic,
@@ -145,7 +146,7 @@ fn check(target: &Target, bar: &ProgressBar) -> Outcome {
     // A driver that fails makes the tensor library panic; the other devices still get their turn.
     let run = catch_unwind(AssertUnwindSafe(|| check_rows(target, bar, &mut rows)));
     let error = match run {
-        Ok(run) => run.err().map(|error| format!("{error:#}")),
+        Ok(run) => run.err().map(|error| sentence(&error)),
         Err(_) => Some("the driver or the tensor library broke down".to_owned()),
     };
     let ok = error.is_none() && rows.iter().all(|row: &Row| row.ok);
@@ -159,7 +160,7 @@ fn check_rows(target: &Target, bar: &ProgressBar, rows: &mut Vec<Row>) -> Result
         bar.set_message(format!("{} on {}", row.op, target.name));
         rows.push(row.clone());
     });
-    block_on(run).map_err(|message| anyhow!(message))?;
+    block_on(run)?;
     for format in Format::ALL {
         bar.inc(1);
         bar.set_message(format!("a {} model on {}", format.name(), target.name));

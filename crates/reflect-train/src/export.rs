@@ -8,7 +8,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use half::{bf16, f16};
 use pollster::block_on;
 use reflect_data::io::IoError;
-use reflect_kernels::{Format, PackedMatrix, device::landed, ops::Moments};
+use reflect_kernels::{Format, PackedMatrix, device::landed_as, ops::Moments};
 use reflect_llm::{
     Llama, LlamaConfig,
     architecture::{Kind, Permute, TensorSpec},
@@ -184,8 +184,7 @@ pub fn matrix(values: &[f32], rows: usize, cols: usize, device: &Device) -> Pack
 }
 
 fn words(tensor: Tensor<1, Int>) -> Result<Vec<i32>, TrainError> {
-    let data = landed(block_on(tensor.into_data_async())).map_err(TrainError::Device)?;
-    data.try_into_vec().map_err(|error| TrainError::Device(format!("{error:?}")))
+    Ok(landed_as(block_on(tensor.into_data_async()))?)
 }
 
 /// The moments as `m.<name>` and `v.<name>`.

@@ -4,6 +4,7 @@
 //! of them wait for each other a fifth of the time, two threads with a micro-batch each do not wait.
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
+use reflect_kernels::device::DeviceError;
 
 use crate::TrainError;
 
@@ -19,7 +20,7 @@ impl Lanes {
         let count = rayon::current_num_threads().min(most).max(1);
         let lane = |_| ThreadPoolBuilder::new().num_threads(1).build();
         let lanes = (0..count).map(lane).collect::<Result<_, _>>();
-        lanes.map(Self).map_err(|error| TrainError::Device(error.to_string()))
+        lanes.map(Self).map_err(|error| DeviceError::lost(error).into())
     }
 
     /// How many pieces run side by side.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use burn::tensor::{Device, Tensor, TensorData};
 use pollster::block_on;
 use reflect_kernels::{
-    device::landed,
+    device::landed_as,
     ops::{AdamStep, Moments, adamw_vector, adamw_words, square_sums},
 };
 use reflect_llm::Llama;
@@ -98,8 +98,7 @@ pub fn gradient_norm(gradients: &Gradients) -> Result<f64, TrainError> {
 /// # Errors
 /// If the device fails.
 pub fn floats<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>, TrainError> {
-    let data = landed(block_on(tensor.into_data_async())).map_err(TrainError::Device)?;
-    data.try_into_vec().map_err(|error| TrainError::Device(format!("{error:?}")))
+    Ok(landed_as(block_on(tensor.into_data_async()))?)
 }
 
 /// A vector on the device.

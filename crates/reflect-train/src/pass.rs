@@ -107,7 +107,7 @@ pub fn losses_and_gradients(
 }
 
 fn read(state: RowState, micro: &MicroBatch) -> Result<Vec<RowLoss>, TrainError> {
-    block_on(read_losses(state, &micro.target_ids)).map_err(TrainError::Device)
+    Ok(block_on(read_losses(state, &micro.target_ids))?)
 }
 
 /// A block without a cache: sequences see themselves alone.

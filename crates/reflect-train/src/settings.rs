@@ -40,35 +40,45 @@ impl Settings {
         let rules = [
             (
                 rate_works,
+                "rate",
                 format!(
-                    "a learning rate of {rate} teaches nothing; give --rate above 0 and at most {MAX_RATE}, such as 2e-4"
+                    "a learning rate of {rate} teaches nothing; give one above 0 and at most {MAX_RATE}, such as 2e-4"
                 ),
             ),
             (
                 (0.0..=1.0).contains(&final_share),
-                format!("the last step's share of the rate is {final_share}; give --final-share from 0 to 1"),
+                "final_share",
+                format!("the last step's share of the rate is {final_share}; give one from 0 to 1"),
             ),
             (
                 decay >= 0.0 && rate * decay < 1.0,
-                format!("a decay of {decay} is none; give --decay from 0, such as 0.1"),
+                "decay",
+                format!("a decay of {decay} is none; give one from 0, such as 0.1"),
             ),
             (
                 max_norm > 0.0 && max_norm.is_finite(),
-                format!(
-                    "gradients can't be cut to a length of {max_norm}; give --max-norm above 0, such as 1"
-                ),
+                "max_norm",
+                format!("gradients can't be cut to a length of {max_norm}; give one above 0, such as 1"),
             ),
-            (self.steps > 0, "a run of 0 steps does nothing; give --steps from 1".to_owned()),
+            (self.steps > 0, "steps", "a run of 0 steps does nothing; give at least 1".to_owned()),
             (
                 self.micro_tokens > 0,
-                "no token can go through the model at a time; give --micro-tokens from 1, such as 4096"
-                    .to_owned(),
+                "micro_tokens",
+                "no token can go through the model at a time; give at least 1, such as 4096".to_owned(),
             ),
-            (self.accumulate > 0, "a step of 0 batches does nothing; give --accumulate from 1".to_owned()),
-            (self.save_every > 0, "a checkpoint every 0 steps is none; give --save-every from 1".to_owned()),
+            (
+                self.accumulate > 0,
+                "accumulate",
+                "a step of 0 batches does nothing; give at least 1".to_owned(),
+            ),
+            (
+                self.save_every > 0,
+                "save_every",
+                "a checkpoint every 0 steps is none; give at least 1".to_owned(),
+            ),
         ];
-        if let Some((_, sentence)) = rules.into_iter().find(|(holds, _)| !holds) {
-            return Err(TrainError::Setting(sentence));
+        if let Some((_, setting, problem)) = rules.into_iter().find(|(holds, ..)| !holds) {
+            return Err(TrainError::Setting { setting, problem });
         }
         match &self.method {
             Method::Full => Ok(()),
@@ -123,23 +133,26 @@ impl LoraSettings {
     /// # Errors
     /// [`TrainError::Setting`].
     pub fn check(&self) -> Result<(), TrainError> {
-        let refuse = |sentence: String| Err(TrainError::Setting(sentence));
+        let refuse = |setting, problem| Err(TrainError::Setting { setting, problem });
         if self.rank == 0 {
-            return refuse("an adapter of rank 0 changes nothing; give a rank from 1".to_owned());
+            return refuse("rank", "an adapter of rank 0 changes nothing; give a rank from 1".to_owned());
         }
         if !(self.alpha > 0.0 && self.alpha.is_finite() && self.alpha <= MAX_ALPHA) {
-            return refuse(format!(
-                "an alpha of {} makes no adapter; give --alpha above 0 and at most {MAX_ALPHA}, such as twice the rank",
+            let problem = format!(
+                "an alpha of {} makes no adapter; give one above 0 and at most {MAX_ALPHA}, such as twice the rank",
                 self.alpha
-            ));
+            );
+            return refuse("alpha", problem);
         }
         match self.targets.iter().find(|target| !lora::targets().any(|known| known == target.as_str())) {
-            Some(target) => refuse(format!(
-                "`{target}` is not a projection that can have an adapter; choose from {}",
-                lora::targets().collect::<Vec<_>>().join(", ")
-            )),
+            Some(target) => {
+                let known = lora::targets().collect::<Vec<_>>().join(", ");
+                let problem =
+                    format!("`{target}` is not a projection that can have an adapter; choose from {known}");
+                refuse("targets", problem)
+            }
             None if self.targets.is_empty() => {
-                refuse("an adapter needs at least one target projection".to_owned())
+                refuse("targets", "an adapter needs at least one target projection".to_owned())
             }
             None => Ok(()),
         }
@@ -236,40 +249,41 @@ mod tests {
     }
 
     #[test]
-    fn each_number_that_makes_no_sense_is_refused_by_its_flag() {
+    fn each_number_that_makes_no_sense_is_refused_by_its_name() {
         assert!(settings().check().is_ok());
+        let refused = |checked: Result<(), TrainError>| match checked {
+            Err(TrainError::Setting { setting, .. }) => setting,
+            other => panic!("{other:?}"),
+        };
         type Change = fn(&mut Settings, f64);
         let numbers: [(&str, Change, &[f64]); 4] = [
-            ("--rate", |s, x| s.optimizer.rate = x, &[f64::NAN, f64::INFINITY, -1.0, 0.0, 1e40, 1.5]),
-            ("--final-share", |s, x| s.optimizer.final_share = x, &[f64::NAN, -0.1, 2.0]),
-            ("--decay", |s, x| s.optimizer.decay = x, &[f64::NAN, -0.1, 1e9, f64::INFINITY]),
-            ("--max-norm", |s, x| s.optimizer.max_norm = x, &[f64::NAN, 0.0, -1.0, f64::INFINITY]),
+            ("rate", |s, x| s.optimizer.rate = x, &[f64::NAN, f64::INFINITY, -1.0, 0.0, 1e40, 1.5]),
+            ("final_share", |s, x| s.optimizer.final_share = x, &[f64::NAN, -0.1, 2.0]),
+            ("decay", |s, x| s.optimizer.decay = x, &[f64::NAN, -0.1, 1e9, f64::INFINITY]),
+            ("max_norm", |s, x| s.optimizer.max_norm = x, &[f64::NAN, 0.0, -1.0, f64::INFINITY]),
         ];
-        for (flag, change, values) in numbers {
+        for (name, change, values) in numbers {
             for value in values {
                 let mut settings = settings();
                 change(&mut settings, *value);
-                let said = settings.check().expect_err("a refusal").to_string();
-                assert!(said.contains(flag), "{flag} {value}: {said}");
+                assert_eq!(refused(settings.check()), name, "{value}");
             }
         }
         type Zero = fn(&mut Settings);
         let counts: [(&str, Zero); 4] = [
-            ("--steps", |s| s.steps = 0),
-            ("--micro-tokens", |s| s.micro_tokens = 0),
-            ("--accumulate", |s| s.accumulate = 0),
-            ("--save-every", |s| s.save_every = 0),
+            ("steps", |s| s.steps = 0),
+            ("micro_tokens", |s| s.micro_tokens = 0),
+            ("accumulate", |s| s.accumulate = 0),
+            ("save_every", |s| s.save_every = 0),
         ];
-        for (flag, change) in counts {
+        for (name, change) in counts {
             let mut settings = settings();
             change(&mut settings);
-            let said = settings.check().expect_err("a refusal").to_string();
-            assert!(said.contains(flag), "{flag}: {said}");
+            assert_eq!(refused(settings.check()), name);
         }
         for alpha in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e30] {
             let lora = LoraSettings { rank: 4, alpha, targets: vec!["q_proj".to_owned()], packed: false };
-            let said = lora.check().expect_err("a refusal").to_string();
-            assert!(said.contains("--alpha"), "{alpha}: {said}");
+            assert_eq!(refused(lora.check()), "alpha", "{alpha}");
         }
     }
 

@@ -227,7 +227,7 @@ impl Completions for OpenAi {
             }
         });
         let places = places.into_inner().unwrap_or_else(|poison| poison.into_inner());
-        let unasked = || CompletionError::Model("it was not asked after another request failed".to_owned());
+        let unasked = || CompletionError::Model("it was not asked after another request failed".into());
         places.into_iter().map(|answers| answers.unwrap_or_else(|| Err(unasked()))).collect()
     }
 

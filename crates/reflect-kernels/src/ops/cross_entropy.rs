@@ -14,7 +14,7 @@ use super::{REDUCE_WORKGROUP, output};
 use crate::{
     choice::run,
     cpu::{self, Scattered, dispatch_simd, exp},
-    device::landed,
+    device::{DeviceError, landed_as},
     info::DeviceInfo,
     kernel::{Candidates, Kernel, grid},
 };
@@ -85,10 +85,9 @@ pub struct RowLoss {
 /// Reads the state after all chunks: one loss a row. Waits for the device.
 ///
 /// # Errors
-/// If the device was lost or a kernel failed; the message is the driver's.
-pub async fn read_losses(state: RowState, targets: &[u32]) -> Result<Vec<RowLoss>, String> {
-    let data = landed(state.into_data_async().await)?;
-    let values: Vec<f32> = data.try_into_vec().map_err(|error| format!("{error:?}"))?;
+/// If the device was lost or a kernel failed.
+pub async fn read_losses(state: RowState, targets: &[u32]) -> Result<Vec<RowLoss>, DeviceError> {
+    let values: Vec<f32> = landed_as(state.into_data_async().await)?;
     let rows = values.chunks(4).zip(targets);
     Ok(rows
         .map(|(row, target)| RowLoss { loss: row[0] + row[1].ln() - row[2], hit: row[3] == *target as f32 })

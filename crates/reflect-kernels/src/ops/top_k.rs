@@ -15,7 +15,7 @@ use super::empty_like;
 use crate::{
     choice::kernel,
     cpu,
-    device::landed,
+    device::{DeviceError, landed_as},
     info::DeviceInfo,
     kernel::{Candidates, Kernel, grid, launch},
 };
@@ -47,11 +47,10 @@ pub fn top_k(logits: Tensor<2>, k: usize) -> Tensor<2, Int> {
 /// Reads what [`top_k`] found: one [`TopK`] a row.
 ///
 /// # Errors
-/// If the device was lost or a kernel failed; the message is the driver's.
-pub async fn read_top_k(found: Tensor<2, Int>) -> Result<Vec<TopK>, String> {
+/// If the device was lost or a kernel failed.
+pub async fn read_top_k(found: Tensor<2, Int>) -> Result<Vec<TopK>, DeviceError> {
     let [_, width] = found.dims();
-    let data = landed(found.into_data_async().await)?;
-    let words: Vec<i32> = data.try_into_vec().map_err(|error| format!("{error:?}"))?;
+    let words: Vec<i32> = landed_as(found.into_data_async().await)?;
     Ok(words.chunks(width).map(decode).collect())
 }
 

@@ -6,6 +6,7 @@ use super::{Check, TOLERANCE, TOLERANCE_EXP, compare, noise, read, read_words};
 use crate::{
     Batch, Format, KvFormat, KvLayer, KvShape, PairLayout, RopeTable, SequenceRows,
     batch::PAGE,
+    device::DeviceError,
     ops::{self, attention::AttentionArgs, matmul::MatmulArgs, rope_append::RopeArgs},
 };
 
@@ -33,7 +34,7 @@ impl Check<'_> {
         batch_words: &[u32],
         heads: usize,
         case: &str,
-    ) -> Result<(), String> {
+    ) -> Result<(), DeviceError> {
         let (cols, tokens) = (64, batch.shape.tokens);
         let rows = (heads + 2 * kv.kv_heads) * kv.head_dim;
         let (matrix, words) = self.matrix(Format::Q8_0, rows, cols, 8);
@@ -65,7 +66,7 @@ impl Check<'_> {
         Ok(())
     }
 
-    pub(super) async fn attention(&mut self) -> Result<(), String> {
+    pub(super) async fn attention(&mut self) -> Result<(), DeviceError> {
         let cases = [
             // (sequences, rows, first position, heads, kv heads, head dim)
             (1, 1, 0, 1, 1, 64),
@@ -105,7 +106,7 @@ impl Check<'_> {
         first: usize,
         heads: usize,
         case: String,
-    ) -> Result<(), String> {
+    ) -> Result<(), DeviceError> {
         let pages_each = (first + rows).div_ceil(PAGE);
         let total = pages_each * sequences + 1;
         // Pages in an order that no formula of positions would give.

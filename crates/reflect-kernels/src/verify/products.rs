@@ -3,11 +3,12 @@
 use super::{Check, TOLERANCE_EXP, compare, noise, read, sizes};
 use crate::{
     Format,
+    device::DeviceError,
     ops::{self, matmul::MatmulArgs},
 };
 
 impl Check<'_> {
-    pub(super) async fn products(&mut self) -> Result<(), String> {
+    pub(super) async fn products(&mut self) -> Result<(), DeviceError> {
         for format in Format::ALL {
             let shapes = sizes(format, &[(1, 1), (17, 31), (65, 96), (67, 257), (131, 576)]);
             // Rows longer than what the CPU multiplies in one pass, and than a chunk of x on a GPU.
@@ -43,7 +44,7 @@ impl Check<'_> {
         Ok(())
     }
 
-    pub(super) async fn fused_products(&mut self) -> Result<(), String> {
+    pub(super) async fn fused_products(&mut self) -> Result<(), DeviceError> {
         for format in Format::ALL {
             // Many tokens with a row that may end within a unit, one token and a few: these in a format with
             // offsets and in the one with two scales a unit, as a kernel for them is long to compile.

@@ -5,6 +5,7 @@ use burn::tensor::{Int, Tensor, TensorData};
 use super::{Check, TOLERANCE, TOLERANCE_EXP, compare, noise, read, read_words, sizes};
 use crate::{
     Batch, Format, PairLayout, RopeTable,
+    device::DeviceError,
     ops::{
         self, AdamStep, HeadShape, Moments, TokenIndex,
         adamw::{self},
@@ -21,7 +22,7 @@ use crate::{
 };
 
 impl Check<'_> {
-    pub(super) async fn training(&mut self) -> Result<(), String> {
+    pub(super) async fn training(&mut self) -> Result<(), DeviceError> {
         self.input_gradients().await?;
         self.matrix_gradients().await?;
         self.norm_gradients().await?;
@@ -33,7 +34,7 @@ impl Check<'_> {
         self.optimizer().await
     }
 
-    async fn input_gradients(&mut self) -> Result<(), String> {
+    async fn input_gradients(&mut self) -> Result<(), DeviceError> {
         for format in Format::ALL {
             for (rows, cols) in sizes(format, &[(1, 1), (17, 31), (67, 257), (131, 96)]) {
                 for tokens in [1, 5, 67] {
@@ -68,7 +69,7 @@ impl Check<'_> {
         Ok(())
     }
 
-    async fn matrix_gradients(&mut self) -> Result<(), String> {
+    async fn matrix_gradients(&mut self) -> Result<(), DeviceError> {
         for (rows, cols) in [(1, 1), (17, 31), (67, 257), (130, 64)] {
             for tokens in [1, 5, 131] {
                 let stride = Format::F32.row_words(cols);
@@ -94,7 +95,7 @@ impl Check<'_> {
         Ok(())
     }
 
-    async fn norm_gradients(&mut self) -> Result<(), String> {
+    async fn norm_gradients(&mut self) -> Result<(), DeviceError> {
         for (rows, cols) in [(1, 1), (3, 7), (2, 65), (300, 127), (2, 4099)] {
             let shape = [rows, cols];
             let [x, dy, add] = [17, 18, 19].map(|seed| noise(rows * cols, seed, 1.5));
@@ -127,7 +128,7 @@ impl Check<'_> {
         Batch::packed(&sequences, &rope, self.device)
     }
 
-    async fn rotations(&mut self) -> Result<(), String> {
+    async fn rotations(&mut self) -> Result<(), DeviceError> {
         for (heads, kv_heads, head_dim) in [(1, 1, 2), (3, 1, 64), (4, 2, 80)] {
             for layout in [PairLayout::HalfSplit, PairLayout::Interleaved] {
                 let shape = HeadShape { heads, kv_heads, head_dim, layout };
@@ -148,7 +149,7 @@ impl Check<'_> {
         Ok(())
     }
 
-    async fn varlen_attention(&mut self) -> Result<(), String> {
+    async fn varlen_attention(&mut self) -> Result<(), DeviceError> {
         let cases: [(&[usize], usize, usize, usize); 5] = [
             (&[1], 1, 1, 2),
             (&[7, 1, 2, 65], 3, 1, 8),
@@ -184,7 +185,7 @@ impl Check<'_> {
         Ok(())
     }
 
-    async fn swiglu_gradients(&mut self) -> Result<(), String> {
+    async fn swiglu_gradients(&mut self) -> Result<(), DeviceError> {
         for (tokens, cols) in [(1, 1), (3, 17), (5, 257), (70, 64)] {
             let (x, d) = (noise(tokens * 2 * cols, 25, 8.0), noise(tokens * cols, 26, 1.0));
             let actual =
@@ -196,7 +197,7 @@ impl Check<'_> {
         Ok(())
     }
 
-    async fn cross_entropies(&mut self) -> Result<(), String> {
+    async fn cross_entropies(&mut self) -> Result<(), DeviceError> {
         for (rows, chunks) in [(1, vec![1]), (3, vec![97]), (65, vec![130, 67, 1])] {
             let vocab: usize = chunks.iter().sum();
             let logits = noise(rows * vocab, 27, 6.0);
@@ -238,7 +239,7 @@ impl Check<'_> {
         Ok(())
     }
 
-    async fn embedding_gradients(&mut self) -> Result<(), String> {
+    async fn embedding_gradients(&mut self) -> Result<(), DeviceError> {
         for (vocab, cols, ids) in [
             (1, 1, vec![0u32, 0, 0]),
             (7, 33, vec![6, 0, 6, 3, 9]),
@@ -259,7 +260,7 @@ impl Check<'_> {
         Ok(())
     }
 
-    async fn optimizer(&mut self) -> Result<(), String> {
+    async fn optimizer(&mut self) -> Result<(), DeviceError> {
         for len in [1, 63, 1025, 40_000] {
             let [weights, grad, m] = [31, 32, 33].map(|seed| noise(len, seed, 1.0));
             let v: Vec<f32> = noise(len, 34, 1.0).iter().map(|v| v * v).collect();

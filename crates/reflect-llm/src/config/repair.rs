@@ -44,7 +44,7 @@ pub fn diagnose(config: &LlamaConfig, embedding_rows: usize, tokenizer_len: usiz
         let rows = REFLECTION_VOCAB - LLAMA31_VOCAB;
         found.push(Diagnosis {
             explanation: format!(
-                "this upload lost the embeddings of its {rows} reflection tags ({LLAMA31_VOCAB} rows under a tokenizer of {REFLECTION_VOCAB}); --repair adds the missing rows as the mean of the others"
+                "this upload lost the embeddings of its {rows} reflection tags ({LLAMA31_VOCAB} rows under a tokenizer of {REFLECTION_VOCAB}); the repair adds the missing rows as the mean of the others"
             ),
             repair: Repair::ExtendVocabulary { rows },
         });
@@ -56,7 +56,7 @@ pub fn diagnose(config: &LlamaConfig, embedding_rows: usize, tokenizer_len: usiz
         && config.max_position_embeddings == 8192;
     if reflection && llama30_rope {
         found.push(Diagnosis {
-            explanation: "this upload has the rope settings of Llama 3.0 (no scaling, 8192 positions) on weights trained as Llama 3.1; --repair sets the Llama 3.1 scaling and 131072 positions".into(),
+            explanation: "this upload has the rope settings of Llama 3.0 (no scaling, 8192 positions) on weights trained as Llama 3.1; the repair sets the Llama 3.1 scaling and 131072 positions".into(),
             repair: Repair::Llama31Rope,
         });
     }

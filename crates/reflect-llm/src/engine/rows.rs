@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 use reflect_kernels::{
-    device::landed,
+    device::{DeviceError, landed_as},
     ops::top_k::{MAX_K, TopK, read_top_k, top_k},
 };
 
@@ -37,7 +37,7 @@ impl<'a> Rows<'a> {
         let found = match wanted {
             Some(k) => {
                 let read = read_top_k(top_k(logits.clone(), k)).await;
-                Some(read.map_err(|reason| failed_at_the_end(model, reason))?)
+                Some(read.map_err(|error| failed_at_the_end(model, error))?)
             }
             None => None,
         };
@@ -70,7 +70,7 @@ impl<'a> Rows<'a> {
             Some(all) => all,
             None => {
                 let read = read_floats(self.logits.clone()).await;
-                read.map_err(|reason| failed_at_the_end(self.model, reason))?
+                read.map_err(|error| failed_at_the_end(self.model, error))?
             }
         };
         let rows = self.all.insert(all);
@@ -83,11 +83,10 @@ impl<'a> Rows<'a> {
 }
 
 /// The failure of the device that makes logits.
-pub(super) fn failed_at_the_end(model: &Llama, reason: String) -> EngineError {
-    shard::failed(model, model.stages.len() - 1, reason)
+pub(super) fn failed_at_the_end(model: &Llama, error: DeviceError) -> EngineError {
+    shard::failed(model, model.stages.len() - 1, error)
 }
 
-pub(super) async fn read_floats(tensor: Tensor<2>) -> Result<Vec<f32>, String> {
-    let data = landed(tensor.into_data_async().await)?;
-    data.try_into_vec().map_err(|error| format!("{error:?}"))
+pub(super) async fn read_floats(tensor: Tensor<2>) -> Result<Vec<f32>, DeviceError> {
+    landed_as(tensor.into_data_async().await)
 }
